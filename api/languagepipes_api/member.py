@@ -1,0 +1,74 @@
+"""How a node process is told what it is: environment variables, the same in a pod and under `languagepipes up`.
+
+Whoever starts a member builds `MemberSettings` and passes `to_environment()`; the member calls `from_environment()`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from languagepipes_api.names import Identity
+from languagepipes_api.plan import Dtype
+
+PREFIX = "LANGUAGEPIPES_"
+
+
+class MemberSettings(BaseModel):
+    """One member's settings. Addresses are `host:port`; an IPv6 host stands in brackets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["store", "stage", "end-model"]
+    namespace: str = "default"
+    pipe: str
+    chain: int = 0
+    stage: int = Field(0, ge=0, le=64, description="The stage's 1-based place in its chain; 0 for other roles.")
+    tls_dir: Path = Field(description="Holds ca.crt, tls.crt and tls.key; read anew for each connection.")
+    telemetry_listen: str = Field("0.0.0.0:9090", description="Where /metrics, /healthz and /readyz are served.")
+    threads: int | None = Field(None, ge=1, description="Compute threads; default: the container's CPU limit.")
+    shared_cores: bool = Field(False, description="True where members share cores: one decode micro-batch in flight.")
+
+    # stage and end-model
+    plan_file: Path | None = Field(None, description="The plan, as JSON.")
+    store_address: str | None = None
+    ring_listen: str | None = None
+    successor: str | None = Field(None, description="The next station; the last stage's is the End Model.")
+    device: Literal["CPU", "GPU"] = "CPU"
+
+    # end-model
+    api_listen: str | None = None
+    served_name: str | None = None
+    api_keys_dir: Path | None = Field(None, description="Each file's content is one API key; absent: no keys asked.")
+    max_concurrent_requests: int = Field(64, ge=1)
+    max_queued_requests: int = Field(256, ge=0)
+
+    # store
+    store_listen: str | None = None
+    source: str | None = Field(None, description="hf://, pvc://, https:// or file://.")
+    revision: str | None = None
+    dtype: Dtype | None = Field(None, description="What a GGUF file is converted to; None keeps the stored dtype.")
+    cache_dir: Path | None = None
+    token_file: Path | None = None
+
+    @property
+    def identity(self) -> Identity:
+        if self.role == "store":
+            return Identity(self.namespace, self.pipe, -1, "store")
+        return Identity(self.namespace, self.pipe, self.chain, self.role, self.stage)
+
+    def to_environment(self) -> dict[str, str]:
+        """Only what differs from the defaults, as `LANGUAGEPIPES_…` variables."""
+        values = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        return {PREFIX + name.upper(): str(value).lower() if isinstance(value, bool) else str(value)
+                for name, value in values.items()}
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> MemberSettings:
+        """Raises pydantic.ValidationError naming each wrong variable. Unknown LANGUAGEPIPES_ variables are wrong too."""
+        values = {name[len(PREFIX):].lower(): value for name, value in environment.items() if name.startswith(PREFIX)}
+        return cls.model_validate(values)

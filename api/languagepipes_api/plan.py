@@ -1,0 +1,135 @@
+"""The plan: who runs which layers, why, and how many bytes that takes. Pure data, shared by operator and node.
+
+The planner (`languagepipes_operator.planning`) makes plans; members read theirs from a file and obey. A plan says
+nothing of addresses, nodes or certificates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from languagepipes_api.names import WIRE_VERSION
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Device = Literal["CPU", "GPU"]
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, order=True)
+class LayerRange:
+    """Half-open `[start, stop)`; shown to people inclusive."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return "none" if self.stop <= self.start else f"{self.start}-{self.stop - 1}"
+
+
+@dataclass(frozen=True)
+class StageAssignment:
+    """One stage's share. All sizes in bytes; `memory_budget_bytes` is None where the spec names none.
+
+    reason: one human sentence saying why it got these layers.
+    """
+
+    name: str
+    layers: LayerRange
+    device: Device
+    weight_bytes: int
+    step_bytes: int
+    kv_bytes: int
+    overhead_bytes: int
+    memory_budget_bytes: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class EndModelAssignment:
+    """The End Model's share: layers `[0, local)` in front and `[n - tail, n)` at the back, embedding, norm, head."""
+
+    local_layers: LayerRange
+    tail_layers: LayerRange
+    device: Device
+    weight_bytes: int
+    step_bytes: int
+    kv_bytes: int
+    overhead_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The result of planning one chain.
+
+    dtype: of weights at rest, of KV and on the wire. kv_blocks: the ring's one block-id space, the minimum over all
+    stations; kv_limited_by: the station that sets it. frame_tokens: most packed tokens in one frame.
+    frames_in_flight: most frames on the ring at once; every station has at least as many receive slots.
+    """
+
+    model_revision: str
+    family: str
+    layer_count: int
+    hidden_size: int
+    dtype: Dtype
+    end_model: EndModelAssignment
+    stages: tuple[StageAssignment, ...]
+    max_context_length: int
+    kv_block_tokens: int
+    kv_blocks: int
+    kv_limited_by: str
+    max_sequences: int
+    frame_tokens: int
+    frames_in_flight: int
+    slowest_station: str
+    reasons: tuple[str, ...] = ()
+    wire_version: int = WIRE_VERSION
+
+    @property
+    def hash(self) -> str:
+        """Identifies (model revision, layer ranges, dtype, wire version, block geometry): 16 hex digits of SHA-256.
+
+        Names, devices, reasons and byte counts are outside it: they change nothing that members must agree on.
+        """
+        agreed = {
+            "revision": self.model_revision,
+            "local": [self.end_model.local_layers.start, self.end_model.local_layers.stop],
+            "tail": [self.end_model.tail_layers.start, self.end_model.tail_layers.stop],
+            "stages": [[stage.layers.start, stage.layers.stop] for stage in self.stages],
+            "dtype": self.dtype,
+            "wire": self.wire_version,
+            "blocks": [self.kv_block_tokens, self.kv_blocks],
+            "frames": [self.frame_tokens, self.frames_in_flight],
+        }
+        return hashlib.sha256(json.dumps(agreed, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the plan hash beside the fields."""
+        return {**asdict(self), "hash": self.hash}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError if it is not a plan or its hash is off."""
+        fields = dict(data)
+        stated = fields.pop("hash")
+        end_model = dict(fields.pop("end_model"))
+        for name in ("local_layers", "tail_layers"):
+            end_model[name] = LayerRange(**end_model[name])
+        stages = tuple(
+            StageAssignment(**{**stage, "layers": LayerRange(**stage["layers"])}) for stage in fields.pop("stages")
+        )
+        plan = cls(
+            end_model=EndModelAssignment(**end_model),
+            stages=stages,
+            reasons=tuple(fields.pop("reasons")),
+            **fields,
+        )
+        if plan.hash != stated:
+            raise ValueError(f"plan hash {stated} does not match its fields, which give {plan.hash}")
+        return plan

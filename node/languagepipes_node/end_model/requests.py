@@ -1,0 +1,96 @@
+"""Plain data between the HTTP side and the engine: two queues, no shared state.
+
+HTTP puts `Submission` and `Cancellation` on the engine's inbox; the engine hands back, once a step, one list of
+`TokenOutput` and `Failure`. The engine knows token ids only; text, stop strings and JSON live on the HTTP side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class SamplingParameters:
+    """How to pick a token. Names, ranges and defaults are the OpenAI API's; top_k (0: off) and min_p are vLLM's.
+
+    temperature 0 is greedy. seed None: the engine draws one. Randomness is keyed by (seed, position), so a replayed
+    step samples the same token.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One sequence to generate. prompt: token ids, at least one. stop_token_ids end it with "stop" (the stop token is
+    the last TokenOutput's token and is not text). logprobs: how many alternatives to report, None for none at all.
+    """
+
+    request_id: int
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParameters
+    stop_token_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """The client went away, or its text hit a stop string: compute for this request ends with the next step."""
+
+    request_id: int
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural-log probabilities of the sampled token and of the most likely ones, as (token id, logprob)."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenOutput:
+    """One sampled token; `finish` is set on the sequence's last."""
+
+    request_id: int
+    token: int
+    finish: FinishReason | None = None
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The request ended without an answer. code: "ring_down" | "queue_full" | "internal"; message: for the client."""
+
+    request_id: int
+    code: Literal["ring_down", "queue_full", "internal"]
+    message: str
+
+
+EngineOutput = TokenOutput | Failure
+EngineCommand = Submission | Cancellation
+
+
+@dataclass
+class EngineStatus:
+    """What the HTTP side and health routes may read of the engine, replaced whole once a step (no locks)."""
+
+    ring_ready: bool = False
+    ring_error: str = "the ring has not been joined yet"
+    epoch: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    details: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,51 @@
+"""Metrics and health of every role, on a port of their own. Base units, bounded labels, and never any text.
+
+Every metric of the node is defined here, so that names and labels can be read in one place. A stage's metrics say
+lengths and times, nothing of content.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
+_FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_HOP_SECONDS = (0.00005, 0.0001, 0.00015, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1)
+
+# The End Model's
+REQUESTS = Counter("languagepipes_requests", "Requests by route and outcome.", ["route", "outcome"])
+TIME_TO_FIRST_TOKEN = Histogram(
+    "languagepipes_time_to_first_token_seconds", "From admission to the first token.", buckets=_FIRST_TOKEN_SECONDS
+)
+TIME_BETWEEN_TOKENS = Histogram(
+    "languagepipes_time_between_tokens_seconds", "Between two tokens of one request.", buckets=_TOKEN_SECONDS
+)
+PROMPT_TOKENS = Counter("languagepipes_prompt_tokens", "Prompt tokens of admitted requests.")
+GENERATED_TOKENS = Counter("languagepipes_generated_tokens", "Tokens sampled.")
+RUNNING_SEQUENCES = Gauge("languagepipes_running_sequences", "Sequences that hold KV blocks.")
+WAITING_SEQUENCES = Gauge("languagepipes_waiting_sequences", "Admitted sequences that wait for KV blocks or a slot.")
+PREEMPTIONS = Counter("languagepipes_preemptions", "Sequences put back to be recomputed, for want of KV blocks.")
+RING_READY = Gauge("languagepipes_ring_ready", "1 while a token goes round the ring.")
+RING_EPOCHS = Counter("languagepipes_ring_epochs", "Epochs opened, by why the last one ended.", ["reason"])
+RING_STEP = Histogram(
+    "languagepipes_ring_step_seconds", "One micro-batch's way round the ring.", buckets=_TOKEN_SECONDS
+)
+FRAMES_IN_FLIGHT = Gauge("languagepipes_frames_in_flight", "Frames sent that are not home yet.")
+
+# Every station's (stages and End Model)
+KV_BLOCKS_TOTAL = Gauge("languagepipes_kv_blocks_total", "KV blocks planned.")
+KV_BLOCKS_USED = Gauge("languagepipes_kv_blocks_used", "KV blocks in use (End Model) or named by the last frames.")
+STEP = Histogram("languagepipes_step_seconds", "Compute for one frame at this station.", buckets=_TOKEN_SECONDS)
+HOP = Histogram("languagepipes_hop_seconds", "Per-hop cost: the ring's time less all stations' busy time, a hop.",
+                buckets=_HOP_SECONDS)
+FRAMES = Counter("languagepipes_frames", "Frames by direction.", ["direction"])
+WIRE_BYTES = Counter("languagepipes_wire_bytes", "Bytes of frames by direction.", ["direction"])
+EPOCH = Gauge("languagepipes_epoch", "The epoch's counter.")
+REFUSED_HELLOS = Counter("languagepipes_refused_hellos", "Handshakes refused, by reason.", ["reason"])
+LOAD_BYTES = Gauge("languagepipes_load_bytes", "Bytes of weights loaded so far.")
+LOAD_TOTAL_BYTES = Gauge("languagepipes_load_total_bytes", "Bytes of weights to load.")
+
+# The store's
+STORE_FETCHED_BYTES = Gauge("languagepipes_store_fetched_bytes", "Bytes fetched or found in the cache.")
+STORE_TOTAL_BYTES = Gauge("languagepipes_store_total_bytes", "Bytes to fetch.")
+STORE_SERVED_BYTES = Counter("languagepipes_store_served_bytes", "Bytes of weights served, by member.", ["member"])
