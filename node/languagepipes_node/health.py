@@ -1,0 +1,122 @@
+"""A member's own HTTP port: /metrics, /healthz, /readyz and /status. It never shows text of a request.
+
+Liveness depends on this process alone: it fails only after a minute without progress while weights load.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import make_wsgi_app
+
+from languagepipes_node import telemetry
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+_LOADING_STALL_SECONDS = 60.0
+
+
+@dataclass
+class MemberState:
+    """What a member says of itself. state: "starting" | "waiting" | "loading" | "ready" | "failed".
+
+    Fields are written by one thread and read by any; each is replaced whole. `extra` is asked at each /status.
+    """
+
+    role: str
+    state: str = "starting"
+    message: str = ""
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+    extra: Callable[[], dict[str, Any]] = field(default=dict)
+    progressed_at: float = field(default_factory=time.monotonic)
+
+    def enter(self, state: str, message: str = "") -> None:
+        self.state, self.message = state, message
+        self.progressed_at = time.monotonic()
+
+    def loaded(self, nbytes: int) -> None:
+        """Report `nbytes` more bytes of weights in place."""
+        self.loaded_bytes += nbytes
+        self.progressed_at = time.monotonic()
+        telemetry.LOAD_BYTES.set(self.loaded_bytes)
+
+    def to_load(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        telemetry.LOAD_TOTAL_BYTES.set(total_bytes)
+
+    @property
+    def alive(self) -> bool:
+        return self.state != "loading" or time.monotonic() - self.progressed_at < _LOADING_STALL_SECONDS
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "role": self.role,
+            "state": self.state,
+            "message": self.message,
+            "loaded_bytes": self.loaded_bytes,
+            "total_bytes": self.total_bytes,
+            **self.extra(),
+        }
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    request_queue_size = 64
+    daemon_threads = True
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 10  # a client that connects and says nothing holds the port no longer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, str]] | None = None) -> WSGIServer:
+    """Serve health and metrics on `listen` ("host:port") from a daemon thread.
+
+    ready: asked at each /readyz for (ready, reason); by default a member is ready in state "ready". Raises OSError if
+    the address cannot be bound.
+    """
+    metrics = make_wsgi_app()
+
+    def readiness() -> tuple[bool, str]:
+        if ready is not None:
+            return ready()
+        return state.state == "ready", state.message or state.state
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            return metrics(environ, start_response)
+        if path == "/healthz":
+            return _answer(start_response, state.alive, "ok" if state.alive else "loading makes no progress")
+        if path == "/readyz":
+            is_ready, reason = readiness()
+            return _answer(start_response, is_ready, "ok" if is_ready else reason)
+        if path == "/status":
+            body = json.dumps(state.snapshot()).encode()
+            start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+            return [body]
+        start_response("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"this port serves /metrics, /healthz, /readyz and /status\n"]
+
+    host, _, port = listen.rpartition(":")
+    server = make_server(host.strip("[]"), int(port), application, _Server, _QuietHandler)
+    threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
+    return server
+
+
+def _answer(start_response: StartResponse, good: bool, text: str) -> Iterable[bytes]:
+    body = f"{text}\n".encode()
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    start_response("200 OK" if good else "503 Service Unavailable", headers)
+    return [body]

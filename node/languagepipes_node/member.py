@@ -1,0 +1,55 @@
+"""What stage and End Model start with alike: their plan, the store, the architecture, and loading that shows itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from languagepipes_api.member import MemberSettings
+from languagepipes_api.plan import Plan
+from languagepipes_node.health import MemberState
+from languagepipes_node.model.architecture import Architecture
+from languagepipes_node.weights.remote import StoreClient
+from languagepipes_node.wire.tls import TlsFiles
+
+
+class SettingsError(Exception):
+    """A member cannot start with these settings; the message names the variable, its value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Startup:
+    """A member's plan, credentials, store and the model's description."""
+
+    plan: Plan
+    tls: TlsFiles
+    store: StoreClient
+    architecture: Architecture
+
+
+def prepare(settings: MemberSettings, state: MemberState) -> Startup:
+    """Read the plan and ask the store for config.json, waiting for the store as long as it takes.
+
+    Raises SettingsError for a plan that cannot be read, WeightsError if the store gave up for good.
+    """
+    if settings.plan_file is None or settings.store_address is None:
+        raise SettingsError("LANGUAGEPIPES_PLAN_FILE and LANGUAGEPIPES_STORE_ADDRESS must be set for this role")
+    try:
+        plan = Plan.from_json(json.loads(settings.plan_file.read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"LANGUAGEPIPES_PLAN_FILE: {settings.plan_file} holds no plan that this version reads ({error}): "
+            "let the operator of the same version write it again"
+        ) from error
+    tls = TlsFiles(settings.tls_dir)
+    state.enter("waiting", "waiting for the weights store")
+    store = StoreClient(settings.store_address, tls)
+    architecture = Architecture.from_config(json.loads(store.file("config.json")))
+    return Startup(plan, tls, store, architecture)
+
+
+def required(value: str | None, name: str) -> str:
+    """`value`, or SettingsError naming the variable that lacks one."""
+    if value is None:
+        raise SettingsError(f"LANGUAGEPIPES_{name.upper()} must be set for this role")
+    return value

@@ -1,0 +1,61 @@
+"""What a member does to its own process before it handles hidden states: threads, core dumps, signals."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import resource
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+_PR_SET_DUMPABLE = 4
+# Iterations that an idle OpenMP thread spins before it sleeps. Long spins let two members on the same cores stall each
+# other for hundreds of milliseconds; none at all costs a wake-up for every small operator.
+_SPIN_COUNT = 1000
+
+
+def cpu_limit() -> int:
+    """CPUs that this process may use: the cgroup's quota (cgroup v2 cpu.max, v1 cfs_quota), at most its affinity."""
+    available = len(os.sched_getaffinity(0))
+    for quota_file, period_file in (
+        ("/sys/fs/cgroup/cpu.max", None),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    ):
+        try:
+            words = Path(quota_file).read_text().split()
+            if period_file is not None:
+                words.append(Path(period_file).read_text().strip())
+        except OSError:
+            continue
+        if len(words) == 2 and words[0] not in ("max", "-1"):
+            return max(1, min(available, math.ceil(int(words[0]) / int(words[1]))))
+    return available
+
+
+def limit_threads(threads: int | None) -> int:
+    """Set OpenMP's thread count and idle behaviour for a torch that is not imported yet. Returns the thread count."""
+    count = threads or cpu_limit()
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))
+    return count
+
+
+def keep_out_of_core_dumps() -> None:
+    """Hidden states count as text: a crash of this process leaves no core, not even to a core_pattern pipe."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM or SIGINT sets, in place of their default actions."""
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    return stopping

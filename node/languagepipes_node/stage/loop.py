@@ -1,0 +1,60 @@
+"""The stage's one loop: receive a frame, run its tokens through this stage's layers, send the result on.
+
+It keeps no request state: which blocks, which positions and which rows all arrive in the frame.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import torch
+
+from languagepipes_node import telemetry
+from languagepipes_node.model.buffers import bytes_of, tensor_from
+from languagepipes_node.model.stack import LayerStack
+from languagepipes_node.wire.station import StageStation
+
+_IDLE_SECONDS = 0.2
+
+
+class StageLoop:
+    """Runs one LayerStack behind one StageStation.
+
+    rows_only: the last stage of a chain without tail layers returns the wanted rows and nothing else.
+    """
+
+    def __init__(
+        self, stack: LayerStack, station: StageStation, *, hidden_size: int, dtype: torch.dtype, rows_only: bool
+    ) -> None:
+        self._stack = stack
+        self._station = station
+        self._hidden_size = hidden_size
+        self._dtype = dtype
+        self._rows_only = rows_only
+
+    def run(self, stopping: threading.Event) -> None:
+        """Until `stopping` is set. Lost links are the station's business and end nothing here."""
+        with torch.inference_mode():
+            while not stopping.is_set():
+                self.step()
+
+    def step(self) -> bool:
+        """Receive, run and send one frame. False if none came within a moment."""
+        inbound = self._station.receive(_IDLE_SECONDS)
+        if inbound is None:
+            return False
+        started = time.perf_counter()
+        hidden = tensor_from(
+            inbound.hidden, dtype=self._dtype, width=self._hidden_size, device=self._stack.device
+        )  # [tokens, hidden]
+        hidden = self._stack.run(hidden, inbound.batch)
+        if self._rows_only:
+            rows = torch.from_numpy(inbound.batch.rows).to(hidden.device)
+            hidden = hidden.index_select(0, rows)  # [rows, hidden]
+        data = bytes_of(hidden)
+        busy_seconds = time.perf_counter() - started
+        self._station.forward(inbound, data, round(busy_seconds * 1e6))
+        telemetry.STEP.observe(busy_seconds)
+        telemetry.KV_BLOCKS_USED.set(int(inbound.batch.runs[:, 1].sum()))
+        return True

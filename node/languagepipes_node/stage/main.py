@@ -1,0 +1,89 @@
+"""The role `stage`: load one layer range, join the ring, run frames until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+
+from languagepipes_api.member import MemberSettings
+from languagepipes_node import health, member, process, telemetry
+from languagepipes_node.health import MemberState
+from languagepipes_node.model.errors import ModelError
+from languagepipes_node.weights.errors import WeightsError
+from languagepipes_node.wire.errors import WireError
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: MemberSettings) -> int:
+    """Returns 0 after SIGTERM, 1 if this stage can never serve; the reason is the last line on stderr."""
+    stopping = process.stop_on_signals()
+    state = MemberState("stage")
+    server = health.serve(settings.telemetry_listen, state)
+    try:
+        _serve(settings, state, stopping)
+    except (member.SettingsError, ModelError, WeightsError, WireError, OSError) as error:
+        state.enter("failed", str(error))
+        print(f"stage {settings.stage}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        server.shutdown()
+    return 0
+
+
+def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Event) -> None:
+    startup = member.prepare(settings, state)
+    plan = startup.plan
+    if not 1 <= settings.stage <= len(plan.stages):
+        raise member.SettingsError(
+            f"LANGUAGEPIPES_STAGE: {settings.stage} is outside the plan's stages 1 to {len(plan.stages)}"
+        )
+    assignment = plan.stages[settings.stage - 1]
+
+    # Imported only now: the plan and the store are asked while other members import torch.
+    import torch
+
+    from languagepipes_node.model.buffers import TORCH_DTYPES
+    from languagepipes_node.model.stack import LayerStack
+    from languagepipes_node.stage.loop import StageLoop
+    from languagepipes_node.wire.station import StageStation
+
+    dtype = TORCH_DTYPES[plan.dtype]
+    stack = LayerStack(
+        startup.architecture,
+        assignment.layers,
+        dtype=dtype,
+        device=torch.device("cuda" if settings.device == "GPU" else "cpu"),
+        block_tokens=plan.kv_block_tokens,
+        blocks=plan.kv_blocks,
+    )
+    state.to_load(stack.weight_bytes)
+    state.enter("loading", f"layers {assignment.layers}")
+    stack.load(startup.store, state.loaded)
+    startup.store.close()
+    telemetry.KV_BLOCKS_TOTAL.set(plan.kv_blocks)
+
+    station = StageStation(
+        identity=settings.identity,
+        plan=plan,
+        tls=startup.tls,
+        listen=member.required(settings.ring_listen, "ring_listen"),
+        successor=member.required(settings.successor, "successor"),
+    )
+    state.extra = lambda: {"epoch": station.epoch, "ring": station.state}
+    station.start()
+    state.enter("ready", f"layers {assignment.layers}")
+    log.info("stage %s (%s) ready with layers %s", settings.stage, assignment.name, assignment.layers)
+    last = settings.stage == len(plan.stages)
+    loop = StageLoop(
+        stack,
+        station,
+        hidden_size=plan.hidden_size,
+        dtype=dtype,
+        rows_only=last and len(plan.end_model.tail_layers) <= 0,
+    )
+    try:
+        loop.run(stopping)
+    finally:
+        station.close()
