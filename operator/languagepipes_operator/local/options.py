@@ -63,10 +63,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--secrets-dir", metavar="DIR", type=Path, help="stands in for Secrets: DIR/<secret name>/<key>"
     )
     parser.add_argument(
-        "--ready-file", metavar="PATH", type=Path, help="written as JSON while the pipe is Ready, removed at the end"
+        "--ready-file",
+        metavar="PATH",
+        type=Path,
+        help="written as JSON while the pipe is Ready, removed at the end",
     )
     parser.add_argument(
-        "--log-dir", metavar="DIR", type=Path, help="keep members' output here (default: gone with the private directory)"
+        "--log-dir",
+        metavar="DIR",
+        type=Path,
+        help="keep members' output here (default: gone with the private directory)",
     )
 
 

@@ -1,0 +1,35 @@
+"""Run as a script: `leash.py PARENT ARGV…` becomes ARGV, and dies when PARENT does. Standard library only.
+
+The kernel keeps the promise (PR_SET_PDEATHSIG, prctl(2)), so it holds for a parent that is killed too. It follows the
+thread that forked: start members from a thread that lives as long as its process. A wrapper that execs is used because
+code between fork and exec (`preexec_fn`) is unsafe in a process with threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+PARENT_GONE = 113
+
+
+def main(argv: list[str]) -> int:
+    """Never returns, unless the parent is gone already or `argv` cannot be run."""
+    parent, command = int(argv[0]), argv[1:]
+    # Hidden states count as text, and a core file would hold them.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # A parent that died before prctl took hold would never be noticed otherwise.
+    if os.getppid() != parent:
+        return PARENT_GONE
+    os.execv(command[0], command)  # noqa: S606: replacing this process is the point
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
