@@ -1,0 +1,61 @@
+"""What can go wrong on the wire.
+
+WireError
+├── TlsError            certificates or keys cannot be used, or a peer's certificate is not acceptable
+├── FrameError          bytes that are no frame of this ring (ValueError too)
+│   └── VersionError    the peer speaks another wire version
+├── HelloError          a hello or close message that cannot be read (ValueError too)
+├── LinkLost            one link ended; carries the news
+├── RingDown            the ring is not whole; carries the root cause, for people
+└── SupersededError     another End Model owns the chain: this process must exit
+
+Messages name stations, sizes and reasons; never a hidden state.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from languagepipes_node.wire.hello import Close
+
+
+class WireError(Exception):
+    """The root of everything raised by this package."""
+
+
+class TlsError(WireError):
+    """A certificate, a key or a TLS handshake is not acceptable."""
+
+
+class FrameError(WireError, ValueError):
+    """A frame breaks the format or the limits of the plan. The message names the field, its value and the limit."""
+
+
+class VersionError(FrameError):
+    """The frame is of another wire version."""
+
+
+class HelloError(WireError, ValueError):
+    """A hello or close message is malformed."""
+
+
+class LinkLost(WireError):
+    """A link ended. `news` says why, as told by the peer or as seen from here."""
+
+    def __init__(self, news: Close) -> None:
+        super().__init__(str(news))
+        self.news = news
+
+
+class RingDown(WireError):
+    """The ring is not whole. `code` is a machine reason (see hello.CLOSE_CODES); the text is the root cause."""
+
+    def __init__(self, reason: str, code: str = "lost") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.code = code
+
+
+class SupersededError(WireError):
+    """The stages follow an End Model with a higher epoch: this one has lost its chain and must exit."""
