@@ -1,0 +1,444 @@
+"""The LanguagePipe resource: what a user may ask for. One definition for the CRD, `languagepipes` and the operator.
+
+The CRD in crds/ is generated from these models (crds/generate.py): field descriptions, defaults, bounds and enums come
+from the fields, CEL rules from `rules`. A field whose work comes later is absent, so that nothing is accepted and
+ignored. This module knows nothing of models, nodes or plans: whether a spec can be served is the planner's to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from languagepipes_api import source as sources
+from languagepipes_api.names import API_GROUP, API_VERSION, KIND
+from languagepipes_api.plan import Device, Dtype
+from languagepipes_api.quantity import QUANTITY_MAX_LENGTH, QUANTITY_PATTERN, parse_quantity
+from languagepipes_api.resource_errors import Problem, ResourceError, problems_of
+from languagepipes_api.status import LanguagePipeStatus
+from languagepipes_api.yaml_reader import read_yaml
+
+NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
+NAME_MAX_LENGTH = 40
+STAGES_MAX = 64
+LAYERS_MAX = 1000
+DEFAULT_REVISION = "main"
+
+_RESERVED_STAGE_NAMES = ("end-model", "store")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule over several fields, said twice: in CEL for the API server, in Python for everybody else.
+
+    field: the field to point at, as YAML spells it; none for the object itself. where: a rule about sources holds in
+    the cluster only or with `languagepipes up` only; the latter has no CEL.
+    """
+
+    message: str
+    holds: Callable[[Any], bool]
+    cel: str = ""
+    field: str = ""
+    where: Literal["everywhere", "cluster", "local"] = "everywhere"
+
+
+class ResourceModel(BaseModel):
+    """What all parts of the resource have in common: camelCase outside, closed, immutable, no conversions."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        alias_generator=to_camel,
+        validate_by_alias=True,
+        validate_by_name=True,
+        serialize_by_alias=True,
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _obeys_rules(self, info: ValidationInfo) -> Self:
+        place = "local" if (info.context or {}).get("local") else "cluster"
+        broken = [
+            (rule.field, rule.message)
+            for rule in self.rules
+            if rule.where in ("everywhere", place) and not rule.holds(self)
+        ]
+        if broken:
+            raise PydanticCustomError("rule", "{broken}", {"broken": tuple(broken)})
+        return self
+
+
+def _quantity(value: int | str) -> int | str:
+    try:
+        amount = parse_quantity(value)
+    except ValueError as error:
+        raise PydanticCustomError("quantity", "{reason}", {"reason": str(error)}) from error
+    if isinstance(value, int) and amount < 1:
+        raise PydanticCustomError("quantity", "{value} is less than 1", {"value": value})
+    return value
+
+
+Quantity = Annotated[
+    int | str,
+    AfterValidator(_quantity),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "minimum": 1,
+            "maxLength": QUANTITY_MAX_LENGTH,
+            "pattern": QUANTITY_PATTERN,
+            "x-kubernetes-int-or-string": True,
+        }
+    ),
+]
+SecretName = Annotated[
+    str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+]
+SecretKey = Annotated[str, Field(min_length=1, max_length=253, pattern="^[-._a-zA-Z0-9]+$")]
+LayerCount = Annotated[int, Field(ge=1, le=LAYERS_MAX)]
+
+
+class SecretKeyRef(ResourceModel):
+    """One key of a Secret in the pipe's namespace. `languagepipes up` reads SECRETS_DIR/<name>/<key> in its place."""
+
+    name: SecretName = Field(description="The Secret's name.")
+    key: SecretKey = Field(description="The key in it.")
+
+
+class SecretRef(ResourceModel):
+    """A whole Secret in the pipe's namespace. `languagepipes up` reads the files of SECRETS_DIR/<name> in its place."""
+
+    name: SecretName = Field(description="The Secret's name.")
+
+
+def _source_is(scheme: str, pattern: str) -> Callable[[ModelSpec], bool]:
+    def holds(model: ModelSpec) -> bool:
+        if not model.source.startswith(scheme):
+            return True
+        try:
+            sources.parse_source(model.source)
+        except ValueError:
+            return False
+        return True
+
+    return holds
+
+
+class ModelSpec(ResourceModel):
+    """Which model, in which revision and number format."""
+
+    source: Annotated[str, Field(min_length=1, max_length=512)] = Field(
+        description="Where the weights come from: hf://OWNER/NAME (the Hugging Face Hub; /FILE.gguf for one GGUF file), "
+        "pvc://CLAIM/PATH (a volume claim in the pipe's namespace) or https://HOST/PATH (a mirror). "
+        "`languagepipes up` also takes file://PATH, and no pvc://."
+    )
+    revision: Annotated[str, Field(min_length=1, max_length=250, pattern="^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None = Field(
+        None,
+        description="A branch, tag or commit of an hf:// source; main if absent. It is resolved to a commit, which is "
+        "pinned until source or revision changes.",
+    )
+    served_name: Annotated[str, Field(min_length=1, max_length=128, pattern="^[A-Za-z0-9][A-Za-z0-9._:/-]*$")] | None = (
+        Field(None, description='What clients put in "model"; the resource\'s name if absent.')
+    )
+    token_secret_ref: SecretKeyRef | None = Field(
+        None,
+        description="The Hub token for gated models. It is mounted into the weights store and sent to the Hub's host alone.",
+    )
+    dtype: Dtype = Field(
+        "bfloat16", description="The number format of weights at rest, of the KV cache and of hidden states on the wire."
+    )
+    max_context_length: Annotated[int, Field(ge=16, le=2**20)] = Field(
+        8192,
+        description="The longest prompt and answer together, in tokens. KV cache is reserved for at least one such sequence.",
+    )
+
+    rules = (
+        Rule(
+            "source must start with hf://, pvc:// or https:// (file:// is for `languagepipes up` alone)",
+            lambda model: model.source.startswith(("hf://", "pvc://", "https://")),
+            "self.source.startsWith('hf://') || self.source.startsWith('pvc://') || self.source.startsWith('https://')",
+            "source",
+            "cluster",
+        ),
+        Rule(
+            "source must start with hf://, https:// or file:// (pvc:// names a volume claim, which only a cluster has)",
+            lambda model: model.source.startswith(("hf://", "https://", "file://")),
+            field="source",
+            where="local",
+        ),
+        Rule(
+            sources.HUB_FORM,
+            _source_is("hf://", sources.HUB_PATTERN),
+            f"!self.source.startsWith('hf://') || self.source.matches('{sources.HUB_PATTERN}')",
+            "source",
+        ),
+        Rule(
+            sources.VOLUME_FORM,
+            _source_is("pvc://", sources.VOLUME_PATTERN),
+            f"!self.source.startsWith('pvc://') || self.source.matches('{sources.VOLUME_PATTERN}')",
+            "source",
+        ),
+        Rule(
+            sources.HTTPS_FORM,
+            _source_is("https://", sources.HTTPS_PATTERN),
+            f"!self.source.startsWith('https://') || self.source.matches('{sources.HTTPS_PATTERN}')",
+            "source",
+        ),
+        Rule(sources.FILE_FORM, _source_is("file://", sources.FILE_PATTERN), field="source", where="local"),
+        Rule(
+            "revision works with hf:// sources alone; remove it",
+            lambda model: model.revision is None or model.source.startswith("hf://"),
+            "!has(self.revision) || self.source.startsWith('hf://')",
+            "revision",
+        ),
+        Rule(
+            "tokenSecretRef works with hf:// sources alone; remove it",
+            lambda model: model.token_secret_ref is None or model.source.startswith("hf://"),
+            "!has(self.tokenSecretRef) || self.source.startsWith('hf://')",
+            "tokenSecretRef",
+        ),
+    )
+
+    @property
+    def resolved_from(self) -> str | None:
+        """The revision to resolve: as asked, or "main" for hf://; None for sources that have none."""
+        if not self.source.startswith("hf://"):
+            return None
+        return self.revision or DEFAULT_REVISION
+
+
+class EndModelSpec(ResourceModel):
+    """The member that handles text: tokenizer, embedding, norm, head, and layers at both ends."""
+
+    local_layers: LayerCount = Field(
+        1,
+        description="How many of the first layers it runs: the privacy boundary at the front. At least 1, since an "
+        "embedding row is its token.",
+    )
+    tail_layers: Annotated[int, Field(ge=0, le=LAYERS_MAX)] = Field(
+        0,
+        description="How many of the last layers it runs: the privacy boundary at the back. With 0, the last stage sees "
+        "the state that the answer is read from.",
+    )
+    device: Device = Field("CPU", description="What it computes on.")
+
+
+class StageSpec(ResourceModel):
+    """One stage of an ordered list. Without `layers` and `memory` it takes what the others leave."""
+
+    name: Annotated[str, Field(min_length=1, max_length=32, pattern=NAME_PATTERN)] = Field(
+        description="The stage's name, unique in the pipe."
+    )
+    layers: LayerCount | None = Field(None, description="Exactly this many layers.")
+    memory: Quantity | None = Field(
+        None,
+        description="A budget of device memory: as many layers as fit with their KV cache for one sequence of "
+        "maxContextLength and the stated overhead.",
+    )
+    device: Device = Field("CPU", description="What it computes on.")
+
+    rules = (
+        Rule(
+            "a stage has layers or memory, not both",
+            lambda stage: stage.layers is None or stage.memory is None,
+            "!(has(self.layers) && has(self.memory))",
+        ),
+        Rule(
+            "end-model and store are not free as stage names",
+            lambda stage: stage.name not in _RESERVED_STAGE_NAMES,
+            "!(self.name in ['end-model', 'store'])",
+            "name",
+        ),
+    )
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The budget in bytes."""
+        return None if self.memory is None else parse_quantity(self.memory)
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes what the others leave."""
+        return self.layers is None and self.memory is None
+
+
+class StagesSpec(ResourceModel):
+    """How the remaining layers are split: a count of equal stages, or an ordered list."""
+
+    count: Annotated[int, Field(ge=1, le=STAGES_MAX)] | None = Field(
+        None, description="This many stages, split so that the heaviest is as light as possible."
+    )
+    device: Device | None = Field(None, description="What every stage of `count` computes on; CPU if absent.")
+    items: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=STAGES_MAX, strict=False)] | None = Field(
+        None,
+        alias="list",
+        description="The stages in the order of their layers. At most one entry without layers and memory takes the rest.",
+        json_schema_extra={"x-kubernetes-list-type": "atomic"},
+    )
+
+    rules = (
+        Rule(
+            "stages has exactly one of count and list",
+            lambda stages: (stages.count is None) != (stages.items is None),
+            "has(self.count) != has(self.list)",
+        ),
+        Rule(
+            "device goes with count; in a list each entry has its own",
+            lambda stages: stages.device is None or stages.items is None,
+            "!(has(self.device) && has(self.list))",
+            "device",
+        ),
+        Rule(
+            "at most one entry of list has neither layers nor memory",
+            lambda stages: sum(stage.open for stage in stages.items or ()) <= 1,
+            "!has(self.list) || self.list.filter(s, !has(s.layers) && !has(s.memory)).size() <= 1",
+            "list",
+        ),
+        Rule(
+            "stage names are unique",
+            lambda stages: len({stage.name for stage in stages.items or ()}) == len(stages.items or ()),
+            "!has(self.list) || self.list.all(s, self.list.exists_one(t, t.name == s.name))",
+            "list",
+        ),
+    )
+
+    @property
+    def size(self) -> int:
+        """How many stages there are."""
+        return self.count or len(self.items or ())
+
+
+class ServerSpec(ResourceModel):
+    """The OpenAI API that the End Model serves."""
+
+    api_keys_secret_ref: SecretRef | None = Field(
+        None,
+        description="Every value of this Secret is an API key, of which each request must carry one. Absent: no key is asked.",
+    )
+    max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
+        64, description="How many requests are admitted at a time."
+    )
+    max_queued_requests: Annotated[int, Field(ge=0, le=65536)] = Field(
+        256, description="How many more may wait; the next one is refused with 429."
+    )
+
+
+class PipeSpec(ResourceModel):
+    """What is asked for."""
+
+    model: ModelSpec = Field(description="Which model, in which revision and number format.")
+    replicas: Annotated[int, Field(ge=0, le=16)] = Field(
+        1, description="How many complete rings serve it. `languagepipes up` runs one, or none for 0."
+    )
+    end_model: EndModelSpec = Field(
+        default_factory=EndModelSpec,
+        description="The member that handles text: tokenizer, embedding, norm, head, and layers at both ends.",
+    )
+    stages: StagesSpec = Field(description="How the layers between are split: a count of equal stages, or a list.")
+    server: ServerSpec = Field(
+        default_factory=ServerSpec, description="The OpenAI API that the End Model serves."
+    )
+
+
+class Metadata(ResourceModel):
+    """Kubernetes' ObjectMeta (k8s.io/apimachinery/pkg/apis/meta/v1), of which we use name, namespace, uid, generation."""
+
+    name: str
+    namespace: str = "default"
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    uid: str | None = None
+    generation: int | None = None
+    resource_version: str | None = None
+    creation_timestamp: Any = None
+    deletion_timestamp: Any = None
+    deletion_grace_period_seconds: int | None = None
+    finalizers: Any = None
+    owner_references: Any = None
+    managed_fields: Any = None
+    self_link: str | None = None
+    generate_name: str | None = None
+
+
+class LanguagePipe(ResourceModel):
+    """A language model served from a ring of layer ranges behind one OpenAI URL."""
+
+    api_version: Literal["languagepipes.io/v1alpha1"]
+    kind: Literal["LanguagePipe"]
+    metadata: Metadata
+    spec: PipeSpec = Field(description="What is asked for.")
+    status: LanguagePipeStatus | None = Field(None, description="What was observed. Written by the operator alone.")
+
+    rules = (
+        Rule(
+            "metadata.name must be a DNS label of at most 40 characters: a-z, 0-9 and -, starting with a letter",
+            lambda pipe: len(pipe.metadata.name) <= NAME_MAX_LENGTH
+            and re.fullmatch(NAME_PATTERN.strip("^$"), pipe.metadata.name) is not None,
+            f"self.metadata.name.size() <= {NAME_MAX_LENGTH} && self.metadata.name.matches('{NAME_PATTERN}')",
+            "metadata.name",
+            "source",
+        ),
+    )
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+    @property
+    def namespace(self) -> str:
+        return self.metadata.namespace
+
+    @property
+    def served_name(self) -> str:
+        """What clients put in "model"."""
+        return self.spec.model.served_name or self.metadata.name
+
+
+def load_pipe(text: str, *, local: bool) -> LanguagePipe:
+    """The one LanguagePipe in a YAML (or JSON) document.
+
+    local: judged as `languagepipes up` and `plan` on this machine do (file:// allowed, pvc:// refused), not as the API
+    server does. Raises ResourceError, which names every wrong field with its path, its value and the remedy.
+    """
+    return parse_pipe(read_yaml(text), local=local)
+
+
+def parse_pipe(data: object, *, local: bool) -> LanguagePipe:
+    """As `load_pipe`, from parsed YAML or JSON. Null fields count as absent, as the API server has it."""
+    if not isinstance(data, dict):
+        raise ResourceError([Problem("", f"a {KIND} is a mapping of apiVersion, kind, metadata and spec")])
+    expected = f"{API_GROUP}/{API_VERSION}"
+    if data.get("apiVersion") != expected or data.get("kind") != KIND:
+        found = f"apiVersion {data.get('apiVersion')!r}, kind {data.get('kind')!r}"
+        raise ResourceError([Problem("", f"{found}: expected apiVersion {expected!r}, kind {KIND!r}")])
+    try:
+        return LanguagePipe.model_validate(
+            _without_nulls(data), by_alias=True, by_name=False, context={"local": local}
+        )
+    except ValidationError as error:
+        raise ResourceError(problems_of(error, LanguagePipe)) from error
+
+
+def _without_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
