@@ -1,0 +1,232 @@
+"""Between the engine's thread and the event loop: commands go in one by one, outputs come back as a list a step.
+
+The engine calls `EngineBridge.deliver` from its own thread; the bridge hands the list to the event loop in one
+call and sorts it there into one `Exchange` per HTTP request. It knows nothing of text or JSON. A client that reads
+slowly lets its exchange grow, which `max_tokens` bounds, and never holds up the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
+
+from languagepipes_node import telemetry
+from languagepipes_node.end_model.requests import (
+    Cancellation,
+    EngineCommand,
+    EngineOutput,
+    EngineStatus,
+    Failure,
+    SamplingParameters,
+    Submission,
+    TokenOutput,
+)
+
+
+class EngineHandle(Protocol):
+    """What the HTTP side needs of the engine."""
+
+    def submit(self, command: EngineCommand, /) -> None:
+        """Queue a command. Called from the event loop; never blocks."""
+        ...
+
+    @property
+    def status(self) -> EngineStatus:
+        """A snapshot, at most one step old."""
+        ...
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer was complete."""
+
+
+class TooManySequences(Exception):
+    """The server has as many sequences as it admits; `open` of at most `limit`, `asked` more were wanted."""
+
+    def __init__(self, *, asked: int, open_sequences: int, limit: int) -> None:
+        super().__init__(f"{open_sequences} sequences of at most {limit} are open, {asked} more were asked for")
+        self.asked, self.open_sequences, self.limit = asked, open_sequences, limit
+
+
+@dataclass(frozen=True)
+class SequenceRequest:
+    """One choice to generate, before it has a request id. Fields as in `Submission`."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    sampling: SamplingParameters
+    stop_token_ids: frozenset[int]
+    logprobs: int | None
+
+
+class _Route:
+    """Where one sequence's outputs go: which exchange, which of its choices, and when its last token came."""
+
+    __slots__ = ("exchange", "index", "since", "started")
+
+    def __init__(self, exchange: Exchange, index: int, now: float) -> None:
+        self.exchange = exchange
+        self.index = index
+        self.since = now
+        self.started = False
+
+
+class EngineBridge:
+    """One for each engine. `deliver` may be called from any thread; everything else belongs to the event loop.
+
+    max_sequences: most sequences admitted at once (running and queued); None leaves the bound to the engine.
+    """
+
+    def __init__(self, *, max_sequences: int | None = None) -> None:
+        self.max_sequences = max_sequences
+        self._engine: EngineHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._routes: dict[int, _Route] = {}
+        self._request_ids = itertools.count(1)
+
+    def attach(self, engine: EngineHandle) -> None:
+        """Name the engine that commands go to; `create_app` does so."""
+        self._engine = engine
+
+    @property
+    def engine(self) -> EngineHandle:
+        if self._engine is None:
+            raise RuntimeError("no engine is attached to the bridge yet")
+        return self._engine
+
+    @property
+    def open_sequences(self) -> int:
+        """Sequences submitted whose end has neither come nor been asked for."""
+        return len(self._routes)
+
+    def deliver(self, outputs: Sequence[EngineOutput]) -> None:
+        """Hand one step's outputs to the event loop. Any thread; the caller must not change the list afterwards."""
+        loop = self._loop
+        if loop is None or not outputs:
+            return  # nobody has asked for anything yet
+        try:
+            loop.call_soon_threadsafe(self._dispatch, outputs)
+        except RuntimeError:
+            if not loop.is_closed():
+                raise
+            # The server is gone and with it every client; the engine is about to be stopped too.
+
+    def open(self, sequences: Sequence[SequenceRequest]) -> Exchange:
+        """Submit `sequences` as one HTTP request's choices 0, 1, ….
+
+        Raises TooManySequences if they would exceed `max_sequences`; then none is submitted.
+        """
+        if self.max_sequences is not None and len(self._routes) + len(sequences) > self.max_sequences:
+            raise TooManySequences(
+                asked=len(sequences), open_sequences=len(self._routes), limit=self.max_sequences
+            )
+        self._loop = asyncio.get_running_loop()
+        exchange = Exchange(self, self._loop)
+        now = time.perf_counter()
+        for index, sequence in enumerate(sequences):
+            request_id = next(self._request_ids)
+            self._routes[request_id] = _Route(exchange, index, now)
+            exchange._request_ids[index] = request_id
+            self.engine.submit(
+                Submission(
+                    request_id=request_id,
+                    prompt=sequence.prompt,
+                    max_tokens=sequence.max_tokens,
+                    sampling=sequence.sampling,
+                    stop_token_ids=sequence.stop_token_ids,
+                    logprobs=sequence.logprobs,
+                )
+            )
+        return exchange
+
+    def _cancel(self, request_id: int) -> None:
+        if self._routes.pop(request_id, None) is not None:
+            self.engine.submit(Cancellation(request_id))
+
+    def _dispatch(self, outputs: Sequence[EngineOutput]) -> None:
+        now = time.perf_counter()
+        for output in outputs:
+            route = self._routes.get(output.request_id)
+            if route is None:
+                continue  # cancelled while the step was on the ring
+            if isinstance(output, TokenOutput):
+                if route.started:
+                    telemetry.TIME_BETWEEN_TOKENS.observe(now - route.since)
+                else:
+                    telemetry.TIME_TO_FIRST_TOKEN.observe(now - route.since)
+                    route.started = True
+                route.since = now
+                ended = output.finish is not None
+            else:
+                ended = True
+            if ended:
+                del self._routes[output.request_id]
+            route.exchange._put(route.index, output)
+
+
+class Exchange:
+    """One HTTP request's outputs, in order. A context: leaving it cancels whatever has not ended."""
+
+    def __init__(self, bridge: EngineBridge, loop: asyncio.AbstractEventLoop) -> None:
+        self._bridge = bridge
+        self._loop = loop
+        self._request_ids: dict[int, int] = {}  # of choices that may still get outputs
+        self._arrived: list[tuple[int, TokenOutput | Failure]] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self._client_gone = False
+
+    async def take(self) -> list[tuple[int, TokenOutput | Failure]]:
+        """Everything that arrived since the last call as (choice, output), at least one; waits for it.
+
+        Raises ClientGone once `disconnect` was called.
+        """
+        if not self._arrived and not self._client_gone:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._client_gone:
+            raise ClientGone
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def cancel(self, index: int) -> None:
+        """Stop choice `index`: its text hit a stop string."""
+        request_id = self._request_ids.pop(index, None)
+        if request_id is not None:
+            self._bridge._cancel(request_id)
+
+    def disconnect(self) -> None:
+        """The client is gone: stop computing for it at once, and wake whoever waits in `take`."""
+        self._client_gone = True
+        self.close()
+        self._wake()
+
+    def close(self) -> None:
+        """Cancel every choice that has not ended."""
+        for index in list(self._request_ids):
+            self.cancel(index)
+
+    def _put(self, index: int, output: TokenOutput | Failure) -> None:
+        if isinstance(output, Failure) or output.finish is not None:
+            self._request_ids.pop(index, None)
+        self._arrived.append((index, output))
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,164 @@
+"""Every error that a client can see, as OpenAI's error object, with its HTTP status.
+
+    ApiError
+    ├── InvalidRequest            400  (UnsupportedParameter, ContextLengthExceeded)
+    ├── Unauthorised              401
+    ├── ModelNotFound             404
+    ├── UnknownRoute              404
+    ├── MethodNotAllowed          405
+    ├── BodyTooLarge              413
+    ├── UnsupportedMediaType      415
+    ├── QueueFull                 429, with Retry-After
+    ├── RingDown                  503, with Retry-After
+    └── InternalError             500
+
+The object is `{"error": {"message", "type", "param", "code"}}`
+(https://platform.openai.com/docs/guides/error-codes). No message holds text of a prompt or of an answer.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import orjson
+
+from languagepipes_node.end_model.requests import Failure
+
+RETRY_AFTER_SECONDS = 2
+
+
+class ApiError(Exception):
+    """An error with an HTTP status. `param` is the request's field, `code` is for programs, `message` for people."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str | None = None
+    outcome: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return []
+
+    def to_json(self) -> bytes:
+        """The error object, as it stands in a response's body and in an SSE event."""
+        return orjson.dumps(
+            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        )
+
+
+class InvalidRequest(ApiError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+    outcome = "invalid"
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A parameter, value or content type of the OpenAI API that this server does not serve."""
+
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class Unauthorised(ApiError):
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+    outcome = "unauthorised"
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"www-authenticate", b"Bearer")]
+
+
+class ModelNotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+    outcome = "invalid"
+
+
+class UnknownRoute(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "unknown_url"
+    outcome = "invalid"
+
+
+class MethodNotAllowed(ApiError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+    outcome = "invalid"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"allow", self.allow.encode("latin-1"))]
+
+
+class BodyTooLarge(ApiError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+    outcome = "invalid"
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        # The rest of the body is not read, so the connection cannot carry another request.
+        return [(b"connection", b"close")]
+
+
+class UnsupportedMediaType(ApiError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+    outcome = "invalid"
+
+
+class _RetryLater(ApiError):
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
+
+
+class QueueFull(_RetryLater):
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    outcome = "queue_full"
+
+
+class RingDown(_RetryLater):
+    status = 503
+    type = "server_error"
+    code = "ring_down"
+    outcome = "ring_down"
+
+
+class InternalError(ApiError):
+    code = "internal_error"
+
+
+def from_failure(failure: Failure) -> ApiError:
+    """What a client sees of an engine's failure."""
+    match failure.code:
+        case "queue_full":
+            return QueueFull(failure.message)
+        case "ring_down":
+            return RingDown(failure.message)
+        case _:
+            return InternalError(failure.message)

@@ -1,0 +1,68 @@
+"""Runs the API on uvicorn with uvloop and httptools, in a thread of its own or in the caller's."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import uvicorn
+from fastapi import FastAPI
+
+# A burst of clients waits in the kernel rather than being refused (Linux caps this at net.core.somaxconn).
+_BACKLOG = 2048
+# Longer than clients and load balancers keep idle connections, so that it is not the server that closes first.
+_KEEP_ALIVE_SECONDS = 75
+
+
+class ApiServer:
+    """Binds at once, so that a wrong or taken address is an OSError here and `address` is known from the start.
+
+    listen: `host:port`, an IPv6 host in brackets; port 0 picks a free one. drain_seconds: how long answers that are
+    under way may go on after `stop`; then their connections are closed.
+    """
+
+    def __init__(self, app: FastAPI, listen: str, *, drain_seconds: int = 25) -> None:
+        host, _, port = listen.rpartition(":")
+        host = host.strip("[]") or "0.0.0.0"  # noqa: S104 (a pod serves its network)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=drain_seconds,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread: threading.Thread | None = None
+        self._drain_seconds = drain_seconds
+
+    @property
+    def address(self) -> str:
+        """`host:port` as bound."""
+        host, port = self._socket.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def run(self) -> None:
+        """Serve until `stop`, or until SIGTERM or SIGINT if this is the main thread."""
+        self._server.run(sockets=[self._socket])
+
+    def start(self) -> None:
+        """Serve in a thread. Connections wait in the backlog until it is up."""
+        self._thread = threading.Thread(target=self.run, name="api", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Accept no more, let answers that are under way end, and wait for that. Safe from any thread."""
+        self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join(self._drain_seconds + 5)
+        self._socket.close()
