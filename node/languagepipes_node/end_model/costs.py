@@ -1,0 +1,156 @@
+"""What a frame costs at each station, as measured: a running estimate by number of tokens.
+
+Every frame that comes home brings each station's busy time. The estimate keeps one mean for each power of two
+of tokens and reads between them on straight lines. How much context the tokens attend to is not looked at;
+the means follow it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+# How much one new measurement counts in a mean.
+_WEIGHT = 0.25
+# Above this multiple of the largest frame measured, an estimate is a guess.
+_TRUSTED_MULTIPLE = 2.0
+# Before anything is measured: a frame costs as much as this many tokens would, plus its tokens. Only ratios
+# matter.
+_PRIOR_TOKENS = 64.0
+
+
+@dataclass
+class _Mean:
+    tokens: float
+    seconds: float
+
+    def add(self, tokens: float, seconds: float) -> None:
+        self.tokens += _WEIGHT * (tokens - self.tokens)
+        self.seconds += _WEIGHT * (seconds - self.seconds)
+
+
+@dataclass
+class StationCost:
+    """One station's compute seconds as a function of a frame's tokens."""
+
+    _means: dict[int, _Mean] = field(default_factory=dict)
+    _points: list[_Mean] = field(default_factory=list)
+
+    @property
+    def measured(self) -> bool:
+        return bool(self._points)
+
+    @property
+    def largest(self) -> float:
+        """Tokens of the largest frames measured."""
+        return self._points[-1].tokens if self._points else 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        bucket = (max(1, tokens) - 1).bit_length()
+        mean = self._means.get(bucket)
+        if mean is None:
+            self._means[bucket] = _Mean(float(tokens), seconds)
+            self._points = [self._means[key] for key in sorted(self._means)]
+        else:
+            mean.add(tokens, seconds)
+
+    def seconds(self, tokens: float) -> float:
+        """The estimate. Below the smallest measured frame: what that costs (reading the weights dominates).
+        Above the largest: in proportion, which errs on the long side."""
+        points = self._points
+        if not points:
+            return (_PRIOR_TOKENS + tokens) * 1e-6
+        if tokens <= points[0].tokens:
+            return points[0].seconds
+        for low, high in itertools.pairwise(points):
+            if tokens <= high.tokens:
+                share = (tokens - low.tokens) / max(high.tokens - low.tokens, 1e-9)
+                return low.seconds + share * (high.seconds - low.seconds)
+        return points[-1].seconds * tokens / points[-1].tokens
+
+
+@dataclass
+class RingCost:
+    """All stations of a ring: the End Model first, then the stages in ring order. Times in seconds.
+
+    hop_seconds: a hop's own cost, once measured (wire, framing, wake-up).
+    """
+
+    stations: list[StationCost]
+    hop_seconds: float | None = None
+
+    @classmethod
+    def of(cls, stages: int) -> RingCost:
+        return cls([StationCost() for _ in range(stages + 1)])
+
+    @property
+    def measured(self) -> bool:
+        return all(station.measured for station in self.stations)
+
+    def add(self, tokens: int, busy_seconds: list[float]) -> None:
+        """One frame's busy time a station, the End Model's first."""
+        for station, seconds in zip(self.stations, busy_seconds, strict=True):
+            station.add(tokens, seconds)
+
+    def add_hop(self, seconds: float) -> None:
+        if self.hop_seconds is None:
+            self.hop_seconds = seconds
+        else:
+            self.hop_seconds += _WEIGHT * (seconds - self.hop_seconds)
+
+    def slowest(self, tokens: float) -> float:
+        """t_max: the busiest station's time for one frame."""
+        return max(station.seconds(tokens) for station in self.stations)
+
+    def round(self, tokens: float) -> float:
+        """T: one frame's way round an otherwise empty ring."""
+        busy = sum(station.seconds(tokens) for station in self.stations)
+        return busy + (self.hop_seconds or 0.0) * len(self.stations)
+
+    def trusted(self, tokens: int) -> bool:
+        """Whether an estimate for that many tokens rests on frames of comparable size."""
+        return self.measured and all(
+            tokens <= _TRUSTED_MULTIPLE * station.largest for station in self.stations
+        )
+
+    def micro_batches(self, rows: int, *, most: int) -> int:
+        """How many decode micro-batches to keep in flight for `rows` rows: the m that minimises one token's
+        time, max(T(rows / m), m · t_max(rows / m)); the smallest of equals. 1 until costs are measured."""
+        most = min(most, rows)
+        if most <= 1 or not self.measured:
+            return 1
+
+        def period(micro_batches: int) -> float:
+            share = -(-rows // micro_batches)
+            return max(self.round(share), micro_batches * self.slowest(share))
+
+        return min(range(1, most + 1), key=lambda m: (period(m), m))
+
+    def tokens_within(self, seconds_by_station: list[float], *, most: int) -> int:
+        """The most tokens whose frame keeps every station within its limit; 0 if not even one token does."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = all(
+                station.seconds(middle) <= limit
+                for station, limit in zip(self.stations, seconds_by_station, strict=True)
+            )
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+    def best_chunk(self, tokens: int, *, most: int, in_flight: int) -> int:
+        """The chunk size that finishes `tokens` prompt tokens first when chunks follow each other round the
+        ring: n chunks over k stations take (n + k - 1) · t_max(tokens / n)."""
+        if in_flight <= 1 or tokens <= 1:
+            return most
+        fewest = -(-tokens // most)
+        stations = len(self.stations)
+        candidates = range(fewest, max(fewest, min(tokens, fewest + 2 * stations)) + 1)
+
+        def seconds(chunks: int) -> float:
+            size = -(-tokens // chunks)
+            # No more chunks than may be in flight overlap.
+            overlap = min(stations, in_flight)
+            return (chunks / overlap * stations + stations - stations / overlap) * self.slowest(size)
+
+        best = min(candidates, key=lambda n: (seconds(n), n))
+        return min(most, -(-tokens // best))

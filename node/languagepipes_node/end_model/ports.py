@@ -1,0 +1,85 @@
+"""What the engine needs of its two neighbours, the End Model's layers and the ring, as it sees them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from languagepipes_node.model.batch import Batch
+from languagepipes_node.wire.hello import Epoch
+
+
+class EndLayersPort(Protocol):
+    """`model.end.EndLayers`: embedding, own layers, norm and head."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def front(self, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """int64 [tokens] → [tokens, hidden]."""
+        ...
+
+    def back(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What came home → [R, hidden]."""
+        ...
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """[R, hidden] → float32 [R, vocabulary]."""
+        ...
+
+
+class LayersPort(Protocol):
+    """`model.stack.LayerStack`: one contiguous range of layers with its KV cache."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """[tokens, hidden] → [tokens, hidden]; writes the batch's keys and values."""
+        ...
+
+
+class ReturnedPort(Protocol):
+    """A frame that came home. `hidden` is valid until `release()`."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def hidden(self) -> memoryview: ...
+
+    @property
+    def busy_microseconds(self) -> list[int]:
+        """Compute time of each remote station, in ring order."""
+        ...
+
+    def release(self) -> None: ...
+
+
+class RingInfoPort(Protocol):
+    """What a hello that came home says."""
+
+    @property
+    def epoch(self) -> Epoch: ...
+
+
+class RingPort(Protocol):
+    """`wire.station.EndStation`, or `loopback.LoopbackRing`. One thread uses it."""
+
+    def connect(self) -> RingInfoPort:
+        """One attempt at a new epoch; whatever held before is dropped. Raises RingDown, or SupersededError."""
+        ...
+
+    def send(self, step: int, batch: Batch, hidden: memoryview, tokens: int) -> None:
+        """Raises RingDown."""
+        ...
+
+    def receive(self, timeout_seconds: float) -> ReturnedPort | None:
+        """The next frame home, oldest first. Raises RingDown once the ring is lost, also if nothing is in
+        flight."""
+        ...
+
+    def drop(self, reason: str) -> None:
+        """End the epoch; `receive` then raises RingDown."""
+        ...

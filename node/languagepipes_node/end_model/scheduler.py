@@ -1,0 +1,232 @@
+"""Decides what the next frame carries. Pure: a snapshot in, a decision out; nothing is changed here.
+
+One micro-batch packs decode rows (one token of each of some streams) and prompt chunks. See
+docs/scheduling.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from languagepipes_node.end_model.costs import RingCost
+
+# While streams run, a step with a chunk takes at most this many decode steps' time, and this long a station.
+CHUNK_DECODE_STEPS = 3.0
+CHUNK_STATION_SECONDS = 0.25
+# The share of a prompt that goes forward however slow prefill is, so that no prompt waits for ever behind
+# streams.
+LEAST_CHUNK = 4
+# Chunk beside streams while no frame has been measured.
+UNMEASURED_CHUNK = 32
+
+
+class SequenceView(Protocol):
+    """What the scheduler reads of a `sequences.Sequence`; the fields are described there."""
+
+    @property
+    def arrival(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def sent(self) -> int: ...
+    @property
+    def remaining(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def last_step(self) -> int: ...
+    @property
+    def streaming(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the plan and the settings allow. prefill_frames: frames with prompt chunks in flight at once;
+    decode_frames: frames with decode rows in flight at once; 1 where members share cores."""
+
+    frame_tokens: int
+    frames_in_flight: int
+    block_tokens: int
+    max_running: int
+    decode_frames: int
+    prefill_frames: int
+
+
+@dataclass(frozen=True)
+class FrameView:
+    """A frame in flight: how many decode rows and how many tokens of chunks it carries."""
+
+    decode_rows: int
+    chunk_tokens: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything a decision rests on. running and waiting are in order of arrival.
+
+    free_blocks: can be handed out now. returning_blocks: held by frames in flight alone; free when those are
+    home."""
+
+    running: Sequence[SequenceView]
+    waiting: Sequence[SequenceView]
+    frames: Sequence[FrameView]
+    free_blocks: int
+    returning_blocks: int
+    limits: Limits
+    costs: RingCost
+
+
+@dataclass(frozen=True)
+class Share:
+    """One sequence's part of a micro-batch: its tokens `[start, start + count)`; `wants_row` if they end with
+    the last token known, so that the next one is sampled from it."""
+
+    sequence: SequenceView
+    start: int
+    count: int
+    wants_row: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Carried out in this order: put back `preempt` (they are recomputed later), start `admit` (blocks for
+    all of their tokens), send one frame of `shares` (none: send nothing)."""
+
+    preempt: tuple[SequenceView, ...] = ()
+    admit: tuple[SequenceView, ...] = ()
+    shares: tuple[Share, ...] = ()
+    decode_rows: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return sum(share.count for share in self.shares)
+
+
+NOTHING = Decision()
+
+
+def blocks_for(tokens: int, block_tokens: int) -> int:
+    """Blocks that hold `tokens` tokens."""
+    return -(-tokens // block_tokens)
+
+
+def schedule(now: Snapshot) -> Decision:
+    """The next micro-batch, or NOTHING worth sending before a frame is home or a request arrives."""
+    limits = now.limits
+    if len(now.frames) >= limits.frames_in_flight:
+        return NOTHING
+    streams = sum(1 for sequence in now.running if sequence.streaming)
+    micro_batches = now.costs.micro_batches(streams, most=min(limits.decode_frames, limits.frames_in_flight))
+
+    rows = _ready_rows(now, streams, micro_batches)
+    rows, preempt, free = _make_room(now, rows)
+    shares = [Share(row, row.sent, 1, True) for row in rows]
+
+    budget = _chunk_budget(now, streams, micro_batches, rows=len(rows))
+    admit: list[SequenceView] = []
+    for sequence in now.running:
+        if budget < 1:
+            break
+        if sequence.remaining and not sequence.streaming and sequence not in preempt:
+            shares.append(_chunk(sequence, budget))
+            budget -= shares[-1].count
+    if not preempt:
+        running = len(now.running)
+        for sequence in now.waiting:
+            needed = _blocks_to_start(sequence, limits)
+            # A block in hand for each running sequence: who is let in must not drive out who runs.
+            if budget < 1 or running >= limits.max_running or free < needed + running or sequence.in_flight:
+                break
+            free -= blocks_for(sequence.length, limits.block_tokens)
+            running += 1
+            admit.append(sequence)
+            shares.append(_chunk(sequence, budget))
+            budget -= shares[-1].count
+    return Decision(tuple(preempt), tuple(admit), tuple(shares), decode_rows=len(rows))
+
+
+def _ready_rows(now: Snapshot, streams: int, micro_batches: int) -> list[SequenceView]:
+    """Streams whose last token is known, longest unserved first: this frame's share of all streams."""
+    decode_frames = sum(1 for frame in now.frames if frame.decode_rows)
+    if not streams or decode_frames >= micro_batches:
+        return []
+    ready = [sequence for sequence in now.running if sequence.streaming and sequence.remaining]
+    ready.sort(key=lambda sequence: (sequence.last_step, sequence.arrival))
+    return ready[: min(-(-streams // micro_batches), now.limits.frame_tokens)]
+
+
+def _make_room(now: Snapshot, rows: list[SequenceView]) -> tuple[list[SequenceView], list[SequenceView], int]:
+    """(rows that have a block for their token, sequences to put back, blocks free afterwards).
+
+    The oldest rows get blocks first, and the youngest running sequence gives way: so the oldest always goes
+    forward."""
+    block_tokens = now.limits.block_tokens
+    free, returning = now.free_blocks, now.returning_blocks
+    candidates = sorted(now.running, key=lambda sequence: sequence.arrival)
+    preempt: list[SequenceView] = []
+    served: list[SequenceView] = []
+    for row in sorted(rows, key=lambda sequence: sequence.arrival):
+        if row in preempt:
+            continue
+        needed = blocks_for(row.sent + 1, block_tokens) - row.blocks
+        while free < needed and returning < needed:
+            victim = candidates.pop()
+            preempt.append(victim)
+            if victim.in_flight:
+                returning += victim.blocks
+            else:
+                free += victim.blocks
+            if victim is row:
+                break
+        if row in preempt:
+            continue
+        if free >= needed:
+            free -= needed
+            served.append(row)
+        else:
+            returning -= needed  # Spoken for: this row waits for frames that are on their way home.
+    return [row for row in served if row not in preempt], preempt, free
+
+
+def _chunk_budget(now: Snapshot, streams: int, micro_batches: int, *, rows: int) -> int:
+    """How many tokens of prompts this frame may carry beside its decode rows."""
+    limits, costs = now.limits, now.costs
+    room = limits.frame_tokens - rows
+    chunk_frames = sum(1 for frame in now.frames if frame.chunk_tokens)
+    if room < 1 or chunk_frames >= limits.prefill_frames:
+        return 0
+    if not streams:
+        pending = sum(sequence.remaining for sequence in (*now.running, *now.waiting))
+        pending += sum(frame.chunk_tokens for frame in now.frames)
+        return min(room, costs.best_chunk(pending, most=limits.frame_tokens, in_flight=limits.prefill_frames))
+
+    typical_rows = rows or -(-streams // micro_batches)
+    if not costs.measured:
+        budget = UNMEASURED_CHUNK
+    else:
+        allowed = [
+            min(CHUNK_DECODE_STEPS * station.seconds(typical_rows), CHUNK_STATION_SECONDS)
+            for station in costs.stations
+        ]
+        budget = costs.tokens_within(allowed, most=limits.frame_tokens) - typical_rows
+    budget = min(room, max(budget, LEAST_CHUNK))
+    # More frames than this would queue up before the slowest station, and streams behind them.
+    size = typical_rows + budget
+    overlapping = costs.measured and limits.decode_frames > 1
+    fitting = int(costs.round(size) / costs.slowest(size)) if overlapping else 1
+    if len(now.frames) >= max(micro_batches, min(fitting, limits.prefill_frames)):
+        return 0
+    return budget
+
+
+def _blocks_to_start(sequence: SequenceView, limits: Limits) -> int:
+    """Blocks for its tokens and for the next one, so that a new stream does not give way at its first step."""
+    return blocks_for(sequence.length + 1, limits.block_tokens)
+
+
+def _chunk(sequence: SequenceView, budget: int) -> Share:
+    count = min(sequence.remaining, budget)
+    return Share(sequence, sequence.sent, count, wants_row=count == sequence.remaining)
