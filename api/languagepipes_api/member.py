@@ -27,31 +27,45 @@ class MemberSettings(BaseModel):
     namespace: str = "default"
     pipe: str
     chain: int = 0
-    stage: int = Field(0, ge=0, le=64, description="The stage's 1-based place in its chain; 0 for other roles.")
+    stage: int = Field(
+        default=0, ge=0, le=64, description="The stage's 1-based place in its chain; 0 for other roles."
+    )
     tls_dir: Path = Field(description="Holds ca.crt, tls.crt and tls.key; read anew for each connection.")
-    telemetry_listen: str = Field("0.0.0.0:9090", description="Where /metrics, /healthz and /readyz are served.")
-    threads: int | None = Field(None, ge=1, description="Compute threads; default: the container's CPU limit.")
-    shared_cores: bool = Field(False, description="True where members share cores: one decode micro-batch in flight.")
+    telemetry_listen: str = Field(
+        default="0.0.0.0:9090", description="Where /metrics, /healthz and /readyz are served."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="Compute threads; default: the container's CPU limit."
+    )
+    shared_cores: bool = Field(
+        default=False, description="True where members share cores: one decode micro-batch in flight."
+    )
 
     # stage and end-model
-    plan_file: Path | None = Field(None, description="The plan, as JSON.")
+    plan_file: Path | None = Field(default=None, description="The plan, as JSON.")
     store_address: str | None = None
     ring_listen: str | None = None
-    successor: str | None = Field(None, description="The next station; the last stage's is the End Model.")
+    successor: str | None = Field(
+        default=None, description="The next station; the last stage's is the End Model."
+    )
     device: Literal["CPU", "GPU"] = "CPU"
 
     # end-model
     api_listen: str | None = None
     served_name: str | None = None
-    api_keys_dir: Path | None = Field(None, description="Each file's content is one API key; absent: no keys asked.")
-    max_concurrent_requests: int = Field(64, ge=1)
-    max_queued_requests: int = Field(256, ge=0)
+    api_keys_dir: Path | None = Field(
+        default=None, description="Each file's content is one API key; absent: no keys asked."
+    )
+    max_concurrent_requests: int = Field(default=64, ge=1)
+    max_queued_requests: int = Field(default=256, ge=0)
 
     # store
     store_listen: str | None = None
-    source: str | None = Field(None, description="hf://, pvc://, https:// or file://.")
+    source: str | None = Field(default=None, description="hf://, pvc://, https:// or file://.")
     revision: str | None = None
-    dtype: Dtype | None = Field(None, description="What a GGUF file is converted to; None keeps the stored dtype.")
+    dtype: Dtype | None = Field(
+        default=None, description="What a GGUF file is converted to; None keeps the stored dtype."
+    )
     cache_dir: Path | None = None
     token_file: Path | None = None
 
@@ -64,11 +78,17 @@ class MemberSettings(BaseModel):
     def to_environment(self) -> dict[str, str]:
         """Only what differs from the defaults, as `LANGUAGEPIPES_…` variables."""
         values = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-        return {PREFIX + name.upper(): str(value).lower() if isinstance(value, bool) else str(value)
-                for name, value in values.items()}
+        return {
+            PREFIX + name.upper(): str(value).lower() if isinstance(value, bool) else str(value)
+            for name, value in values.items()
+        }
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> MemberSettings:
         """Raises pydantic.ValidationError naming each wrong variable. Unknown LANGUAGEPIPES_ variables are wrong too."""
-        values = {name[len(PREFIX):].lower(): value for name, value in environment.items() if name.startswith(PREFIX)}
+        values = {
+            name[len(PREFIX) :].lower(): value
+            for name, value in environment.items()
+            if name.startswith(PREFIX)
+        }
         return cls.model_validate(values)
