@@ -18,7 +18,7 @@ from local_waiting import alive, eventually
 pytestmark = pytest.mark.timeout(60)
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(600)"
-IGNORES_SIGTERM = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPS
 ENDS_POLITELY = """
 import signal, sys, time
 def end(*_):
@@ -183,13 +183,13 @@ from languagepipes_operator.local.processes import Command, Supervisor
 directory = Path(sys.argv[1])
 with Supervisor(directory) as supervisor:
     commands = [
-        Command(name, (sys.executable, '-I', '-S', '-c', source), dict(os.environ), directory, directory / f'{name}.log')
+        Command(name, (sys.executable, '-c', source), dict(os.environ), directory, directory / f'{name}.log')
         for name, source in zip(('stage', 'store', 'family'), sys.argv[2:], strict=True)
     ]
     supervisor.start(commands)
     while not all(command.log.exists() and command.log.read_text() for command in commands):
         time.sleep(0.02)
-    print(*(member.pid for member in supervisor.members.values()), commands[2].log.read_text().strip(), flush=True)
+    print(*(member.pid for member in supervisor.members.values()), commands[2].log.read_text(), flush=True)
     time.sleep(600)
 """
 

@@ -1,8 +1,9 @@
 """Loopback ports for the members, held from before the first member starts until `up` ends.
 
-A held port is bound with SO_REUSEADDR and never listens. Linux then lets a member with SO_REUSEADDR bind and listen on
-the same port, while port 0 and outgoing connections of other programs keep away from it (inet_csk_get_port): nobody
-can take it between two lives of a member. Other systems refuse the second bind, so there the port is let go at once.
+A held port is bound with SO_REUSEADDR and never listens. Linux then lets a member with SO_REUSEADDR bind and
+listen on the same port, while port 0 and outgoing connections of other programs keep away from it
+(inet_csk_get_port): nobody gets it by chance between two lives of a member. Other systems refuse the second
+bind, so there the port is let go at once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ class HeldPorts:
         self._sockets: list[socket.socket] = []
 
     def hold(self, port: int = 0) -> str:
-        """Hold `port`, or a free one for 0. Raises PortTaken if somebody listens there, OSError if it may not be bound."""
+        """Hold `port`, or a free one for 0.
+
+        Raises PortTaken if somebody listens there, OSError if it may not be bound.
+        """
         holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -35,7 +39,8 @@ class HeldPorts:
             holder.close()
             if error.errno == errno.EADDRINUSE:
                 raise PortTaken(
-                    f"port {port} on {LOOPBACK} is taken by another program: stop it, or choose another with --port"
+                    f"port {port} on {LOOPBACK} is taken by another program: "
+                    "stop it, or choose another with --port"
                 ) from error
             raise
         address = f"{LOOPBACK}:{holder.getsockname()[1]}"

@@ -1,8 +1,8 @@
 """Run as a script beside `languagepipes up`: cleans up after it if it is killed. Standard library only.
 
-`caretaker.py DIRECTORY` reads lines from stdin: `+PID` when a member's process group starts, `-PID` when it is gone.
-At the end of input (`up` left, by whatever way) it kills the groups that remain and removes DIRECTORY, which holds
-private keys. After an orderly end there is nothing left to do.
+`caretaker.py DIRECTORY` reads lines from stdin: `+PID` when a member's process group starts, `-PID` when it
+is gone. At the end of input (`up` left, by whatever way) it kills the groups that remain and removes
+DIRECTORY, which holds private keys. After an orderly end the directory is all that is left to remove.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 5.0
 
 
 def main(argv: list[str]) -> int:
-    """Wait for the end of stdin, then clean up. Signals meant for `up` do not reach it: it has a session of its own."""
+    """Wait for the end of stdin, then clean up. Signals that mean `up` are ignored: this must outlive it."""
     directory = argv[0]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

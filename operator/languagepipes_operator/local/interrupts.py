@@ -12,10 +12,10 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """A context for the main thread. `stops` counts the requests to stop so far: the second one means at once.
+    """A context for the main thread. `stops` counts the requests to stop; the second one means at once.
 
-    Handlers only count; the interpreter's wake-up descriptor ends a wait. (An Event set from a handler can deadlock
-    with the wait that it interrupts.)
+    Handlers only count; the interpreter's wake-up descriptor ends a wait. (An Event set from a handler can
+    deadlock with the wait that it interrupts.)
     """
 
     def __init__(self) -> None:

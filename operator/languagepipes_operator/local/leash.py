@@ -1,8 +1,8 @@
 """Run as a script: `leash.py PARENT ARGV…` becomes ARGV, and dies when PARENT does. Standard library only.
 
-The kernel keeps the promise (PR_SET_PDEATHSIG, prctl(2)), so it holds for a parent that is killed too. It follows the
-thread that forked: start members from a thread that lives as long as its process. A wrapper that execs is used because
-code between fork and exec (`preexec_fn`) is unsafe in a process with threads.
+The kernel keeps the promise (PR_SET_PDEATHSIG, prctl(2)), so it holds for a parent that is killed too. It
+follows the thread that forked: start members from a thread that lives as long as its process. A wrapper that
+execs is used because code between fork and exec (`preexec_fn`) is unsafe in a process with threads.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _PR_SET_PDEATHSIG = 1
 PARENT_GONE = 113
 
 
-def main(argv: list[str]) -> int:
-    """Never returns, unless the parent is gone already or `argv` cannot be run."""
+def main(argv: list[str]) -> None:
+    """Never returns. Exits if the parent is gone already; raises OSError if the program cannot be run."""
     parent, command = int(argv[0]), argv[1:]
     # Hidden states count as text, and a core file would hold them.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -26,10 +26,9 @@ def main(argv: list[str]) -> int:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # A parent that died before prctl took hold would never be noticed otherwise.
     if os.getppid() != parent:
-        return PARENT_GONE
-    os.execv(command[0], command)  # noqa: S606: replacing this process is the point
-    return 1
+        sys.exit(PARENT_GONE)
+    os.execv(command[0], command)  # noqa: S606 - to become this program is the point
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

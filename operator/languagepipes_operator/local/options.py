@@ -1,4 +1,4 @@
-"""What a user may say to `languagepipes up` besides the pipe itself. Light to import: the CLI builds its parser from it."""
+"""What a user may say to `languagepipes up` besides the pipe. Light to import, for the CLI's parser."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 class UpOptions:
     """file: the YAML that names the pipe; relative file:// sources start at its directory.
 
-    port: where the OpenAI API listens on 127.0.0.1. cache_dir: the store's verified files, kept between runs.
-    secrets_dir: stands in for the cluster's Secrets, DIR/<secret>/<key>. ready_file: written as JSON while the pipe is
-    Ready. log_dir: where members' output goes; None puts it into the private directory that vanishes at the end.
+    port: where the OpenAI API listens on 127.0.0.1. cache_dir: the store's files, kept between runs.
+    secrets_dir: stands in for the cluster's Secrets, DIR/<secret>/<key>. ready_file: there, as JSON, while the
+    pipe is Ready. log_dir: where members' output goes; None: into the private directory that vanishes.
     """
 
     file: Path
@@ -27,7 +27,7 @@ class UpOptions:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> UpOptions:
-        """From what `add_arguments` parsed; paths become absolute, since members run in a directory of their own."""
+        """From what `add_arguments` parsed. Paths become absolute: members run in another directory."""
 
         def absolute(path: Path | None) -> Path | None:
             return None if path is None else Path(os.path.abspath(path.expanduser()))
@@ -66,13 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ready-file",
         metavar="PATH",
         type=Path,
-        help="written as JSON while the pipe is Ready, removed at the end",
+        help="JSON, there while the pipe is Ready",
     )
     parser.add_argument(
         "--log-dir",
         metavar="DIR",
         type=Path,
-        help="keep members' output here (default: gone with the private directory)",
+        help="keep members' output here (default: it vanishes)",
     )
 
 

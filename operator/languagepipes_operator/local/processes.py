@@ -1,6 +1,6 @@
-"""Members as child processes: start, restart with back-off, stop. Knows nothing of plans, models or what a member says.
+"""Members as child processes: start, restart with back-off, stop. Knows nothing of plans or models.
 
-Each member leads a session of its own, so Ctrl-C in the terminal reaches `up` alone, which then stops them in order.
+Each member leads a session of its own, so Ctrl-C in the terminal reaches `up` alone, which then stops them.
 `leash.py` ends members whose parent was killed; `caretaker.py` removes what such a parent could not.
 """
 
@@ -34,7 +34,7 @@ _LAST_WORDS_LINES = 8
 def backoff_seconds(failures: int) -> float:
     """How long to wait before the start after the `failures`-th death in a row: 0, 0.5, 1, 2, … 30 seconds.
 
-    The first is at once, because most deaths are the only one; a member that lived for STEADY_SECONDS starts over.
+    The first is at once: most deaths are the only one. A member that lived for STEADY_SECONDS starts over.
     """
     if failures <= 1:
         return 0.0
@@ -121,7 +121,7 @@ class Supervisor:
             self._spawn(member)
 
     def tend(self) -> list[Death]:
-        """Reap members that ended, start those whose back-off is over, and say who died. Call it often; never blocks."""
+        """Reap members that ended, start those whose back-off is over, say who died. Never blocks."""
         now = self._clock()
         deaths = []
         for member in self.members.values():
@@ -142,7 +142,7 @@ class Supervisor:
     def stop(
         self, *, grace_seconds: float = GRACE_SECONDS, hurry: Callable[[], bool] = lambda: False
     ) -> None:
-        """SIGTERM to every member, SIGKILL to what is left after `grace_seconds`, or as soon as `hurry()` says so."""
+        """SIGTERM to all members; SIGKILL to what is left after `grace_seconds`, or once `hurry()`."""
         for member in self.members.values():
             # SIGCONT, since a stopped process would act on SIGTERM only once it goes on.
             self._signal(member, signal.SIGTERM)
@@ -190,7 +190,7 @@ class Supervisor:
         self._tell_caretaker(f"+{member.process.pid}")
 
     def _ended(self, member: Member) -> bool:
-        """Whether its process ended. Leaves it unreaped, so that its process group's number cannot be given away."""
+        """Whether its process ended. It stays unreaped, so that its group's number is not given away."""
         process = member.process
         if process is None:
             return True

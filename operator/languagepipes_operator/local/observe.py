@@ -1,0 +1,203 @@
+"""What members say of themselves: /status on telemetry ports, the store's facts and progress over mTLS.
+
+Asking never raises for a member that is away, late or not itself: then there is no answer. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import httpx
+from languagepipes_api.facts import ModelFacts
+from languagepipes_api.names import TLS_CA_FILE, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
+from pydantic import BaseModel, ValidationError
+
+_ANSWER_SECONDS = 2.0
+# No member can have this name.
+_PROGRESS = "/v1/progress"
+
+
+class ObserveError(Exception):
+    """Base of what asking the store can end in."""
+
+
+class SourceFailed(ObserveError):
+    """The store gave the source up for good. reason: one word; str(): the sentence with the remedy."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Problem(BaseModel):
+    """Why something is not there (yet)."""
+
+    reason: str
+    message: str
+
+
+class StoreProgress(BaseModel):
+    """The store's /v1/progress. An error is final with phase Failed; else the store tries again."""
+
+    phase: Literal["Resolving", "Downloading", "Verifying", "Converting", "Ready", "Failed"]
+    done_bytes: int = 0
+    total_bytes: int = 0
+    error: Problem | None = None
+
+
+class MemberReport(BaseModel):
+    """A member's /status; what only some roles have is optional."""
+
+    state: str
+    message: str = ""
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+    epoch: int | None = None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The latest answers; None for who did not answer in time."""
+
+    members: Mapping[str, MemberReport | None] = field(default_factory=dict)
+    progress: StoreProgress | None = None
+
+
+class _Refusal(BaseModel):
+    error: Problem
+
+
+class StoreObserver:
+    """Asks one store, as the operator that `tls_dir` names, and believes nobody but the pipe's store."""
+
+    def __init__(self, address: str, *, tls_dir: Path, store: Identity) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        # The URI SAN says who it is; host names are in no certificate of ours.
+        context.check_hostname = False
+        context.load_verify_locations(tls_dir / TLS_CA_FILE)
+        context.load_cert_chain(tls_dir / TLS_CERTIFICATE_FILE, tls_dir / TLS_KEY_FILE)
+        self._store = store
+        self._client = httpx.Client(
+            base_url=f"https://{address}", verify=context, timeout=_ANSWER_SECONDS, trust_env=False
+        )
+
+    def facts(self) -> ModelFacts | Problem | None:
+        """The facts, or why they are not there yet, or None without an answer. Raises SourceFailed."""
+        response = self._get("/v1/facts")
+        if response is None:
+            return None
+        if response.status_code == 200:
+            try:
+                return ModelFacts.from_json(response.json()["facts"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise SourceFailed(
+                    "FactsUnreadable",
+                    f"the store's answer is not what this version reads ({error!r}): "
+                    "install operator and node of one version",
+                ) from error
+        try:
+            problem = _Refusal.model_validate_json(response.content).error
+        except ValidationError:
+            problem = Problem(reason="StoreError", message=f"the store answers {response.status_code}")
+        if response.status_code == 503:
+            return problem
+        raise SourceFailed(problem.reason, problem.message)
+
+    def progress(self) -> StoreProgress | None:
+        """None without an answer."""
+        response = self._get("/v1/progress")
+        if response is None:
+            return None
+        try:
+            return StoreProgress.model_validate_json(response.content)
+        except ValidationError:
+            return None
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _get(self, path: str) -> httpx.Response | None:
+        try:
+            # Streamed, since the connection can be asked who it is only while it is open.
+            with self._client.stream("GET", path) as response:
+                if not self._is_store(response):
+                    return None
+                response.read()
+                return response
+        except httpx.HTTPError:
+            return None
+
+    def _is_store(self, response: httpx.Response) -> bool:
+        connection = response.extensions["network_stream"].get_extra_info("ssl_object")
+        names = (connection.getpeercert() or {}).get("subjectAltName", ())
+        return bool(names == (("URI", self._store.uri),))
+
+
+class Observer:
+    """Asks everybody in the background, so that a member that hangs holds up nobody."""
+
+    def __init__(self) -> None:
+        self._questions: dict[str, Callable[[], MemberReport | None]] = {}
+        self._store: StoreObserver | None = None
+        self._pending: dict[str, Future[Any]] = {}
+        self._latest: dict[str, Any] = {}
+        self._client = httpx.Client(timeout=_ANSWER_SECONDS, trust_env=False)
+        self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="observe")
+
+    def watch(self, name: str, telemetry: str) -> None:
+        """From now on ask the member `name` at its telemetry address."""
+        self._questions[name] = partial(self._report, telemetry)
+
+    def watch_store(self, store: StoreObserver) -> None:
+        """From now on ask `store` for its progress; it is closed with this observer."""
+        self._store = store
+
+    def forget(self, name: str) -> None:
+        """The member `name` died: what it said last is no longer so."""
+        self._latest.pop(name, None)
+        self._pending.pop(name, None)
+
+    def observe(self) -> Observation:
+        """The latest answers; asks anew those who have answered, or not in time. Never blocks."""
+        if self._store is not None:
+            self._ask(_PROGRESS, self._store.progress)
+        for name, question in self._questions.items():
+            self._ask(name, question)
+        return Observation(
+            members={name: self._latest.get(name) for name in self._questions},
+            progress=self._latest.get(_PROGRESS),
+        )
+
+    def __enter__(self) -> Observer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._client.close()
+        if self._store is not None:
+            self._store.close()
+
+    def _ask(self, name: str, question: Callable[[], object]) -> None:
+        pending = self._pending.get(name)
+        if pending is not None:
+            if not pending.done():
+                return
+            self._latest[name] = pending.result()
+        self._pending[name] = self._pool.submit(question)
+
+    def _report(self, telemetry: str) -> MemberReport | None:
+        try:
+            response = self._client.get(f"http://{telemetry}/status")
+            return MemberReport.model_validate_json(response.content)
+        except (httpx.HTTPError, ValidationError):
+            return None

@@ -1,0 +1,125 @@
+"""What `up` knows at one moment, as a value: made from processes and answers, shown by `display`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from languagepipes_operator.local.observe import MemberReport, Observation, Problem, StoreProgress
+from languagepipes_operator.local.processes import Member
+
+MemberState = Literal["starting", "waiting", "loading", "ready", "failed", "silent", "restarting"]
+_SAID: dict[str, MemberState] = {
+    "starting": "starting",
+    "waiting": "waiting",
+    "loading": "loading",
+    "ready": "ready",
+    "failed": "failed",
+}
+
+
+@dataclass(frozen=True)
+class MemberView:
+    """One member for people. work: what it runs ("layers 1-9"). detail: why it is in that state, or "".
+
+    loaded_bytes of total_bytes are its weights; 0 of 0 where it has none or has not said so yet.
+    """
+
+    name: str
+    work: str
+    state: MemberState
+    detail: str = ""
+    pid: int | None = None
+    restarts: int = 0
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything on display. store is None until the store first answers, epoch until a hello went round.
+
+    problem: why the facts are not there yet.
+    """
+
+    pipe: str
+    members: tuple[MemberView, ...] = ()
+    store: StoreProgress | None = None
+    problem: Problem | None = None
+    epoch: int | None = None
+    url: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether a token can go round: every station is ready. (A ring that runs needs no store.)"""
+        stations = [member for member in self.members if member.name != STORE]
+        return bool(stations) and all(member.state == "ready" for member in stations)
+
+
+STORE = "store"
+END_MODEL = "end-model"
+
+
+def take(
+    pipe: str,
+    members: Mapping[str, Member],
+    work: Mapping[str, str],
+    observation: Observation,
+    *,
+    heard: Mapping[str, int],
+    now: float,
+    problem: Problem | None = None,
+    url: str | None = None,
+) -> Snapshot:
+    """heard: the pid that last answered, by member: one that falls silent is told from one that starts.
+
+    now: by the supervisor's clock, in seconds.
+    """
+    views = tuple(
+        _member_view(
+            member,
+            observation.members.get(name),
+            work=work.get(name, ""),
+            was_heard=heard.get(name) == member.pid,
+            now=now,
+        )
+        for name, member in members.items()
+    )
+    end_model = observation.members.get(END_MODEL)
+    return Snapshot(
+        pipe=pipe,
+        members=views,
+        store=observation.progress,
+        problem=problem,
+        epoch=None if end_model is None or not end_model.epoch else end_model.epoch,
+        url=url,
+    )
+
+
+def _member_view(
+    member: Member, report: MemberReport | None, *, work: str, was_heard: bool, now: float
+) -> MemberView:
+    state: MemberState
+    if member.process is None:
+        wait = max(0.0, member.restart_at - now)
+        state, detail = (
+            "restarting",
+            f"in {wait:.0f} s" if member.last_death is None else str(member.last_death),
+        )
+        if member.last_death is not None:
+            detail += f", starts again in {wait:.0f} s"
+    elif report is None:
+        state, detail = ("silent", "does not answer") if was_heard else ("starting", "")
+    else:
+        state, detail = _SAID.get(report.state, "starting"), report.message
+    return MemberView(
+        name=member.name,
+        work=work,
+        state=state,
+        detail=detail,
+        pid=member.pid,
+        restarts=max(0, member.restarts),
+        loaded_bytes=0 if report is None else report.loaded_bytes,
+        total_bytes=0 if report is None else report.total_bytes,
+    )
