@@ -49,7 +49,9 @@ class TooManySequences(Exception):
     """The server has as many sequences as it admits; `open` of at most `limit`, `asked` more were wanted."""
 
     def __init__(self, *, asked: int, open_sequences: int, limit: int) -> None:
-        super().__init__(f"{open_sequences} sequences of at most {limit} are open, {asked} more were asked for")
+        super().__init__(
+            f"{open_sequences} sequences of at most {limit} are open, {asked} more were asked for"
+        )
         self.asked, self.open_sequences, self.limit = asked, open_sequences, limit
 
 

@@ -6,6 +6,7 @@
     ├── ModelNotFound             404
     ├── UnknownRoute              404
     ├── MethodNotAllowed          405
+    ├── RequestTimeout            408
     ├── BodyTooLarge              413
     ├── UnsupportedMediaType      415
     ├── QueueFull                 429, with Retry-After
@@ -108,6 +109,17 @@ class MethodNotAllowed(ApiError):
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         return [(b"allow", self.allow.encode("latin-1"))]
+
+
+class RequestTimeout(ApiError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+    outcome = "invalid"
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"connection", b"close")]
 
 
 class BodyTooLarge(ApiError):

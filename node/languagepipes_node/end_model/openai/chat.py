@@ -1,0 +1,189 @@
+"""POST /v1/chat/completions (https://platform.openai.com/docs/api-reference/chat)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from languagepipes_node.end_model.openai.answers import Piece, ScoredToken
+from languagepipes_node.end_model.openai.errors import InvalidRequest, UnsupportedParameter
+from languagepipes_node.end_model.openai.generation import (
+    ResponseFormat,
+    Service,
+    Usage,
+    event_end,
+    plan_generation,
+    read_request,
+    respond,
+)
+from languagepipes_node.end_model.openai.schemas import ChatMessage, ChatRequest, chat_messages, parse
+from languagepipes_node.end_model.text import NoChatTemplate, TemplateError, TextCodec
+
+_CHUNK = "chat.completion.chunk"
+
+
+class ChatCompletions:
+    """The route, as an ASGI application."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service = self._service
+        fields = await read_request(service, scope, receive)
+        raw_messages = fields.pop("messages", None)
+        request = parse(ChatRequest, fields)
+        messages = chat_messages(raw_messages)
+        _check_template_variables(service.text, request)
+        loop = asyncio.get_running_loop()
+        prompt = await loop.run_in_executor(service.workers, _tokenise, service.text, messages, request)
+        generation = plan_generation(
+            service,
+            request,
+            [prompt],
+            prompt_param="messages",
+            max_tokens=_max_tokens(request),
+            default_max_tokens=None,
+            logprobs=_alternatives(request),
+        )
+        include_usage = request.stream_options is not None and request.stream_options.include_usage
+        format = ChatFormat(service, include_usage=include_usage, scored=request.logprobs)
+        await respond(service, generation, format, scope, receive, send)
+
+
+class ChatFormat(ResponseFormat):
+    """`chat.completion` and `chat.completion.chunk` objects."""
+
+    def __init__(self, service: Service, *, include_usage: bool, scored: bool) -> None:
+        super().__init__(service, prefix="chatcmpl", include_usage=include_usage)
+        self._scored = scored
+        start = self.event_start(_CHUNK)
+        end = event_end(self.usage_field)
+        self._start = start
+        self._index = start + b'{"index":'
+        self._content = b',"delta":{"content":'
+        self._no_more = b'},"logprobs":null,"finish_reason":null}' + end
+        self._end = end
+
+    def opening(self, index: int) -> bytes:
+        delta = (
+            b',"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}'
+        )
+        return self._index + str(index).encode() + delta + self._end
+
+    def event(self, index: int, piece: Piece) -> bytes:
+        number = str(index).encode()
+        events = b""
+        if piece.scored:
+            logprobs = orjson.dumps(self._logprobs(piece.scored))
+            text = orjson.dumps(piece.text)
+            events = (
+                self._index + number + self._content + text + b'},"logprobs":' + logprobs
+                + b',"finish_reason":null}' + self._end
+            )  # fmt: skip
+        elif piece.text:
+            events = self._index + number + self._content + orjson.dumps(piece.text) + self._no_more
+        if piece.finish is not None:
+            finish = b',"delta":{},"logprobs":null,"finish_reason":"' + piece.finish.encode() + b'"}'
+            events += self._index + number + finish + self._end
+        return events
+
+    def usage_event(self, usage: Usage) -> bytes:
+        return self._start + event_end(b',"usage":' + orjson.dumps(usage.to_json()))
+
+    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> bytes:
+        return orjson.dumps(
+            {
+                **self.head,
+                "object": "chat.completion",
+                "choices": [self._choice(index, pieces) for index, pieces in enumerate(choices)],
+                "usage": usage.to_json(),
+            }
+        )
+
+    def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+        scored = [token for piece in pieces for token in piece.scored]
+        return {
+            "index": index,
+            "message": {
+                "role": "assistant",
+                "content": "".join(piece.text for piece in pieces),
+                "refusal": None,
+            },
+            "logprobs": self._logprobs(scored) if self._scored else None,
+            "finish_reason": pieces[-1].finish,
+        }
+
+    def _logprobs(self, scored: Sequence[ScoredToken]) -> dict[str, Any]:
+        codec = self.service.text
+        content = []
+        for token, logprobs, _ in scored:
+            top = [_token_object(codec, other, logprob) for other, logprob in logprobs.top]
+            content.append({**_token_object(codec, token, logprobs.logprob), "top_logprobs": top})
+        return {"content": content, "refusal": None}
+
+
+def _token_object(codec: TextCodec, token: int, logprob: float) -> dict[str, Any]:
+    raw = codec.token_bytes(token)
+    # JSON knows no infinity; -9999 is what OpenAI's API shows for "not possible".
+    return {"token": raw.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+
+
+def _tokenise(codec: TextCodec, messages: tuple[ChatMessage, ...], request: ChatRequest) -> tuple[int, ...]:
+    """Raises InvalidRequest if the template cannot render the messages."""
+    template = codec.template
+    # OpenAI's newer name for the system role, which few templates know.
+    developer = "developer" if template is not None and template.knows_developer_role else "system"
+    plain = [
+        {"role": developer if message.role == "developer" else message.role, "content": message.content}
+        for message in messages
+    ]
+    try:
+        rendered = codec.render_chat(plain, request.chat_template_kwargs)
+    except NoChatTemplate as error:
+        raise InvalidRequest(f"{error}.", param="messages", code="no_chat_template") from error
+    except TemplateError as error:
+        raise InvalidRequest(f"{error}.", param="messages", code="chat_template_error") from error
+    for place, message in enumerate(messages):
+        if message.role in ("system", "developer") and message.content.strip() not in rendered:
+            raise UnsupportedParameter(
+                f"The model's chat template leaves out this message of role '{message.role}'.",
+                param=f"messages[{place}]",
+            )
+    return codec.encode(rendered, add_special_tokens=False)
+
+
+def _check_template_variables(codec: TextCodec, request: ChatRequest) -> None:
+    known = codec.template.variables if codec.template is not None else frozenset()
+    for name in request.chat_template_kwargs:
+        param = f"chat_template_kwargs.{name[:64]}"
+        if name in ("messages", "tools", "documents", "add_generation_prompt") or name.endswith("_token"):
+            raise InvalidRequest(
+                f"'{param}' cannot be set: the server gives it to the template.", param=param
+            )
+        if name not in known:
+            raise InvalidRequest(
+                f"'{param}' is not read by the model's chat template: leave it out.", param=param
+            )
+
+
+def _max_tokens(request: ChatRequest) -> tuple[str, int] | None:
+    old, new = request.max_tokens, request.max_completion_tokens
+    if old is not None and new is not None and old != new:
+        raise InvalidRequest(
+            f"'max_tokens' is {old} and 'max_completion_tokens' is {new}: send one of them.",
+            param="max_tokens",
+        )
+    if new is not None:
+        return "max_completion_tokens", new
+    return ("max_tokens", old) if old is not None else None
+
+
+def _alternatives(request: ChatRequest) -> int | None:
+    if request.top_logprobs is not None and not request.logprobs:
+        raise InvalidRequest("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
+    return (request.top_logprobs or 0) if request.logprobs else None

@@ -1,0 +1,401 @@
+"""From a validated request to its answer: admit, wait for the engine, send. The same for both routes.
+
+The status line is not sent before the engine's first output, so that whatever goes wrong until then has its proper
+status; what goes wrong later is an SSE event with the error object, after which the stream ends without [DONE].
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from languagepipes_node import telemetry
+from languagepipes_node.end_model.openai.answers import Answer, Piece
+from languagepipes_node.end_model.openai.bridge import (
+    ClientGone,
+    EngineBridge,
+    Exchange,
+    SequenceRequest,
+    TooManySequences,
+)
+from languagepipes_node.end_model.openai.errors import (
+    ApiError,
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+    RingDown,
+    from_failure,
+)
+from languagepipes_node.end_model.openai.http import read_body, send_json
+from languagepipes_node.end_model.openai.schemas import (
+    MAX_CHOICES,
+    ChatRequest,
+    CompletionRequest,
+    parse_json,
+)
+from languagepipes_node.end_model.requests import Failure, SamplingParameters
+from languagepipes_node.end_model.text import TextCodec
+
+# A client that reads nothing for this long has gone, whatever its TCP says.
+_STALL_SECONDS = 60.0
+_DONE = b"data: [DONE]\n\n"
+_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes share. Rendering and tokenising run in `workers`, so that a long prompt holds up no stream."""
+
+    bridge: EngineBridge
+    text: TextCodec
+    served_name: str
+    max_context_length: int
+    max_request_bytes: int
+    system_fingerprint: str | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+    workers: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenise")
+    )
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+    def to_json(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Generation:
+    """All that is to be generated for one request. sequences: choice i is of prompt i // n."""
+
+    sequences: tuple[SequenceRequest, ...]
+    prompt_tokens: int
+    stops: tuple[str, ...]
+    stream: bool
+
+
+class ResponseFormat(ABC):
+    """How one route writes an answer, whole or as SSE events. The constant parts of events are made once."""
+
+    def __init__(self, service: Service, *, prefix: str, include_usage: bool) -> None:
+        self.service = service
+        self.include_usage = include_usage
+        self.head: dict[str, Any] = {
+            "id": f"{prefix}-{secrets.token_hex(16)}",
+            "created": int(time.time()),
+            "model": service.served_name,
+            "system_fingerprint": service.system_fingerprint,
+        }
+        self.usage_field = b',"usage":null' if include_usage else b""
+
+    def event_start(self, object_name: str) -> bytes:
+        """An event up to its `choices`."""
+        head = orjson.dumps({**self.head, "object": object_name})
+        return b"data: " + head[:-1] + b',"choices":['
+
+    @abstractmethod
+    def opening(self, index: int) -> bytes:
+        """The first event of a choice, if the route has one."""
+
+    @abstractmethod
+    def event(self, index: int, piece: Piece) -> bytes:
+        """The events for a piece; nothing for a piece that shows nothing and ends nothing."""
+
+    @abstractmethod
+    def usage_event(self, usage: Usage) -> bytes:
+        """The last event before [DONE]: no choices, the usage."""
+
+    @abstractmethod
+    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> bytes:
+        """The body of an answer that is not streamed."""
+
+
+def event_end(usage_field: bytes) -> bytes:
+    """An event after its choices."""
+    return b"]" + usage_field + b"}\n\n"
+
+
+async def read_request(service: Service, scope: Scope, receive: Receive) -> dict[str, Any]:
+    """The body's fields, once it is known that they ask for the served model. Raises ApiError or ClientGone."""
+    fields = parse_json(await read_body(scope, receive, max_bytes=service.max_request_bytes))
+    model = fields.get("model")
+    if isinstance(model, str) and model != service.served_name:
+        shown = model if len(model) <= 128 else model[:128] + "…"
+        raise ModelNotFound(
+            f"The model '{shown}' does not exist. This server serves '{service.served_name}'.", param="model"
+        )
+    return fields
+
+
+def plan_generation(
+    service: Service,
+    request: ChatRequest | CompletionRequest,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    prompt_param: str,
+    max_tokens: tuple[str, int] | None,
+    default_max_tokens: int | None,
+    logprobs: int | None,
+) -> Generation:
+    """Turn a request and its tokenised prompts into sequences. max_tokens: the parameter's name and value, if given;
+    default_max_tokens None: as many as the context has room for. Raises InvalidRequest.
+    """
+    if len(prompts) * request.n > MAX_CHOICES:
+        raise InvalidRequest(
+            f"'n' asks for {request.n} answers to each of {len(prompts)} prompts, at most {MAX_CHOICES} in all.",
+            param="n",
+        )
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest(
+            "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
+        )
+    sampling = SamplingParameters(
+        temperature=float(request.temperature),
+        top_p=float(request.top_p),
+        top_k=max(0, request.top_k),
+        min_p=float(request.min_p),
+        seed=request.seed,
+        presence_penalty=float(request.presence_penalty),
+        frequency_penalty=float(request.frequency_penalty),
+        logit_bias=_logit_bias(service.text, request.logit_bias),
+    )
+    stop_token_ids = frozenset() if request.ignore_eos else service.text.stop_token_ids
+    sequences = []
+    for prompt in prompts:
+        if not prompt:
+            raise InvalidRequest("The prompt holds no tokens, at least one is needed.", param=prompt_param)
+        room = _room(service, prompt, prompt_param, max_tokens)
+        limit = max_tokens[1] if max_tokens is not None else min(room, default_max_tokens or room)
+        sequences += [
+            SequenceRequest(prompt, limit, _seeded(sampling, choice), stop_token_ids, logprobs)
+            for choice in range(request.n)
+        ]
+    return Generation(tuple(sequences), sum(map(len, prompts)), request.stop, request.stream)
+
+
+async def respond(
+    service: Service,
+    generation: Generation,
+    format: ResponseFormat,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+) -> None:
+    """Generate and answer. Raises ApiError while nothing was sent, and ClientGone."""
+    status = service.bridge.engine.status
+    if not status.ring_ready:
+        raise RingDown(f"The model is not being served at the moment: {status.ring_error}")
+    answers = [Answer(service.text, sequence.prompt, generation.stops) for sequence in generation.sequences]
+    with _admit(service.bridge, generation) as exchange, _watch_client(receive, exchange):
+        if generation.stream:
+            await _stream(exchange, generation, answers, format, scope, send)
+        else:
+            body = await _collect(exchange, generation, answers, format)
+            await send_json(send, body)
+
+
+def _admit(bridge: EngineBridge, generation: Generation) -> Exchange:
+    try:
+        return bridge.open(generation.sequences)
+    except TooManySequences as error:
+        if error.asked > error.limit:
+            raise InvalidRequest(
+                f"The request asks for {error.asked} answers at once, this server generates at most {error.limit}.",
+                param="n",
+            ) from None
+        raise QueueFull(
+            f"The server is at its limit of {error.limit} answers at once: try again later."
+        ) from None
+
+
+@contextlib.contextmanager
+def _watch_client(receive: Receive, exchange: Exchange) -> Iterator[None]:
+    """While this lasts, a client that closes its connection ends the exchange at once."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        exchange.disconnect()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+
+
+async def _collect(
+    exchange: Exchange, generation: Generation, answers: list[Answer], format: ResponseFormat
+) -> bytes:
+    choices: list[list[Piece]] = [[] for _ in answers]
+    counted = False
+    open_answers = len(answers)
+    while open_answers:
+        for index, output in await exchange.take():
+            answer = answers[index]
+            if answer.finish is not None:
+                continue  # sampled while the stop string was being noticed
+            if isinstance(output, Failure):
+                raise from_failure(output)
+            piece = answer.push(output)
+            choices[index].append(piece)
+            if piece.finish is not None:
+                exchange.cancel(index)
+                open_answers -= 1
+        counted = counted or _count_prompt(generation)
+    return format.whole(choices, _usage(generation, answers))
+
+
+async def _stream(
+    exchange: Exchange,
+    generation: Generation,
+    answers: list[Answer],
+    format: ResponseFormat,
+    scope: Scope,
+    send: Send,
+) -> None:
+    opened = [False] * len(answers)
+    started = False
+    open_answers = len(answers)
+    stall = _StallGuard()
+    try:
+        while open_answers:
+            events: list[bytes] = []
+            failure: ApiError | None = None
+            for index, output in await exchange.take():
+                answer = answers[index]
+                if answer.finish is not None:
+                    continue
+                if isinstance(output, Failure):
+                    failure = from_failure(output)
+                    break
+                if not opened[index]:
+                    opened[index] = True
+                    events.append(format.opening(index))
+                piece = answer.push(output)
+                events.append(format.event(index, piece))
+                if piece.finish is not None:
+                    exchange.cancel(index)
+                    open_answers -= 1
+            if not started:
+                if failure is not None:
+                    raise failure
+                started = True
+                _count_prompt(generation)
+                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            if failure is not None:
+                scope["languagepipes.outcome"] = failure.outcome
+                events.append(b"data: " + failure.to_json() + b"\n\n")
+                open_answers = 0
+            elif not open_answers:
+                if format.include_usage:
+                    events.append(format.usage_event(_usage(generation, answers)))
+                events.append(_DONE)
+            body = b"".join(events)
+            if body:
+                with stall:
+                    await send({"type": "http.response.body", "body": body, "more_body": open_answers > 0})
+    finally:
+        stall.close()
+
+
+class _StallGuard:
+    """Ends the task if one `with` block of it takes longer than `_STALL_SECONDS`: then ClientGone is raised.
+
+    One timer for a whole stream, looked at once in a while, costs less than a timer for each send.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._since: float | None = None
+        self._stalled = False
+        self._timer = self._loop.call_later(_STALL_SECONDS, self._look)
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if self._since is not None and now - self._since >= _STALL_SECONDS and self._task is not None:
+            self._stalled = True
+            self._task.cancel()
+            return
+        self._timer = self._loop.call_at((self._since or now) + _STALL_SECONDS, self._look)
+
+    def __enter__(self) -> None:
+        self._since = self._loop.time()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._since = None
+        if self._stalled and kind is asyncio.CancelledError and self._task is not None:
+            self._task.uncancel()
+            raise ClientGone from error
+
+
+def _count_prompt(generation: Generation) -> bool:
+    telemetry.PROMPT_TOKENS.inc(generation.prompt_tokens)
+    return True
+
+
+def _usage(generation: Generation, answers: Sequence[Answer]) -> Usage:
+    return Usage(generation.prompt_tokens, sum(answer.tokens for answer in answers))
+
+
+def _room(
+    service: Service, prompt: tuple[int, ...], prompt_param: str, max_tokens: tuple[str, int] | None
+) -> int:
+    """How many tokens an answer may have. Raises ContextLengthExceeded naming the numbers."""
+    limit = service.max_context_length
+    room = limit - len(prompt)
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {limit} tokens, and the prompt has {len(prompt)}, which leaves "
+            "no room for an answer. Please shorten the prompt.",
+            param=prompt_param,
+        )
+    if max_tokens is not None and max_tokens[1] > room:
+        name, asked = max_tokens
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {limit} tokens. However, you requested {len(prompt) + asked} "
+            f"({len(prompt)} in the prompt and {asked} by '{name}'). Please shorten the prompt or lower '{name}'.",
+            param=name,
+        )
+    return room
+
+
+def _seeded(sampling: SamplingParameters, choice: int) -> SamplingParameters:
+    """Each of a prompt's choices draws from a seed of its own; the first from the one that was asked for."""
+    if sampling.seed is None:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + choice) % 2**63)
+
+
+def _logit_bias(text: TextCodec, bias: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    pairs = []
+    for token, value in bias.items():
+        if not (token.isascii() and token.isdigit()) or len(token) > 9 or int(token) >= text.vocabulary_size:
+            raise InvalidRequest(
+                f"'logit_bias' has a key that is no token id, expected 0 to {text.vocabulary_size - 1}.",
+                param="logit_bias",
+            )
+        pairs.append((int(token), float(value)))
+    return tuple(pairs)
