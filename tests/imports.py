@@ -16,9 +16,16 @@ CONTRACTS = {
         "transformers",
         "languagepipes_node",
     ),
-    "languagepipes_node.store.store, languagepipes_node.wire.station": ("torch", "transformers", "languagepipes_operator"),
+    "languagepipes_node.store.store, languagepipes_node.wire.station": (
+        "torch",
+        "transformers",
+        "languagepipes_operator",
+    ),
     "languagepipes_node.stage.main, languagepipes_node.end_model.main": ("torch", "transformers"),
-    "languagepipes_node.model.stack, languagepipes_node.model.end": ("transformers", "languagepipes_operator"),
+    "languagepipes_node.model.stack, languagepipes_node.model.end": (
+        "transformers",
+        "languagepipes_operator",
+    ),
 }
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 
-from pydantic import ValidationError
-
 from languagepipes_api.member import PREFIX, MemberSettings
+from pydantic import ValidationError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,7 +24,10 @@ def main(argv: list[str] | None = None) -> int:
 
         return inspect.main(arguments[1:])
     if arguments:
-        print("languagepipes-node: takes `facts …` or no arguments; the environment names the role", file=sys.stderr)
+        print(
+            "languagepipes-node: takes `facts …` or no arguments; the environment names the role",
+            file=sys.stderr,
+        )
         return 2
     try:
         settings = MemberSettings.from_environment()

@@ -43,9 +43,9 @@ class MemberState:
         self.state, self.message = state, message
         self.progressed_at = time.monotonic()
 
-    def loaded(self, nbytes: int) -> None:
-        """Report `nbytes` more bytes of weights in place."""
-        self.loaded_bytes += nbytes
+    def loaded(self, total_bytes: int) -> None:
+        """Report how many bytes of weights are in place by now."""
+        self.loaded_bytes = total_bytes
         self.progressed_at = time.monotonic()
         telemetry.LOAD_BYTES.set(self.loaded_bytes)
 
@@ -80,7 +80,9 @@ class _QuietHandler(WSGIRequestHandler):
         pass
 
 
-def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, str]] | None = None) -> WSGIServer:
+def serve(
+    listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, str]] | None = None
+) -> WSGIServer:
     """Serve health and metrics on `listen` ("host:port") from a daemon thread.
 
     ready: asked at each /readyz for (ready, reason); by default a member is ready in state "ready". Raises OSError if
@@ -104,7 +106,9 @@ def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, st
             return _answer(start_response, is_ready, "ok" if is_ready else reason)
         if path == "/status":
             body = json.dumps(state.snapshot()).encode()
-            start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+            start_response(
+                "200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+            )
             return [body]
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"this port serves /metrics, /healthz, /readyz and /status\n"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from languagepipes_api.member import MemberSettings
 from languagepipes_api.plan import Plan
+
 from languagepipes_node.health import MemberState
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.weights.remote import StoreClient
@@ -33,7 +34,9 @@ def prepare(settings: MemberSettings, state: MemberState) -> Startup:
     Raises SettingsError for a plan that cannot be read, WeightsError if the store gave up for good.
     """
     if settings.plan_file is None or settings.store_address is None:
-        raise SettingsError("LANGUAGEPIPES_PLAN_FILE and LANGUAGEPIPES_STORE_ADDRESS must be set for this role")
+        raise SettingsError(
+            "LANGUAGEPIPES_PLAN_FILE and LANGUAGEPIPES_STORE_ADDRESS must be set for this role"
+        )
     try:
         plan = Plan.from_json(json.loads(settings.plan_file.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -25,7 +25,13 @@ class StageLoop:
     """
 
     def __init__(
-        self, stack: LayerStack, station: StageStation, *, hidden_size: int, dtype: torch.dtype, rows_only: bool
+        self,
+        stack: LayerStack,
+        station: StageStation,
+        *,
+        hidden_size: int,
+        dtype: torch.dtype,
+        rows_only: bool,
     ) -> None:
         self._stack = stack
         self._station = station

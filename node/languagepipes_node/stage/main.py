@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from typing import Any
 
 from languagepipes_api.member import MemberSettings
+
 from languagepipes_node import health, member, process, telemetry
 from languagepipes_node.health import MemberState
 from languagepipes_node.model.errors import ModelError
@@ -65,13 +67,18 @@ def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Eve
     telemetry.KV_BLOCKS_TOTAL.set(plan.kv_blocks)
 
     station = StageStation(
-        identity=settings.identity,
-        plan=plan,
-        tls=startup.tls,
-        listen=member.required(settings.ring_listen, "ring_listen"),
-        successor=member.required(settings.successor, "successor"),
+        settings.identity,
+        plan,
+        startup.tls,
+        member.required(settings.ring_listen, "ring_listen"),
+        member.required(settings.successor, "successor"),
     )
-    state.extra = lambda: {"epoch": station.epoch, "ring": station.state}
+
+    def ring() -> dict[str, Any]:
+        now = station.state
+        return {"epoch": now.epoch.counter if now.epoch else 0, "ring_error": now.reason}
+
+    state.extra = ring
     station.start()
     state.enter("ready", f"layers {assignment.layers}")
     log.info("stage %s (%s) ready with layers %s", settings.stage, assignment.name, assignment.layers)

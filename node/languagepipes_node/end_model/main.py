@@ -1,0 +1,152 @@
+"""The role `end-model`: load its layers, join the ring, serve the OpenAI API until told to stop.
+
+Two threads matter: the engine's, which does all torch work, and the API's event loop. They share two queues.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from typing import Any
+
+from languagepipes_api.member import MemberSettings
+
+from languagepipes_node import health, member, process, telemetry
+from languagepipes_node.health import MemberState
+from languagepipes_node.model.errors import ModelError
+from languagepipes_node.weights.errors import WeightsError
+from languagepipes_node.wire.errors import WireError
+
+log = logging.getLogger(__name__)
+
+# An API thread that holds the interpreter for the default 5 ms would delay a token by as much.
+_SWITCH_INTERVAL_SECONDS = 0.0005
+
+
+def run(settings: MemberSettings) -> int:
+    """Returns 0 after SIGTERM, 1 if this End Model can never serve; the reason is the last line on stderr."""
+    stopping = process.stop_on_signals()
+    sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
+    state = MemberState("end-model")
+    ready: list[Any] = []  # the engine, once it runs
+
+    def readiness() -> tuple[bool, str]:
+        if not ready:
+            return False, state.message or state.state
+        status = ready[0].status
+        return status.ring_ready, status.ring_error
+
+    server = health.serve(settings.telemetry_listen, state, ready=readiness)
+    try:
+        return _serve(settings, state, stopping, ready)
+    except (member.SettingsError, ModelError, WeightsError, WireError, OSError) as error:
+        state.enter("failed", str(error))
+        print(f"end-model: {error}", file=sys.stderr)
+        return 1
+    finally:
+        server.shutdown()
+
+
+def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Event, ready: list[Any]) -> int:
+    startup = member.prepare(settings, state)
+    plan = startup.plan
+
+    from languagepipes_node.end_model.text import TextCodec
+
+    text = TextCodec.load(startup.store.file)
+
+    # Imported only now: the plan and the store are asked while other members import torch.
+    import torch
+
+    from languagepipes_node.end_model.engine import Engine, EngineSettings
+    from languagepipes_node.end_model.openai.app import create_app
+    from languagepipes_node.end_model.openai.auth import ApiKeys
+    from languagepipes_node.end_model.openai.bridge import EngineBridge
+    from languagepipes_node.end_model.openai.server import ApiServer
+    from languagepipes_node.model.buffers import TORCH_DTYPES
+    from languagepipes_node.model.end import EndLayers
+    from languagepipes_node.wire.station import EndStation
+
+    layers = EndLayers(
+        startup.architecture,
+        plan.end_model.local_layers,
+        plan.end_model.tail_layers,
+        dtype=TORCH_DTYPES[plan.dtype],
+        device=torch.device("cuda" if settings.device == "GPU" else "cpu"),
+        block_tokens=plan.kv_block_tokens,
+        blocks=plan.kv_blocks,
+    )
+    state.to_load(layers.weight_bytes)
+    state.enter("loading", f"layers {plan.end_model.local_layers} and head")
+    layers.load(startup.store, state.loaded)
+    startup.store.close()
+
+    station = EndStation(
+        settings.identity,
+        plan,
+        startup.tls,
+        member.required(settings.ring_listen, "ring_listen"),
+        member.required(settings.successor, "successor"),
+    )
+    bridge = EngineBridge(max_sequences=settings.max_concurrent_requests + settings.max_queued_requests)
+    engine = Engine(
+        layers,
+        station,
+        plan=plan,
+        settings=EngineSettings(
+            max_running=settings.max_concurrent_requests,
+            max_queued=settings.max_queued_requests,
+            shared_cores=settings.shared_cores,
+        ),
+        deliver=bridge.deliver,
+    )
+    app = create_app(
+        engine=engine,
+        bridge=bridge,
+        text=text,
+        served_name=settings.served_name or settings.pipe,
+        max_context_length=plan.max_context_length,
+        api_keys=ApiKeys(settings.api_keys_dir),
+        system_fingerprint=plan.hash,
+    )
+    api = ApiServer(app, member.required(settings.api_listen, "api_listen"))
+
+    state.extra = lambda: {
+        "epoch": engine.status.epoch,
+        "ring_ready": engine.status.ring_ready,
+        "ring_error": engine.status.ring_error,
+        "running": engine.status.running,
+        "waiting": engine.status.waiting,
+    }
+    telemetry.RING_READY.set_function(lambda: engine.status.ring_ready)
+    ready.append(engine)
+    state.enter("ready", "serving")
+
+    failures: list[BaseException] = []
+
+    def turn() -> None:
+        try:
+            engine.run_forever()
+        except WireError as error:  # another End Model holds the chain
+            failures.append(error)
+        except BaseException as error:
+            failures.append(error)
+            raise
+        finally:
+            stopping.set()
+
+    thread = threading.Thread(target=turn, name="engine")
+    thread.start()
+    api.start()
+    log.info("end-model ready, API on %s", api.address)
+    stopping.wait()
+    api.stop()
+    engine.stop()
+    thread.join()
+    station.close()
+    if failures:
+        state.enter("failed", str(failures[0]))
+        print(f"end-model: {failures[0]}", file=sys.stderr)
+        return 1
+    return 0
