@@ -1,7 +1,7 @@
 """Amounts of memory as Kubernetes writes them (`12Gi`, `500M`, `1e9`), and as people read them (`12.1 GiB`).
 
-The syntax is that of resource.Quantity (k8s.io/apimachinery/pkg/api/resource), without signs and without the suffixes
-below one (n, u, m): no amount of memory needs them.
+The syntax is that of resource.Quantity (k8s.io/apimachinery/pkg/api/resource), without signs and without the
+suffixes below one (n, u, m): no amount of memory needs them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""The LanguagePipe resource: what a user may ask for. One definition for the CRD, `languagepipes` and the operator.
+"""The LanguagePipe resource: what a user may ask for. One definition for the CRD, `languagepipes` and the
+operator.
 
-The CRD in crds/ is generated from these models (crds/generate.py): field descriptions, defaults, bounds and enums come
-from the fields, CEL rules from `rules`. A field whose work comes later is absent, so that nothing is accepted and
-ignored. This module knows nothing of models, nodes or plans: whether a spec can be served is the planner's to say.
+The CRD in crds/ is generated from these models (crds/generate.py): field descriptions, defaults, bounds and
+enums come from the fields, CEL rules from `rules`. A field whose work comes later is absent, so that nothing
+is accepted and ignored. This module knows nothing of models, nodes or plans: whether a spec can be served is
+the planner's to say.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ _RESERVED_STAGE_NAMES = ("end-model", "store")
 class Rule:
     """A rule over several fields, said twice: in CEL for the API server, in Python for everybody else.
 
-    field: the field to point at, as YAML spells it; none for the object itself. where: a rule about sources holds in
-    the cluster only or with `languagepipes up` only; the latter has no CEL.
+    field: the field to point at, as YAML spells it; none for the object itself. where: a rule about sources
+    holds in the cluster only or with `languagepipes up` only; the latter has no CEL.
     """
 
     message: str
@@ -109,21 +111,30 @@ Quantity = Annotated[
     ),
 ]
 SecretName = Annotated[
-    str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    str,
+    Field(
+        min_length=1,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+    ),
 ]
 SecretKey = Annotated[str, Field(min_length=1, max_length=253, pattern="^[-._a-zA-Z0-9]+$")]
 LayerCount = Annotated[int, Field(ge=1, le=LAYERS_MAX)]
 
 
 class SecretKeyRef(ResourceModel):
-    """One key of a Secret in the pipe's namespace. `languagepipes up` reads SECRETS_DIR/<name>/<key> in its place."""
+    """One key of a Secret in the pipe's namespace. `languagepipes up` reads SECRETS_DIR/<name>/<key> in its
+    place.
+    """
 
     name: SecretName = Field(description="The Secret's name.")
     key: SecretKey = Field(description="The key in it.")
 
 
 class SecretRef(ResourceModel):
-    """A whole Secret in the pipe's namespace. `languagepipes up` reads the files of SECRETS_DIR/<name> in its place."""
+    """A whole Secret in the pipe's namespace. `languagepipes up` reads the files of SECRETS_DIR/<name> in its
+    place.
+    """
 
     name: SecretName = Field(description="The Secret's name.")
 
@@ -145,40 +156,49 @@ class ModelSpec(ResourceModel):
     """Which model, in which revision and number format."""
 
     source: Annotated[str, Field(min_length=1, max_length=512)] = Field(
-        description="Where the weights come from: hf://OWNER/NAME (the Hugging Face Hub; /FILE.gguf for one GGUF file), "
+        description="Where the weights come from: hf://OWNER/NAME (the Hugging Face Hub; /FILE.gguf for one "
+        "GGUF file), "
         "pvc://CLAIM/PATH (a volume claim in the pipe's namespace) or https://HOST/PATH (a mirror). "
         "`languagepipes up` also takes file://PATH, and no pvc://."
     )
-    revision: Annotated[str, Field(min_length=1, max_length=250, pattern="^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None = Field(
-        None,
-        description="A branch, tag or commit of an hf:// source; main if absent. It is resolved to a commit, which is "
+    revision: (
+        Annotated[str, Field(min_length=1, max_length=250, pattern="^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None
+    ) = Field(
+        default=None,
+        description="A branch, tag or commit of an hf:// source; main if absent. It is resolved to a commit, "
+        "which is "
         "pinned until source or revision changes.",
     )
-    served_name: Annotated[str, Field(min_length=1, max_length=128, pattern="^[A-Za-z0-9][A-Za-z0-9._:/-]*$")] | None = (
-        Field(None, description='What clients put in "model"; the resource\'s name if absent.')
-    )
+    served_name: (
+        Annotated[str, Field(min_length=1, max_length=128, pattern="^[A-Za-z0-9][A-Za-z0-9._:/-]*$")] | None
+    ) = Field(default=None, description='What clients put in "model"; the resource\'s name if absent.')
     token_secret_ref: SecretKeyRef | None = Field(
-        None,
-        description="The Hub token for gated models. It is mounted into the weights store and sent to the Hub's host alone.",
+        default=None,
+        description="The Hub token for gated models. It is mounted into the weights store and sent to the "
+        "Hub's host alone.",
     )
     dtype: Dtype = Field(
-        "bfloat16", description="The number format of weights at rest, of the KV cache and of hidden states on the wire."
+        default="bfloat16",
+        description="The number format of weights at rest, of the KV cache and of hidden states on the wire.",
     )
     max_context_length: Annotated[int, Field(ge=16, le=2**20)] = Field(
-        8192,
-        description="The longest prompt and answer together, in tokens. KV cache is reserved for at least one such sequence.",
+        default=8192,
+        description="The longest prompt and answer together, in tokens. KV cache is reserved for at least "
+        "one such sequence.",
     )
 
     rules = (
         Rule(
             "source must start with hf://, pvc:// or https:// (file:// is for `languagepipes up` alone)",
             lambda model: model.source.startswith(("hf://", "pvc://", "https://")),
-            "self.source.startsWith('hf://') || self.source.startsWith('pvc://') || self.source.startsWith('https://')",
+            "self.source.startsWith('hf://') || self.source.startsWith('pvc://') || "
+            "self.source.startsWith('https://')",
             "source",
             "cluster",
         ),
         Rule(
-            "source must start with hf://, https:// or file:// (pvc:// names a volume claim, which only a cluster has)",
+            "source must start with hf://, https:// or file:// (pvc:// names a volume claim, which only a "
+            "cluster has)",
             lambda model: model.source.startswith(("hf://", "https://", "file://")),
             field="source",
             where="local",
@@ -228,16 +248,18 @@ class EndModelSpec(ResourceModel):
     """The member that handles text: tokenizer, embedding, norm, head, and layers at both ends."""
 
     local_layers: LayerCount = Field(
-        1,
-        description="How many of the first layers it runs: the privacy boundary at the front. At least 1, since an "
+        default=1,
+        description="How many of the first layers it runs: the privacy boundary at the front. At least 1, "
+        "since an "
         "embedding row is its token.",
     )
     tail_layers: Annotated[int, Field(ge=0, le=LAYERS_MAX)] = Field(
-        0,
-        description="How many of the last layers it runs: the privacy boundary at the back. With 0, the last stage sees "
+        default=0,
+        description="How many of the last layers it runs: the privacy boundary at the back. With 0, the last "
+        "stage sees "
         "the state that the answer is read from.",
     )
-    device: Device = Field("CPU", description="What it computes on.")
+    device: Device = Field(default="CPU", description="What it computes on.")
 
 
 class StageSpec(ResourceModel):
@@ -246,13 +268,14 @@ class StageSpec(ResourceModel):
     name: Annotated[str, Field(min_length=1, max_length=32, pattern=NAME_PATTERN)] = Field(
         description="The stage's name, unique in the pipe."
     )
-    layers: LayerCount | None = Field(None, description="Exactly this many layers.")
+    layers: LayerCount | None = Field(default=None, description="Exactly this many layers.")
     memory: Quantity | None = Field(
-        None,
-        description="A budget of device memory: as many layers as fit with their KV cache for one sequence of "
+        default=None,
+        description="A budget of device memory: as many layers as fit with their KV cache for one sequence "
+        "of "
         "maxContextLength and the stated overhead.",
     )
-    device: Device = Field("CPU", description="What it computes on.")
+    device: Device = Field(default="CPU", description="What it computes on.")
 
     rules = (
         Rule(
@@ -283,13 +306,18 @@ class StagesSpec(ResourceModel):
     """How the remaining layers are split: a count of equal stages, or an ordered list."""
 
     count: Annotated[int, Field(ge=1, le=STAGES_MAX)] | None = Field(
-        None, description="This many stages, split so that the heaviest is as light as possible."
+        default=None, description="This many stages, split so that the heaviest is as light as possible."
     )
-    device: Device | None = Field(None, description="What every stage of `count` computes on; CPU if absent.")
-    items: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=STAGES_MAX, strict=False)] | None = Field(
-        None,
+    device: Device | None = Field(
+        default=None, description="What every stage of `count` computes on; CPU if absent."
+    )
+    items: (
+        Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=STAGES_MAX, strict=False)] | None
+    ) = Field(
+        default=None,
         alias="list",
-        description="The stages in the order of their layers. At most one entry without layers and memory takes the rest.",
+        description="The stages in the order of their layers. At most one entry without layers and memory "
+        "takes the rest.",
         json_schema_extra={"x-kubernetes-list-type": "atomic"},
     )
 
@@ -329,14 +357,15 @@ class ServerSpec(ResourceModel):
     """The OpenAI API that the End Model serves."""
 
     api_keys_secret_ref: SecretRef | None = Field(
-        None,
-        description="Every value of this Secret is an API key, of which each request must carry one. Absent: no key is asked.",
+        default=None,
+        description="Every value of this Secret is an API key, of which each request must carry one. Absent: "
+        "no key is asked.",
     )
     max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
-        64, description="How many requests are admitted at a time."
+        default=64, description="How many requests are admitted at a time."
     )
     max_queued_requests: Annotated[int, Field(ge=0, le=65536)] = Field(
-        256, description="How many more may wait; the next one is refused with 429."
+        default=256, description="How many more may wait; the next one is refused with 429."
     )
 
 
@@ -345,20 +374,25 @@ class PipeSpec(ResourceModel):
 
     model: ModelSpec = Field(description="Which model, in which revision and number format.")
     replicas: Annotated[int, Field(ge=0, le=16)] = Field(
-        1, description="How many complete rings serve it. `languagepipes up` runs one, or none for 0."
+        default=1, description="How many complete rings serve it. `languagepipes up` runs one, or none for 0."
     )
     end_model: EndModelSpec = Field(
         default_factory=EndModelSpec,
-        description="The member that handles text: tokenizer, embedding, norm, head, and layers at both ends.",
+        description="The member that handles text: tokenizer, embedding, norm, head, and layers at both "
+        "ends.",
     )
-    stages: StagesSpec = Field(description="How the layers between are split: a count of equal stages, or a list.")
+    stages: StagesSpec = Field(
+        description="How the layers between are split: a count of equal stages, or a list."
+    )
     server: ServerSpec = Field(
         default_factory=ServerSpec, description="The OpenAI API that the End Model serves."
     )
 
 
 class Metadata(ResourceModel):
-    """Kubernetes' ObjectMeta (k8s.io/apimachinery/pkg/apis/meta/v1), of which we use name, namespace, uid, generation."""
+    """Kubernetes' ObjectMeta (k8s.io/apimachinery/pkg/apis/meta/v1), of which we use name, namespace, uid,
+    generation.
+    """
 
     name: str
     namespace: str = "default"
@@ -384,16 +418,20 @@ class LanguagePipe(ResourceModel):
     kind: Literal["LanguagePipe"]
     metadata: Metadata
     spec: PipeSpec = Field(description="What is asked for.")
-    status: LanguagePipeStatus | None = Field(None, description="What was observed. Written by the operator alone.")
+    status: LanguagePipeStatus | None = Field(
+        default=None, description="What was observed. Written by the operator alone."
+    )
 
     rules = (
         Rule(
-            "metadata.name must be a DNS label of at most 40 characters: a-z, 0-9 and -, starting with a letter",
-            lambda pipe: len(pipe.metadata.name) <= NAME_MAX_LENGTH
-            and re.fullmatch(NAME_PATTERN.strip("^$"), pipe.metadata.name) is not None,
+            "metadata.name must be a DNS label of at most 40 characters: a-z, 0-9 and -, starting with a "
+            "letter",
+            lambda pipe: (
+                len(pipe.metadata.name) <= NAME_MAX_LENGTH
+                and re.fullmatch(NAME_PATTERN.strip("^$"), pipe.metadata.name) is not None
+            ),
             f"self.metadata.name.size() <= {NAME_MAX_LENGTH} && self.metadata.name.matches('{NAME_PATTERN}')",
             "metadata.name",
-            "source",
         ),
     )
 
@@ -414,8 +452,9 @@ class LanguagePipe(ResourceModel):
 def load_pipe(text: str, *, local: bool) -> LanguagePipe:
     """The one LanguagePipe in a YAML (or JSON) document.
 
-    local: judged as `languagepipes up` and `plan` on this machine do (file:// allowed, pvc:// refused), not as the API
-    server does. Raises ResourceError, which names every wrong field with its path, its value and the remedy.
+    local: judged as `languagepipes up` and `plan` on this machine do (file:// allowed, pvc:// refused), not
+    as the API server does. Raises ResourceError, which names every wrong field with its path, its value and
+    the remedy.
     """
     return parse_pipe(read_yaml(text), local=local)
 

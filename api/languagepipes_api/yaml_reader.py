@@ -1,4 +1,6 @@
-"""One YAML document as plain data, with what PyYAML lets through refused: duplicate keys, aliases, endless nesting."""
+"""One YAML document as plain data, with what PyYAML lets through refused: duplicate keys, aliases, endless
+nesting.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ def read_yaml(text: str) -> object:
     if len(text) > MAX_CHARACTERS:
         raise ResourceError([Problem("", f"the file has {len(text)} characters, more than {MAX_CHARACTERS}")])
     try:
-        documents = list(yaml.load_all(text, Loader=_PlainLoader))  # noqa: S506: it derives from SafeLoader
+        documents = list(yaml.load_all(text, Loader=_PlainLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -29,12 +31,16 @@ def read_yaml(text: str) -> object:
         raise ResourceError([Problem("", f"not YAML: {error}; write such a value in quotes")]) from error
     documents = [document for document in documents if document is not None]
     if len(documents) != 1:
-        raise ResourceError([Problem("", f"the file has {len(documents)} YAML documents; it must have exactly one")])
+        raise ResourceError(
+            [Problem("", f"the file has {len(documents)} YAML documents; it must have exactly one")]
+        )
     return documents[0]
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader without aliases (a few lines of them can stand for gigabytes) and with duplicate keys as errors."""
+    """SafeLoader without aliases (a few lines of them can stand for gigabytes) and with duplicate keys as
+    errors.
+    """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -42,16 +48,18 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported; repeat the value", mark)
+            raise self._refusal("aliases (*name) are not supported; repeat the value")
         if self._depth >= MAX_DEPTH:
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} levels deep", mark)
+            raise self._refusal(f"nested more than {MAX_DEPTH} levels deep")
         self._depth += 1
         try:
             return super().compose_node(parent, index)
         finally:
             self._depth -= 1
+
+    def _refusal(self, problem: str) -> yaml.MarkedYAMLError:
+        mark: Any = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        return yaml.composer.ComposerError(None, None, problem, mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

@@ -1,4 +1,6 @@
-"""Planning, pure: (spec, model facts, observed nodes, current plan) → plan with reasons, or a refusal with numbers."""
+"""Planning, pure: (spec, model facts, observed nodes, current plan) → plan with reasons, or a refusal with
+numbers.
+"""
 
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.nodes import Node

@@ -1,6 +1,6 @@
 """Why there is no plan.
 
-    PlanError       the spec cannot be served with this model on these nodes
+PlanError       the spec cannot be served with this model on these nodes
 """
 
 from __future__ import annotations

@@ -1,0 +1,133 @@
+"""How many KV blocks a ring gets: one number for all stations, and which of them sets it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from languagepipes_api.plan import Device
+from languagepipes_api.quantity import format_bytes
+
+from languagepipes_operator.planning.errors import PlanError
+from languagepipes_operator.planning.memory import CPU_KV_FRACTION, DEFAULT_SEQUENCES, USABLE_FRACTION
+from languagepipes_operator.planning.nodes import Node
+
+REQUESTS = "requests"
+
+
+@dataclass(frozen=True)
+class Station:
+    """What a station holds before KV. fixed_bytes: weights and overhead; block_bytes: one KV block of its
+    layers.
+    """
+
+    name: str
+    device: Device
+    fixed_bytes: int
+    block_bytes: int
+    budget_bytes: int | None
+
+
+@dataclass(frozen=True)
+class KvPlan:
+    """limited_by: a station's name, or REQUESTS where every station could hold more than requests can use."""
+
+    blocks: int
+    limited_by: str
+    reason: str
+
+
+def kv_plan(
+    stations: Sequence[Station],
+    *,
+    blocks_per_sequence: int,
+    max_concurrent_requests: int,
+    nodes: Sequence[Node],
+) -> KvPlan:
+    """Raises PlanError if the nodes cannot hold one sequence. Budgets are known to hold one (see `plan`)."""
+    sequences = min(max_concurrent_requests, DEFAULT_SEQUENCES)
+    best = KvPlan(
+        sequences * blocks_per_sequence,
+        REQUESTS,
+        f"enough for {sequences} sequences, and more is not planned for",
+    )
+    for station in stations:
+        if station.budget_bytes is not None:
+            blocks = (station.budget_bytes - station.fixed_bytes) // station.block_bytes
+            if blocks < best.blocks:
+                left = format_bytes(station.budget_bytes - station.fixed_bytes)
+                budget = format_bytes(station.budget_bytes)
+                best = KvPlan(
+                    blocks, station.name, f"{station.name} has {left} of its budget of {budget} left for KV"
+                )
+    devices: tuple[Device, ...] = ("CPU", "GPU")
+    for device in devices:
+        here = [station for station in stations if station.device == device]
+        if here and nodes:
+            best = min(best, _shared(here, device, blocks_per_sequence, nodes), key=lambda kv: kv.blocks)
+    return best
+
+
+def _shared(
+    here: Sequence[Station], device: Device, blocks_per_sequence: int, nodes: Sequence[Node]
+) -> KvPlan:
+    """What the machines leave to the stations of one kind of device, all together and each for itself."""
+    memories = memories_of(nodes, device)
+    if not memories:
+        raise PlanError(
+            "NoSuchDevice",
+            f"{here[0].name} asks for a {device}, but none of {_machines(nodes)} has one: set device to CPU",
+        )
+    usable = int(sum(memories) * USABLE_FRACTION[device])
+    fixed = sum(station.fixed_bytes for station in here)
+    block = sum(station.block_bytes for station in here)
+    one_sequence = blocks_per_sequence * block
+    if fixed + one_sequence > usable:
+        raise PlanError(
+            "InsufficientMemory",
+            f"the members on {device} need {format_bytes(fixed + one_sequence)} (weights and overhead "
+            f"{format_bytes(fixed)}, KV for one sequence {format_bytes(one_sequence)}), and "
+            f"{_machines(nodes)} has "
+            f"{format_bytes(usable)} usable of {format_bytes(sum(memories))}: take fewer stages, a shorter "
+            "maxContextLength, a smaller model or more memory",
+        )
+    pool = usable - fixed
+    if device == "CPU":
+        pool = min(pool, max(one_sequence, int(sum(memories) * CPU_KV_FRACTION)))
+    heaviest = max(here, key=lambda station: station.block_bytes)
+    best = KvPlan(
+        pool // block,
+        heaviest.name,
+        f"{format_bytes(pool)} of {_machines(nodes)}'s {format_bytes(sum(memories))} are left for KV on "
+        f"{device}",
+    )
+    largest = int(max(memories) * USABLE_FRACTION[device])
+    for station in here:
+        left = largest - station.fixed_bytes
+        if left < blocks_per_sequence * station.block_bytes:
+            raise PlanError(
+                "InsufficientMemory",
+                f"{station.name} needs "
+                f"{format_bytes(station.fixed_bytes + blocks_per_sequence * station.block_bytes)}, "
+                f"and the largest {device} memory is {format_bytes(largest)} usable of "
+                f"{format_bytes(max(memories))}: "
+                "give it fewer layers or take a shorter maxContextLength",
+            )
+        if left // station.block_bytes < best.blocks:
+            best = KvPlan(
+                left // station.block_bytes,
+                station.name,
+                f"{station.name} leaves {format_bytes(left)} of the largest {device} memory for KV",
+            )
+    return best
+
+
+def memories_of(nodes: Sequence[Node], device: Device) -> list[int]:
+    """The memory of each device of that kind, in bytes."""
+    if device == "CPU":
+        return [node.memory_bytes for node in nodes]
+    return [memory for node in nodes for memory in node.gpu_memory_bytes]
+
+
+def _machines(nodes: Sequence[Node]) -> str:
+    return nodes[0].name if len(nodes) == 1 else f"{len(nodes)} nodes"
