@@ -1,8 +1,8 @@
 """A certificate authority for each pipe, and the certificates of its members.
 
-A certificate says who its holder is in one URI SAN (`Identity.uri`) and nothing else: members check that name and the
-signature, never a host name. This module knows neither Kubernetes nor sockets; callers decide where files go and when
-to renew.
+A certificate says who its holder is in one URI SAN (`Identity.uri`) and nothing else: members check that name
+and the signature, never a host name. This module knows neither Kubernetes nor sockets; callers decide where
+files go and when to renew.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from languagepipes_api.names import TLS_CA_FILE, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
 
 CA_LIFETIME = timedelta(days=3650)
@@ -47,7 +46,9 @@ class KeyPair:
         return begin + (end - begin) * 2 / 3
 
 
-def new_ca(namespace: str, pipe: str, *, now: datetime | None = None, lifetime: timedelta = CA_LIFETIME) -> KeyPair:
+def new_ca(
+    namespace: str, pipe: str, *, now: datetime | None = None, lifetime: timedelta = CA_LIFETIME
+) -> KeyPair:
     """A self-signed authority that may sign members of one pipe and no further authorities."""
     # 64 characters is the limit of a common name (X.520 ub-common-name); it is for people alone.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"languagepipes {namespace}/{pipe}"[:64])])
@@ -72,11 +73,15 @@ def new_ca(namespace: str, pipe: str, *, now: datetime | None = None, lifetime: 
 def issue(
     ca: KeyPair, identity: Identity, *, now: datetime | None = None, lifetime: timedelta = LEAF_LIFETIME
 ) -> KeyPair:
-    """A certificate for one member, good as client and as server. Its only name is the URI SAN `identity.uri`."""
+    """A certificate for one member, good as client and as server. Its only name is the URI SAN
+    `identity.uri`.
+    """
     issuer = ca.x509
     ca_key = serialization.load_pem_private_key(ca.key, password=None)
     if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"the key of {issuer.subject.rfc4514_string()} is not an EC key: make a new CA with new_ca")
+        raise ValueError(
+            f"the key of {issuer.subject.rfc4514_string()} is not an EC key: make a new CA with new_ca"
+        )
     key = ec.generate_private_key(ec.SECP256R1())
     begin = (now or datetime.now(UTC)) - BACKDATE
     certificate = (
@@ -90,7 +95,8 @@ def issue(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]),
+            critical=False,
         )
         # Critical, as RFC 5280 (4.2.1.6) asks where the subject is empty.
         .add_extension(
@@ -106,13 +112,16 @@ def issue(
 
 
 def write_tls_dir(directory: Path, ca: KeyPair | bytes, leaf: KeyPair) -> None:
-    """Write ca.crt, tls.crt and tls.key (mode 0600), each atomically. `ca`: the pair, or a PEM bundle of certificates.
+    """Write ca.crt, tls.crt and tls.key (mode 0600), each atomically. `ca`: the pair, or a PEM bundle of
+    certificates.
 
-    The authority's key is never written. Members read the files anew for each connection, so this also renews.
+    The authority's key is never written. Members read the files anew for each connection, so this also
+    renews.
     """
     bundle = ca if isinstance(ca, bytes) else ca.certificate
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # The key first: a reader that meets the new key beside the old certificate keeps what it had until both are new.
+    # The key first: a reader that meets the new key beside the old certificate keeps what it had until both
+    # are new.
     _replace(directory / TLS_KEY_FILE, leaf.key, mode=0o600)
     _replace(directory / TLS_CERTIFICATE_FILE, leaf.certificate, mode=0o644)
     _replace(directory / TLS_CA_FILE, bundle, mode=0o644)

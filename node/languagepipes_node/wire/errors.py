@@ -29,7 +29,9 @@ class TlsError(WireError):
 
 
 class FrameError(WireError, ValueError):
-    """A frame breaks the format or the limits of the plan. The message names the field, its value and the limit."""
+    """A frame breaks the format or the limits of the plan. The message names the field, its value and the
+    limit.
+    """
 
 
 class VersionError(FrameError):

@@ -1,5 +1,5 @@
-"""The two messages that are not frames of numbers: `Hello`, which opens an epoch, and `Close`, which says why a link
-ends. msgpack, capped in size, strict in schema. Deciding what to do with them is in `epochs.py`.
+"""The two messages that are not frames of numbers: `Hello`, which opens an epoch, and `Close`, which says why
+a link ends. msgpack, capped in size, strict in schema. Deciding what to do with them is in `epochs.py`.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args
 
 import msgpack
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from languagepipes_api.names import WIRE_VERSION, Identity
 from languagepipes_api.plan import Dtype, Plan
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from languagepipes_node.wire.errors import HelloError
 
 # 64 stages at about 130 bytes each, and room to spare.
@@ -43,7 +43,8 @@ CLOSE_CODES: tuple[str, ...] = get_args(CloseCode)
 
 
 class Epoch(NamedTuple):
-    """One incarnation of a chain's connections. The counter decides; the id (8 bytes) names the End Model process.
+    """One incarnation of a chain's connections. The counter decides; the id (8 bytes) names the End Model
+    process.
 
     Counter 0 is no epoch: it is what a station has seen that has seen none.
     """
@@ -108,9 +109,11 @@ class Hello(_Message):
 
 
 class Close(_Message):
-    """Why a link ends: the last frame each way, handed on unchanged, so that the End Model learns the root cause.
+    """Why a link ends: the last frame each way, handed on unchanged, so that the End Model learns the root
+    cause.
 
-    station: who noticed, for people. seen_counter, seen_id: with stale_epoch and superseded, the epoch that holds.
+    station: who noticed, for people. seen_counter, seen_id: with stale_epoch and superseded, the epoch that
+    holds.
     """
 
     code: CloseCode
@@ -177,12 +180,12 @@ def new_hello(plan: Plan, identity: Identity, epoch: Epoch) -> Hello:
     )
 
 
-def parse_hello(data: bytes | memoryview) -> Hello:
+def parse_hello(data: bytes | bytearray | memoryview) -> Hello:
     """Raises HelloError naming the field."""
     return _parse(Hello, "hello", data)
 
 
-def parse_close(data: bytes | memoryview) -> Close:
+def parse_close(data: bytes | bytearray | memoryview) -> Close:
     """Raises HelloError naming the field."""
     return _parse(Close, "close", data)
 
@@ -190,7 +193,7 @@ def parse_close(data: bytes | memoryview) -> Close:
 _M = TypeVar("_M", bound=_Message)
 
 
-def _parse(model: type[_M], what: str, data: bytes | memoryview) -> _M:
+def _parse(model: type[_M], what: str, data: bytes | bytearray | memoryview) -> _M:
     if len(data) > MAX_MESSAGE_BYTES:
         raise HelloError(f"{what} has {len(data)} bytes, at most {MAX_MESSAGE_BYTES} are read")
     try:

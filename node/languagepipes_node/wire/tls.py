@@ -1,7 +1,7 @@
 """TLS for every connection between members: which files, which contexts, and who the peer is.
 
-TLS 1.3 only, both sides show a certificate of the pipe's CA. Host names are never checked; the peer's one URI SAN is,
-by the caller, against the `Identity` it expects. This module opens no sockets.
+TLS 1.3 only, both sides show a certificate of the pipe's CA. Host names are never checked; the peer's one URI
+SAN is, by the caller, against the `Identity` it expects. This module opens no sockets.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from languagepipes_api.names import API_GROUP, TLS_CA_FILE, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
+
 from languagepipes_node.wire.errors import TlsError
 
 _LABEL = r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?"
@@ -54,7 +55,9 @@ def identity_from_certificate(certificate: Mapping[str, Any]) -> Identity:
     names = certificate.get("subjectAltName", ()) if certificate else ()
     uris = [value for kind, value in names if kind == "URI"]
     if len(uris) != 1:
-        raise TlsError(f"certificate has {len(uris)} URI names, and must have exactly one: the member's identity")
+        raise TlsError(
+            f"certificate has {len(uris)} URI names, and must have exactly one: the member's identity"
+        )
     return identity_from_uri(uris[0])
 
 
@@ -115,7 +118,9 @@ class TlsFiles:
             context.num_tickets = 0
         context.load_verify_locations(cafile=str(self.directory / TLS_CA_FILE))
         context.load_cert_chain(
-            str(self.directory / TLS_CERTIFICATE_FILE), str(self.directory / TLS_KEY_FILE), password=_no_password
+            str(self.directory / TLS_CERTIFICATE_FILE),
+            str(self.directory / TLS_KEY_FILE),
+            password=_no_password,
         )
         return context
 

@@ -1,0 +1,159 @@
+"""Who may open an epoch: the decisions of the handshake, pure. `station.py` acts on them.
+
+Two claimants to a chain cannot both be right: the higher epoch counter decides, at each station for itself.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from languagepipes_api.names import WIRE_VERSION, Identity
+from languagepipes_api.plan import Plan
+
+from languagepipes_node.wire.hello import (
+    NO_EPOCH,
+    Close,
+    CloseCode,
+    Entry,
+    Epoch,
+    Hello,
+    Station,
+    close,
+    stations,
+)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """A station's own view of the ring: its identity and what the plan says of everyone."""
+
+    identity: Identity
+    plan: Plan
+
+    @property
+    def stations(self) -> tuple[Station, ...]:
+        return stations(self.plan)
+
+    @property
+    def me(self) -> Station:
+        return self.stations[self.identity.index]
+
+    @property
+    def predecessor(self) -> Station:
+        return self.stations[self.identity.index - 1]
+
+    @property
+    def successor(self) -> Station:
+        everyone = self.stations
+        return everyone[(self.identity.index + 1) % len(everyone)]
+
+    def identity_of(self, station: Station) -> Identity:
+        mine = self.identity
+        if station.index == 0:
+            return Identity(mine.namespace, mine.pipe, mine.chain, "end-model")
+        return Identity(mine.namespace, mine.pipe, mine.chain, "stage", station.index)
+
+    def own_entry(self, *, kv_id: bytes, seen: Epoch) -> Entry:
+        me = self.me
+        return Entry(
+            index=me.index,
+            name=me.name,
+            layers=list(me.layers),
+            dtype=self.plan.dtype,
+            kv_id=kv_id,
+            kv_blocks=self.plan.kv_blocks,
+            seen=seen.counter,
+        )
+
+
+def judge_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:
+    """Why a station refuses a hello, or None if it accepts. `highest`: the highest epoch that it has seen.
+
+    The End Model judges the hello that came home with the same rules, but for the epoch, which must be its
+    own.
+    """
+    me, plan = ring.me, ring.plan
+
+    def refuse(code: CloseCode, message: str, seen: Epoch = NO_EPOCH) -> Close:
+        return close(me, code, f"refused: {message}", seen)
+
+    if hello.wire != WIRE_VERSION:
+        return refuse("wire_version", f"wire version {hello.wire} is not {WIRE_VERSION}")
+    mine = (ring.identity.namespace, ring.identity.pipe, ring.identity.chain)
+    theirs = (hello.namespace, hello.pipe, hello.chain)
+    if theirs != mine:
+        return refuse(
+            "pipe",
+            f"pipe {theirs[0]}/{theirs[1]} chain {theirs[2]} is not {mine[0]}/{mine[1]} chain {mine[2]}",
+        )
+    if hello.plan != plan.hash:
+        return refuse("plan_hash", f"plan hash {hello.plan} is not {plan.hash}")
+    # The stations before this one; for the End Model, whose hello came home, all of them.
+    expected = ring.stations[: ring.identity.index or None]
+    if len(hello.entries) != len(expected):
+        return refuse(
+            "stations", f"the hello passed {len(hello.entries)} stations, {len(expected)} come before"
+        )
+    for entry, station in zip(hello.entries, expected, strict=True):
+        if entry.index != station.index:
+            return refuse("stations", f"station {entry.index} stands in the place of {station}")
+        if tuple(entry.layers) != station.layers:
+            return refuse(
+                "layers", f"{station} runs layers {_span(entry.layers)}, not {_span(station.layers)}"
+            )
+        if entry.dtype != plan.dtype:
+            return refuse("dtype", f"{station} sends {entry.dtype}, not {plan.dtype}")
+        if entry.kv_blocks != plan.kv_blocks:
+            return refuse(
+                "kv_blocks", f"{station} has {entry.kv_blocks} KV blocks, the plan has {plan.kv_blocks}"
+            )
+    if ring.identity.index == 0:
+        if hello.epoch != highest:
+            return refuse(
+                "stale_epoch", f"epoch {hello.epoch} is not the one being opened, {highest}", highest
+            )
+    elif hello.counter <= highest.counter:
+        return refuse("stale_epoch", f"epoch {hello.epoch} is not above epoch {highest}", highest)
+    return None
+
+
+class Verdict(enum.Enum):
+    """What an End Model does after its epoch was turned down."""
+
+    RETRY_ABOVE = "retry above"
+    EXIT = "exit"
+    GIVE_UP = "give up"
+
+
+@dataclass
+class EndEpochs:
+    """The epochs of one End Model process. `held`: whether it ever had the ring."""
+
+    id: bytes
+    highest: int = 0
+    held: bool = False
+
+    def next(self) -> Epoch:
+        """An epoch above all that this process opened or heard of."""
+        self.highest += 1
+        return Epoch(self.highest, self.id)
+
+    def judge(self, news: Close, *, opened: Epoch) -> Verdict:
+        """What to do now that an epoch of ours ended with these news. Learns the counter that they tell of.
+
+        One that held the ring and is told of a higher counter under another id has been replaced: a newer End
+        Model of the chain runs. One that never held it was just started, so it is the newer one: it goes
+        above.
+        """
+        if news.code not in ("stale_epoch", "superseded"):
+            return Verdict.GIVE_UP
+        seen = news.seen
+        if seen.counter >= opened.counter and seen.id != self.id and self.held:
+            return Verdict.EXIT
+        self.highest = max(self.highest, seen.counter)
+        return Verdict.RETRY_ABOVE
+
+
+def _span(layers: tuple[int, ...] | list[int]) -> str:
+    return " and ".join(f"[{layers[place]}, {layers[place + 1]})" for place in range(0, len(layers) - 1, 2))

@@ -1,0 +1,381 @@
+"""The two halves of a link: `SendLink` at the predecessor, `ReceiveLink` at the successor.
+
+Frames flow one way. The other way carries one frame at most: the close frame that says why the receiving side
+ends the link. So that no connection is read and written at the same time, the sending side reads that frame
+under its send lock, and the receiving side writes it from the thread that reads. A link belongs to one epoch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from languagepipes_node.telemetry import FRAMES, WIRE_BYTES
+from languagepipes_node.wire.errors import FrameError, HelloError, LinkLost
+from languagepipes_node.wire.frame import (
+    HEADER_BYTES,
+    FrameLimits,
+    Header,
+    Kind,
+    Step,
+    check_step,
+    control_frame,
+    parse_header,
+    parse_step,
+)
+from languagepipes_node.wire.hello import Close, Epoch, Station, close, parse_close
+from languagepipes_node.wire.transport import Connection, describe
+
+# Frames up to so many bytes are one write; a copy of them costs less than a second write.
+COALESCED_BYTES = 64 * 1024
+_CLOSE_WRITE_SECONDS = 0.2
+_LINGER_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a link is given up, in seconds. Tests scale them down.
+
+    silence_seconds: no byte for so long, or no byte taken for so long, ends a link. handshake_seconds: for
+    TCP, TLS and hello of one link. connect_seconds: until the End Model's hello must be home.
+    """
+
+    heartbeat_seconds: float = 0.2
+    silence_seconds: float = 1.0
+    handshake_seconds: float = 2.0
+    connect_seconds: float = 5.0
+
+
+class Slot:
+    """A receive buffer for one frame of any size that the plan allows."""
+
+    def __init__(self, pool: SlotPool, size: int) -> None:
+        # Aligned, so that a tensor that lies in it can be computed on where it is.
+        raw = np.empty(size + 64, dtype=np.uint8)
+        begin = -raw.ctypes.data % 64
+        self.bytes = raw[begin : begin + size]
+        self.view = memoryview(self.bytes)  # type: ignore[arg-type]
+        values = (size - HEADER_BYTES) // 4
+        self.ints: npt.NDArray[np.int32] = self.bytes[HEADER_BYTES : HEADER_BYTES + 4 * values].view("<i4")
+        self._pool = pool
+
+    def release(self) -> None:
+        self._pool.put(self)
+
+
+class SlotPool:
+    """Receive buffers, made once. One more than frames may be in flight: the frame that was just sent on
+    still holds its slot while the ring may be full. So a receiver of a rightful ring always finds one, and
+    always reads.
+    """
+
+    def __init__(self, limits: FrameLimits) -> None:
+        self.count = limits.frames_in_flight + 1
+        # list.append and list.pop are atomic; no lock on the hot path.
+        self._free = [Slot(self, limits.max_frame_bytes) for _ in range(self.count)]
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def take(self) -> Slot | None:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return None
+
+    def put(self, slot: Slot) -> None:
+        self._free.append(slot)
+
+
+class SendLink:
+    """The sending half. `send` belongs to one thread; a keeper thread of its own sends heartbeats and listens
+    for news.
+
+    lost: called once, from the keeper, with the news that ended the link; not if `close` ended it or `send`
+    raised them.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        me: Station,
+        successor: Station,
+        plan_hash: bytes,
+        epoch: Epoch,
+        timing: Timing,
+        lost: Callable[[Close], None],
+    ) -> None:
+        self._connection = connection
+        self._me = me
+        self._successor = successor
+        self._plan_hash = plan_hash
+        self._epoch = epoch
+        self._timing = timing
+        self._lost = lost
+        self._lock = threading.Lock()
+        self._ended: Close | None = None
+        self._broken = False  # no further frame would be understood
+        self._heartbeat = control_frame(Kind.HEARTBEAT, plan_hash, epoch)
+        self._frames = FRAMES.labels("sent")
+        self._bytes = WIRE_BYTES.labels("sent")
+        connection.set_timeout(timing.silence_seconds)
+        self._keeper = threading.Thread(target=self._keep, name=f"send-{successor.index}", daemon=True)
+
+    def start(self) -> None:
+        self._keeper.start()
+
+    def send(self, head: memoryview, tensor: memoryview | None = None) -> None:
+        """Write one frame: all of it in `head`, or its tensor apart. Raises LinkLost with the news."""
+        with self._lock:
+            if self._ended is not None:
+                raise LinkLost(self._ended)
+            try:
+                self._connection.write(head)
+                if tensor is not None:
+                    self._connection.write(tensor)
+            except OSError as error:
+                self._broken = True
+                # Once closed from here, the failure is our own doing, and not the reason.
+                self._ended = self._ended or self._news_behind(error)
+                raise LinkLost(self._ended) from error
+        self._frames.inc()
+        self._bytes.inc(len(head) if tensor is None else len(head) + len(tensor))
+
+    def close(self, news: Close) -> None:
+        """End the link, its last frame being the news. Any thread; returns soon even if a send is blocked."""
+        if self._ended is None:
+            self._ended = news
+        if self._lock.acquire(timeout=_CLOSE_WRITE_SECONDS):
+            try:
+                if not self._broken:
+                    self._broken = True
+                    self._connection.set_timeout(_CLOSE_WRITE_SECONDS)
+                    self._connection.write(
+                        control_frame(Kind.CLOSE, self._plan_hash, self._epoch, news.pack())
+                    )
+            except OSError:
+                pass  # the peer is gone too
+            finally:
+                self._lock.release()
+        else:
+            self._connection.abort()
+        self._connection.interrupt()
+
+    def _keep(self) -> None:
+        connection, lock = self._connection, self._lock
+        while not self._over():
+            news: Close | None = None
+            if connection.readable(self._timing.heartbeat_seconds):
+                with lock:
+                    if self._over():
+                        break
+                    news = self._read_news()
+                    self._broken, self._ended = True, news
+            # A send in progress moves bytes: no heartbeat is needed then.
+            elif lock.acquire(blocking=False):
+                try:
+                    if self._over():
+                        break
+                    connection.write(self._heartbeat)
+                except OSError as error:
+                    news = self._news_behind(error)
+                    self._broken, self._ended = True, news
+                finally:
+                    lock.release()
+            if news is not None:
+                self._lost(news)
+        with lock:
+            connection.close(_LINGER_SECONDS)
+
+    def _over(self) -> bool:
+        return self._ended is not None
+
+    def _news_behind(self, error: OSError) -> Close:
+        """Why a write failed: what the peer said before it closed, or what is seen from here."""
+        try:
+            if self._connection.readable(0.05):
+                news = self._read_news()
+                if news.station != str(self._me):
+                    return news
+        except OSError:
+            pass
+        if isinstance(error, TimeoutError):
+            seconds = self._timing.silence_seconds
+            return close(self._me, "silence", f"{self._successor} has taken no bytes for {seconds:.1f} s")
+        return close(self._me, "lost", f"link to {self._successor} broke: {describe(error)}")
+
+    def _read_news(self) -> Close:
+        try:
+            header, body = read_control(self._connection, kinds=(Kind.CLOSE,))
+            del header
+            return parse_close(body)
+        except (FrameError, HelloError) as error:
+            return close(self._me, "bad_frame", f"{self._successor} answered wrongly: {error}")
+        except EOFError:
+            return close(self._me, "lost", f"{self._successor} closed the link")
+        except OSError as error:
+            return close(self._me, "lost", f"link to {self._successor} broke: {describe(error)}")
+
+
+class ReceiveLink:
+    """The receiving half: a thread that always reads, each frame into a slot of its own.
+
+    deliver: called with each good frame's slot, header and contents; whoever gets them releases the slot.
+    dropped: called for each frame of another epoch. lost: called once with the news, from the reading thread,
+    unless `close` ended the link.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        me: Station,
+        predecessor: Station,
+        limits: FrameLimits,
+        epoch: Epoch,
+        slots: SlotPool,
+        timing: Timing,
+        deliver: Callable[[Slot, Header, Step], None],
+        dropped: Callable[[], None],
+        lost: Callable[[Close], None],
+    ) -> None:
+        self._connection = connection
+        self._me = me
+        self._predecessor = predecessor
+        self._limits = limits
+        self._epoch = epoch
+        self._slots = slots
+        self._timing = timing
+        self._deliver = deliver
+        self._dropped = dropped
+        self._lost = lost
+        self._ended: Close | None = None
+        self._quiet = threading.Event()
+        self._frames = FRAMES.labels("received")
+        self._bytes = WIRE_BYTES.labels("received")
+        connection.set_timeout(timing.silence_seconds)
+        self._reader = threading.Thread(target=self._run, name=f"receive-{predecessor.index}", daemon=True)
+
+    def start(self) -> None:
+        self._reader.start()
+
+    def close(self, news: Close) -> None:
+        """End the link, its last frame the other way being the news. Any thread; does not wait."""
+        if self._ended is None:
+            self._ended = news
+        self._connection.interrupt()
+
+    def wait_quiet(self, timeout_seconds: float) -> bool:
+        """Wait until the link, closed before, touches no slot any more."""
+        if not self._quiet.wait(timeout_seconds):
+            self._connection.abort()  # it waits for the rest of a frame
+            return self._quiet.wait(timeout_seconds)
+        return True
+
+    def _run(self) -> None:
+        news: Close | None
+        try:
+            news = self._read()
+        except (FrameError, HelloError) as error:
+            news = close(self._me, "bad_frame", f"frame from {self._predecessor}: {error}")
+        except EOFError:
+            news = close(self._me, "lost", f"{self._predecessor} closed the link")
+        except TimeoutError:
+            news = self._silence()
+        except OSError as error:
+            news = close(self._me, "lost", f"link from {self._predecessor} broke: {describe(error)}")
+        self._quiet.set()
+        if self._ended is None:
+            self._ended = news
+            self._lost(news)
+        try:
+            self._connection.set_timeout(_CLOSE_WRITE_SECONDS)
+            self._connection.write(
+                control_frame(Kind.CLOSE, self._limits.plan_hash, self._epoch, self._ended.pack())
+            )
+        except OSError:
+            pass  # the peer is gone
+        self._connection.close(_LINGER_SECONDS)
+
+    def _silence(self) -> Close:
+        seconds = self._timing.silence_seconds
+        return close(self._me, "silence", f"no bytes from {self._predecessor} for {seconds:.1f} s")
+
+    def _read(self) -> Close:
+        """Read frames until there is a reason to end. Raises what `_run` puts into words."""
+        connection, limits, home = self._connection, self._limits, self._me.index == 0
+        silence_seconds = self._timing.silence_seconds
+        head = bytearray(HEADER_BYTES)
+        head_view = memoryview(head)
+        epoch = tuple(self._epoch)
+        while True:
+            # The second look: a process that was stopped finds its time over although bytes have come.
+            if (
+                not connection.readable(silence_seconds)
+                and self._ended is None
+                and not connection.readable(0)
+            ):
+                return self._ended or self._silence()
+            if self._ended is not None:
+                return self._ended
+            read_exactly(connection, head_view)
+            header = parse_header(head)
+            if header.kind == Kind.STEP:
+                check_step(header, limits, home=home)
+                slot = self._slots.take()
+                if slot is None:
+                    raise FrameError(f"more than {limits.frames_in_flight} frames in flight")
+                try:
+                    size = HEADER_BYTES + header.payload_bytes
+                    slot.view[:HEADER_BYTES] = head_view
+                    read_exactly(connection, slot.view[HEADER_BYTES:size])
+                    if header[5:7] != epoch:
+                        slot.release()
+                        self._dropped()
+                        continue
+                    step = parse_step(slot.view, header, limits)
+                except BaseException:
+                    slot.release()
+                    raise
+                self._deliver(slot, header, step)
+                self._frames.inc()
+                self._bytes.inc(size)
+            elif header.kind == Kind.CLOSE:
+                body = bytearray(header.payload_bytes)
+                read_exactly(connection, memoryview(body))
+                return parse_close(body)
+            elif header.kind != Kind.HEARTBEAT:
+                raise FrameError(f"{Kind(header.kind).name.lower()} frame in the middle of an epoch")
+
+
+def read_exactly(connection: Connection, view: memoryview) -> None:
+    """Fill the view. Raises EOFError if the stream ends first, OSError."""
+    while size := len(view):
+        got = connection.read_into(view)
+        if got == size:
+            return
+        if got == 0:
+            raise EOFError
+        view = view[got:]
+
+
+def read_control(connection: Connection, *, kinds: tuple[Kind, ...]) -> tuple[Header, bytearray]:
+    """Read one frame that must be of these kinds, none of them a step: header and body.
+
+    Raises FrameError, EOFError, OSError.
+    """
+    head = bytearray(HEADER_BYTES)
+    read_exactly(connection, memoryview(head))
+    header = parse_header(head)
+    if header.kind not in kinds:
+        expected = " or ".join(kind.name.lower() for kind in kinds)
+        raise FrameError(f"{Kind(header.kind).name.lower()} frame where a {expected} frame must come")
+    body = bytearray(header.payload_bytes)
+    read_exactly(connection, memoryview(body))
+    return header, body
