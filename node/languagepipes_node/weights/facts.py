@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from languagepipes_api.facts import LayerFacts, ModelFacts
+
 from languagepipes_node.model.architecture import Architecture, ArchitectureError
 from languagepipes_node.weights.errors import BrokenFile, UnsupportedArchitecture, UnsupportedFile
 from languagepipes_node.weights.index import IndexEntry, WeightsIndex
@@ -22,7 +23,9 @@ _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)")
 _NOT_WEIGHTS = ("rotary_emb.inv_freq",)
 
 
-def read_facts(config: Mapping[str, Any], index: WeightsIndex, revision: str, download_bytes: int) -> ModelFacts:
+def read_facts(
+    config: Mapping[str, Any], index: WeightsIndex, revision: str, download_bytes: int
+) -> ModelFacts:
     """Count. Raises UnsupportedArchitecture, UnsupportedFile or BrokenFile, naming tensor and numbers."""
     try:
         architecture = Architecture.from_config(dict(config))

@@ -68,7 +68,9 @@ def plan_conversion(
     config = _config(reader, header, architecture, dtype)
     if _ROPE_FACTORS in header.tensors:
         _add_llama3_rope(config, header.tensors[_ROPE_FACTORS], read_floats, file)
-    generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config}
+    generation: dict[str, Any] = {
+        name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in config
+    }
     return ConversionPlan(config, generation, tuple(_tensors(config, header, architecture, file)))
 
 
@@ -80,7 +82,10 @@ def _config(reader: _Metadata, header: GgufHeader, architecture: str, dtype: str
     heads, hidden = integer("attention.head_count"), integer("embedding_length")
     # Llama files say the head's width as the rotary one, Qwen files as the key's; both may leave it to the division.
     head_dim = integer("attention.key_length", integer("rope.dimension_count", hidden // max(1, heads)))
-    if integer("attention.value_length", head_dim) != head_dim or integer("rope.dimension_count", head_dim) != head_dim:
+    if (
+        integer("attention.value_length", head_dim) != head_dim
+        or integer("rope.dimension_count", head_dim) != head_dim
+    ):
         raise UnsupportedArchitecture(
             f"{reader.file}: keys, values and rotary dimensions of different widths are not served"
         )
@@ -125,14 +130,18 @@ def _config(reader: _Metadata, header: GgufHeader, architecture: str, dtype: str
         config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"):
         if config[name] < 1:
-            raise BrokenFile(f"{reader.file}: the metadata gives {name} = {config[name]}; it must be at least 1")
+            raise BrokenFile(
+                f"{reader.file}: the metadata gives {name} = {config[name]}; it must be at least 1"
+            )
     return config
 
 
 def _vocabulary(header: GgufHeader, file: str) -> int:
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise BrokenFile(f"{file}: there is no token_embd.weight of two dimensions; this is no language model")
+        raise BrokenFile(
+            f"{file}: there is no token_embd.weight of two dimensions; this is no language model"
+        )
     return embedding.shape[0]
 
 
@@ -148,7 +157,9 @@ def _rope(reader: _Metadata, architecture: str) -> dict[str, Any]:
         if original:
             rope["original_max_position_embeddings"] = original
     elif kind != "none":
-        raise UnsupportedFile(f"{reader.file}: RoPE scaling {kind!r} is not read; use the model's safetensors instead")
+        raise UnsupportedFile(
+            f"{reader.file}: RoPE scaling {kind!r} is not read; use the model's safetensors instead"
+        )
     return rope
 
 
@@ -169,7 +180,9 @@ def _add_llama3_rope(
     smooth = (_LLAMA3_ORIGINAL / wavelengths - _LLAMA3_LOW) / (_LLAMA3_HIGH - _LLAMA3_LOW)
     expected = 1 / ((1 - np.clip(smooth, 0, 1)) / factor + np.clip(smooth, 0, 1))
     if not np.allclose(factors, expected, rtol=1e-3):
-        raise UnsupportedFile(f"{file}: {_ROPE_FACTORS} follows no known RoPE scaling; use the model's safetensors")
+        raise UnsupportedFile(
+            f"{file}: {_ROPE_FACTORS} follows no known RoPE scaling; use the model's safetensors"
+        )
     config["rope_parameters"] |= {
         "rope_type": "llama3",
         "factor": factor,
@@ -180,7 +193,11 @@ def _add_llama3_rope(
 
 
 def _tensors(config: dict[str, Any], header: GgufHeader, architecture: str, file: str) -> list[Conversion]:
-    hidden, heads, kv_heads = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
+    hidden, heads, kv_heads = (
+        config["hidden_size"],
+        config["num_attention_heads"],
+        config["num_key_value_heads"],
+    )
     head_dim, inner, vocabulary = config["head_dim"], config["intermediate_size"], config["vocab_size"]
     queries, keys = heads * head_dim, kv_heads * head_dim
     permuted = architecture == "llama"
@@ -226,11 +243,18 @@ def _tensors(config: dict[str, Any], header: GgufHeader, architecture: str, file
         if architecture == "qwen3moe":
             experts, width = config["num_experts"], config["moe_intermediate_size"]
             whole(f"{ours}.mlp.gate.weight", f"{theirs}.ffn_gate_inp.weight", (experts, hidden))
-            for projection, rows, columns in (("gate", width, hidden), ("up", width, hidden), ("down", hidden, width)):
+            for projection, rows, columns in (
+                ("gate", width, hidden),
+                ("up", width, hidden),
+                ("down", hidden, width),
+            ):
                 stacked = take(f"{theirs}.ffn_{projection}_exps.weight", (experts, rows, columns))
                 conversions.extend(
                     Conversion(
-                        f"{ours}.mlp.experts.{expert}.{projection}_proj.weight", stacked, (rows, columns), expert * rows
+                        f"{ours}.mlp.experts.{expert}.{projection}_proj.weight",
+                        stacked,
+                        (rows, columns),
+                        expert * rows,
                     )
                     for expert in range(experts)
                 )

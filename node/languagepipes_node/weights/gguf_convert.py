@@ -96,7 +96,10 @@ def inspect_gguf(file: Path, *, dtype: str | None) -> tuple[GgufHeader, Conversi
     except OSError as error:
         raise FileNotFoundAtSource(f"{file}: {error.strerror}; name a file that can be read") from error
     return inspect_gguf_ranges(
-        lambda begin, end: read_file_range(file, begin, end), file_bytes=file_bytes, file=file.name, dtype=dtype
+        lambda begin, end: read_file_range(file, begin, end),
+        file_bytes=file_bytes,
+        file=file.name,
+        dtype=dtype,
     )
 
 

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from languagepipes_api.facts import ModelFacts
 from languagepipes_api.names import Identity
+
 from languagepipes_node.weights.directory import exactly, row_range
 from languagepipes_node.weights.errors import StoreFailed, StoreRefused, StoreUnavailable
 from languagepipes_node.weights.index import MAX_JSON_BYTES, IndexEntry, WeightsIndex
@@ -68,7 +69,9 @@ class StoreClient:
         try:
             return ModelFacts.from_json(data["facts"])
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreRefused(f"{self._address}: /v1/facts is not what this version reads ({error})") from error
+            raise StoreRefused(
+                f"{self._address}: /v1/facts is not what this version reads ({error})"
+            ) from error
 
     def progress(self) -> dict[str, Any]:
         """One attempt: {"phase", "done_bytes", "total_bytes", "error"}. Raises StoreUnavailable or StoreRefused."""
@@ -81,7 +84,9 @@ class StoreClient:
             try:
                 self._index = WeightsIndex.from_json(data)
             except (KeyError, TypeError, ValueError) as error:
-                raise StoreRefused(f"{self._address}: /v1/index is not what this version reads ({error})") from error
+                raise StoreRefused(
+                    f"{self._address}: /v1/index is not what this version reads ({error})"
+                ) from error
         return self._index
 
     def names(self) -> Iterator[str]:

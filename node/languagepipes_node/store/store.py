@@ -1,0 +1,101 @@
+"""The role `store`: serve at once, fill the shelf behind it, until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from languagepipes_api.member import MemberSettings
+
+from languagepipes_node import health, process, telemetry
+from languagepipes_node.health import MemberState
+from languagepipes_node.store.cache import Cache
+from languagepipes_node.store.filling import Filling
+from languagepipes_node.store.server import StoreServer
+from languagepipes_node.store.shelf import Shelf
+from languagepipes_node.store.sources import open_source
+from languagepipes_node.weights.errors import WeightsError
+from languagepipes_node.wire.errors import WireError
+from languagepipes_node.wire.tls import TlsFiles
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: MemberSettings) -> int:
+    """Returns 0 after SIGTERM, 1 if the server cannot start. A model that cannot be had is told on /v1/progress."""
+    stopping = process.stop_on_signals()
+    state = MemberState("store")
+    shelf = Shelf()
+    state.extra = lambda: {"progress": shelf.progress_json()}
+    telemetry_server = health.serve(
+        settings.telemetry_listen,
+        state,
+        ready=lambda: (shelf.facts is not None, state.message or shelf.phase),
+    )
+    try:
+        if settings.store_listen is None or settings.source is None:
+            print("store: LANGUAGEPIPES_STORE_LISTEN and LANGUAGEPIPES_SOURCE must be set", file=sys.stderr)
+            return 1
+        server = StoreServer(settings.store_listen, TlsFiles(settings.tls_dir), settings.identity, shelf)
+    except (OSError, WireError) as error:
+        print(f"store: {settings.store_listen}: {error}", file=sys.stderr)
+        return 1
+    else:
+        server.start()
+        threading.Thread(
+            target=_fill, args=(settings, shelf, state, stopping), name="store-filling", daemon=True
+        ).start()
+        stopping.wait()
+        server.stop()
+    finally:
+        telemetry_server.shutdown()
+    return 0
+
+
+def _fill(settings: MemberSettings, shelf: Shelf, state: MemberState, stopping: threading.Event) -> None:
+    assert settings.source is not None
+    show = _shower(shelf, state)
+    try:
+        source = open_source(
+            settings.source,
+            settings.revision,
+            token_file=settings.token_file,
+            volumes_dir=settings.volumes_dir,
+        )
+        cache = Cache(settings.cache_dir or default_cache_dir())
+    except WeightsError as error:
+        log.error("%s: %s", error.reason, error)
+        shelf.error = error
+        shelf.phase = "Failed"
+        show()
+        return
+    Filling(source, cache, shelf, dtype=settings.dtype, wait=stopping.wait, on_progress=show).run()
+
+
+def _shower(shelf: Shelf, state: MemberState) -> Callable[[], None]:
+    """What is called at each step forward: health and metrics say what the shelf says."""
+
+    def show() -> None:
+        telemetry.STORE_FETCHED_BYTES.set(shelf.done_bytes)
+        telemetry.STORE_TOTAL_BYTES.set(shelf.total_bytes)
+        state.loaded_bytes, state.total_bytes = shelf.done_bytes, shelf.total_bytes
+        message = str(shelf.error) if shelf.error is not None else shelf.phase
+        if shelf.failed:
+            state.enter("failed", message)
+        elif shelf.phase == "Ready":
+            state.enter("ready", message)
+        else:
+            # While the source is away there is no progress, and a restart would not help.
+            state.enter("waiting" if shelf.error is not None else "loading", message)
+
+    return show
+
+
+def default_cache_dir() -> Path:
+    """Where models are kept when no cache is configured (`languagepipes up`)."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "languagepipes"
