@@ -54,9 +54,7 @@ def fetch(
     partial = cache.partial / target.name
     try:
         with partial.open("a+b") as stream:
-            fcntl.flock(
-                stream, fcntl.LOCK_EX
-            )  # two stores may share a cache; the second finds the file complete
+            fcntl.flock(stream, fcntl.LOCK_EX)  # two stores may share a cache; the second finds the file complete
             if cache.has(source.url, snapshot, file):
                 progress(file.size)
             else:
@@ -99,9 +97,7 @@ def _complete(
             if present + len(chunk) > file.size:
                 progress(-present)
                 stream.truncate(0)
-                raise HashMismatch(
-                    f"{file.name}: the source sends more than the {file.size} bytes that it states"
-                )
+                raise HashMismatch(f"{file.name}: the source sends more than the {file.size} bytes that it states")
             stream.write(chunk)
             hasher.update(chunk)
             present += len(chunk)

@@ -216,9 +216,7 @@ class Filling:
     def _converted(self, selection: Selection) -> Iterable[Path]:
         if selection.gguf is None or selection.gguf.sha256 is None:
             return []
-        return [
-            path for path in self._cache.converted.iterdir() if path.name.startswith(selection.gguf.sha256)
-        ]
+        return [path for path in self._cache.converted.iterdir() if path.name.startswith(selection.gguf.sha256)]
 
     def _show_index(self, index: WeightsIndex, revision: str) -> None:
         data = {"revision": revision, **index.to_json()}
@@ -313,16 +311,11 @@ def select(source: RemoteSource | LocalSource, snapshot: Snapshot, cache: Cache 
     small = [
         file
         for name, file in files.items()
-        if is_model_file(name)
-        and not name.endswith(".safetensors")
-        and "/" not in name
-        and file.size <= MAX_JSON_BYTES
+        if is_model_file(name) and not name.endswith(".safetensors") and "/" not in name and file.size <= MAX_JSON_BYTES
     ]
     for name in weights:
         if name not in files:
-            raise BrokenFile(
-                f"the index names {name!r}, which {source.url} does not hold; complete the source"
-            )
+            raise BrokenFile(f"the index names {name!r}, which {source.url} does not hold; complete the source")
     return Selection(tuple(files[name] for name in weights), tuple(small))
 
 
@@ -354,9 +347,7 @@ def _inspect_gguf(
         nbytes = ITEM_BYTES[chosen]
         for extent in conversion.shape:
             nbytes *= extent
-        tensors[conversion.name] = IndexEntry(
-            SINGLE_FILE, chosen, conversion.shape, position, position + nbytes
-        )
+        tensors[conversion.name] = IndexEntry(SINGLE_FILE, chosen, conversion.shape, position, position + nbytes)
         position += nbytes
     index = WeightsIndex(tensors, {SINGLE_FILE: position})
     return index, read_facts(plan.config, index, snapshot.revision, total)

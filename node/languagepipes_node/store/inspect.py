@@ -19,9 +19,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def main(argv: list[str]) -> int:
     """Prints {"facts": …} and returns 0, or {"error": {"reason", "message"}} and 1. Wrong arguments: 2."""
-    parser = argparse.ArgumentParser(
-        prog="languagepipes-node facts", description="Print a model's facts as JSON."
-    )
+    parser = argparse.ArgumentParser(prog="languagepipes-node facts", description="Print a model's facts as JSON.")
     parser.add_argument("--source", required=True, help="hf://, pvc://, https:// or file://")
     parser.add_argument("--revision")
     parser.add_argument("--dtype", choices=DTYPES)

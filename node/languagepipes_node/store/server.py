@@ -40,7 +40,7 @@ _SUFFIX_RANGE = re.compile(r"bytes=-(\d{1,18})")
 
 
 class StoreServer(ThreadingMixIn, TCPServer):
-    """Serves `shelf` on `listen` ("host:port") to the members of `identity`'s pipe. Raises OSError if it cannot bind."""
+    """Serves `shelf` on `listen` ("host:port") to members of `identity`'s pipe. Raises OSError if it cannot bind."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -148,9 +148,7 @@ class _Exchange(BaseHTTPRequestHandler):
         elif path.startswith("/v1/files/"):
             self._send_file(path.removeprefix("/v1/files/"))
         else:
-            self._send_error(
-                404, "NotFound", "there are /v1/facts, /v1/progress, /v1/index and /v1/files/NAME"
-            )
+            self._send_error(404, "NotFound", "there are /v1/facts, /v1/progress, /v1/index and /v1/files/NAME")
 
     def _send_file(self, name: str) -> None:
         shelf = self.server.shelf
@@ -222,9 +220,7 @@ def _why_not(shelf: Shelf, otherwise: str) -> WeightsError:
     """The error that explains why something is not there: for good if the store failed, else for now."""
     if shelf.error is not None:
         return shelf.error if shelf.failed else StoreUnavailable(str(shelf.error))
-    return StoreUnavailable(
-        f"{otherwise}: {shelf.phase.lower()}, {shelf.done_bytes} of {shelf.total_bytes} bytes"
-    )
+    return StoreUnavailable(f"{otherwise}: {shelf.phase.lower()}, {shelf.done_bytes} of {shelf.total_bytes} bytes")
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:

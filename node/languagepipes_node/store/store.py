@@ -46,9 +46,8 @@ def run(settings: MemberSettings) -> int:
         return 1
     else:
         server.start()
-        threading.Thread(
-            target=_fill, args=(settings, shelf, state, stopping), name="store-filling", daemon=True
-        ).start()
+        arguments = (settings, settings.source, shelf, state, stopping)
+        threading.Thread(target=_fill, args=arguments, name="store-filling", daemon=True).start()
         stopping.wait()
         server.stop()
     finally:
@@ -56,12 +55,11 @@ def run(settings: MemberSettings) -> int:
     return 0
 
 
-def _fill(settings: MemberSettings, shelf: Shelf, state: MemberState, stopping: threading.Event) -> None:
-    assert settings.source is not None
+def _fill(settings: MemberSettings, url: str, shelf: Shelf, state: MemberState, stopping: threading.Event) -> None:
     show = _shower(shelf, state)
     try:
         source = open_source(
-            settings.source,
+            url,
             settings.revision,
             token_file=settings.token_file,
             volumes_dir=settings.volumes_dir,

@@ -22,9 +22,7 @@ def list_files(path: Path) -> dict[str, int]:
             if entry.is_file() and not entry.name.startswith(".")
         }
     except OSError as error:
-        raise FileNotFoundAtSource(
-            f"{path}: {error.strerror}; name a directory that holds the model"
-        ) from error
+        raise FileNotFoundAtSource(f"{path}: {error.strerror}; name a directory that holds the model") from error
 
 
 def is_model_file(name: str) -> bool:
@@ -89,9 +87,7 @@ class SafetensorsDirectory:
                 while filled < len(destination):
                     count = stream.readinto(destination[filled:])
                     if not count:
-                        raise BrokenFile(
-                            f"{file}: ends at byte {begin + filled}; it was changed after its header"
-                        )
+                        raise BrokenFile(f"{file}: ends at byte {begin + filled}; it was changed after its header")
                     filled += count
         except OSError as error:
             raise FileNotFoundAtSource(f"{self.path / file}: {error.strerror}") from error
@@ -102,9 +98,7 @@ def exactly(name: str, destination: memoryview, nbytes: int) -> memoryview:
     """`destination` as flat writable bytes. Raises ValueError unless it is exactly `nbytes` long."""
     flat = destination.cast("B") if destination.format != "B" or destination.ndim != 1 else destination
     if flat.readonly or len(flat) != nbytes:
-        raise ValueError(
-            f"tensor {name}: {nbytes} bytes do not go into {len(flat)} (readonly={flat.readonly})"
-        )
+        raise ValueError(f"tensor {name}: {nbytes} bytes do not go into {len(flat)} (readonly={flat.readonly})")
     return flat
 
 

@@ -23,9 +23,7 @@ _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)")
 _NOT_WEIGHTS = ("rotary_emb.inv_freq",)
 
 
-def read_facts(
-    config: Mapping[str, Any], index: WeightsIndex, revision: str, download_bytes: int
-) -> ModelFacts:
+def read_facts(config: Mapping[str, Any], index: WeightsIndex, revision: str, download_bytes: int) -> ModelFacts:
     """Count. Raises UnsupportedArchitecture, UnsupportedFile or BrokenFile, naming tensor and numbers."""
     try:
         architecture = Architecture.from_config(dict(config))

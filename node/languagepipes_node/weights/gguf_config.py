@@ -29,9 +29,8 @@ _DERIVED = (_ROPE_FACTORS,)  # follow from config.json; not weights
 
 @dataclass(frozen=True)
 class Conversion:
-    """One tensor to write. name: the Hub's. Of `source`, rows `[first_row, first_row + rows)` of its matrix form
-    [product of all but the last dimension, last dimension]; unpermute_heads: how many heads' rows llama.cpp interleaved,
-    0 for none.
+    """One tensor to write. name: the Hub's. It begins at row `first_row` of `source` as a matrix [product of all but
+    the last dimension, last dimension]; unpermute_heads: how many heads' rows llama.cpp interleaved, 0 for none.
     """
 
     name: str
@@ -82,10 +81,7 @@ def _config(reader: _Metadata, header: GgufHeader, architecture: str, dtype: str
     heads, hidden = integer("attention.head_count"), integer("embedding_length")
     # Llama files say the head's width as the rotary one, Qwen files as the key's; both may leave it to the division.
     head_dim = integer("attention.key_length", integer("rope.dimension_count", hidden // max(1, heads)))
-    if (
-        integer("attention.value_length", head_dim) != head_dim
-        or integer("rope.dimension_count", head_dim) != head_dim
-    ):
+    if integer("attention.value_length", head_dim) != head_dim or integer("rope.dimension_count", head_dim) != head_dim:
         raise UnsupportedArchitecture(
             f"{reader.file}: keys, values and rotary dimensions of different widths are not served"
         )
@@ -130,18 +126,14 @@ def _config(reader: _Metadata, header: GgufHeader, architecture: str, dtype: str
         config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"):
         if config[name] < 1:
-            raise BrokenFile(
-                f"{reader.file}: the metadata gives {name} = {config[name]}; it must be at least 1"
-            )
+            raise BrokenFile(f"{reader.file}: the metadata gives {name} = {config[name]}; it must be at least 1")
     return config
 
 
 def _vocabulary(header: GgufHeader, file: str) -> int:
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise BrokenFile(
-            f"{file}: there is no token_embd.weight of two dimensions; this is no language model"
-        )
+        raise BrokenFile(f"{file}: there is no token_embd.weight of two dimensions; this is no language model")
     return embedding.shape[0]
 
 
@@ -157,9 +149,7 @@ def _rope(reader: _Metadata, architecture: str) -> dict[str, Any]:
         if original:
             rope["original_max_position_embeddings"] = original
     elif kind != "none":
-        raise UnsupportedFile(
-            f"{reader.file}: RoPE scaling {kind!r} is not read; use the model's safetensors instead"
-        )
+        raise UnsupportedFile(f"{reader.file}: RoPE scaling {kind!r} is not read; use the model's safetensors instead")
     return rope
 
 
@@ -180,9 +170,7 @@ def _add_llama3_rope(
     smooth = (_LLAMA3_ORIGINAL / wavelengths - _LLAMA3_LOW) / (_LLAMA3_HIGH - _LLAMA3_LOW)
     expected = 1 / ((1 - np.clip(smooth, 0, 1)) / factor + np.clip(smooth, 0, 1))
     if not np.allclose(factors, expected, rtol=1e-3):
-        raise UnsupportedFile(
-            f"{file}: {_ROPE_FACTORS} follows no known RoPE scaling; use the model's safetensors"
-        )
+        raise UnsupportedFile(f"{file}: {_ROPE_FACTORS} follows no known RoPE scaling; use the model's safetensors")
     config["rope_parameters"] |= {
         "rope_type": "llama3",
         "factor": factor,
@@ -212,7 +200,7 @@ def _tensors(config: dict[str, Any], header: GgufHeader, architecture: str, file
             raise BrokenFile(f"{file}: tensor {gguf_name!r} is missing; the file is incomplete")
         if tensor.shape != shape:
             raise BrokenFile(
-                f"{file}: tensor {gguf_name!r} has the shape {list(tensor.shape)}, but the metadata implies {list(shape)}"
+                f"{file}: tensor {gguf_name!r} has the shape {list(tensor.shape)}, the metadata implies {list(shape)}"
             )
         return tensor
 
@@ -267,7 +255,7 @@ def _tensors(config: dict[str, Any], header: GgufHeader, architecture: str, file
         whole("lm_head.weight", "output.weight", (vocabulary, hidden))
     if left:
         raise UnsupportedFile(
-            f"{file}: tensor {next(iter(left))[:200]!r} (and {len(left) - 1} more) has no place in a {architecture} model"
+            f"{file}: tensor {next(iter(left))[:200]!r} (and {len(left) - 1} more) has no place in {architecture} models"
         )
     return conversions
 

@@ -56,9 +56,7 @@ def natural_dtype(header: GgufHeader) -> str:
     return "bfloat16"
 
 
-def convert(
-    file: Path, output: Path, *, dtype: str, progress: Callable[[int], None] = lambda nbytes: None
-) -> Path:
+def convert(file: Path, output: Path, *, dtype: str, progress: Callable[[int], None] = lambda nbytes: None) -> Path:
     """Write `output` unless it exists, and return it. progress: called with bytes written since the last call.
 
     Raises WeightsError; then nothing of `output` is left.
@@ -196,7 +194,7 @@ def _dequantize(data: npt.NDArray[np.uint8], kind: GGMLQuantizationType) -> npt.
 
 
 def _encode(values: npt.NDArray[np.float32], dtype: str, name: str) -> bytes:
-    """Raw little-endian bytes in `dtype`, rounded to nearest even as torch does. Raises UnsupportedFile if out of range."""
+    """Raw little-endian bytes in `dtype`, rounded to nearest even. Raises UnsupportedFile if out of range."""
     if not np.isfinite(values).all():
         raise UnsupportedFile(f"tensor {name}: holds values that are not finite; the file is damaged")
     if dtype == "float32":

@@ -116,9 +116,7 @@ class _Walk:
             raise self._broken(f"begins with {magic!r} instead of {MAGIC!r}; this is no GGUF file")
         version = self._integer("<I")
         if version in (2 << 24, 3 << 24):
-            raise UnsupportedFile(
-                f"{self._file}: a big-endian GGUF file; convert it on a little-endian machine"
-            )
+            raise UnsupportedFile(f"{self._file}: a big-endian GGUF file; convert it on a little-endian machine")
         if version not in (2, 3):
             raise UnsupportedFile(f"{self._file}: GGUF version {version}; versions 2 and 3 are read")
         tensor_count, key_count = self._integer("<Q"), self._integer("<Q")
@@ -174,13 +172,9 @@ class _Walk:
             quantization = GGMLQuantizationType(kind)
             block, block_bytes = GGML_QUANT_SIZES[quantization]
         except (ValueError, KeyError) as error:
-            raise UnsupportedFile(
-                f"{self._file}: tensor {name[:200]!r} has the unknown type {kind}"
-            ) from error
+            raise UnsupportedFile(f"{self._file}: tensor {name[:200]!r} has the unknown type {kind}") from error
         if any(not 1 <= extent <= 1 << 40 for extent in extents) or extents[0] % block:
-            raise self._broken(
-                f"tensor {name[:200]!r} of {quantization.name} cannot have the shape {extents[::-1]}"
-            )
+            raise self._broken(f"tensor {name[:200]!r} of {quantization.name} cannot have the shape {extents[::-1]}")
         nbytes = math.prod(extents) // block * block_bytes
         if nbytes > self._file_bytes or offset > self._file_bytes:
             raise self._broken(
@@ -202,9 +196,7 @@ class _Walk:
             if name in placed:
                 raise self._broken(f"tensor {name[:200]!r} stands there twice")
             if offset % alignment:
-                raise self._broken(
-                    f"tensor {name[:200]!r} begins at offset {offset}, no multiple of {alignment}"
-                )
+                raise self._broken(f"tensor {name[:200]!r} begins at offset {offset}, no multiple of {alignment}")
             if begin < end:
                 raise self._broken(f"tensor {name[:200]!r} overlaps {previous[:200]!r}")
             if begin + nbytes > self._file_bytes:

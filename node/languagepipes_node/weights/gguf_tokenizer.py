@@ -75,9 +75,7 @@ _SPLITTINGS: dict[str, _Splitting] = {
 }
 
 
-def build_tokenizer(
-    metadata: Mapping[str, Any], *, vocabulary_size: int, file: str
-) -> tuple[str, dict[str, Any]]:
+def build_tokenizer(metadata: Mapping[str, Any], *, vocabulary_size: int, file: str) -> tuple[str, dict[str, Any]]:
     """(tokenizer.json's text, tokenizer_config.json as an object). Raises UnsupportedFile or BrokenFile."""
     model = metadata.get("tokenizer.ggml.model")
     if model != "gpt2":
@@ -104,9 +102,7 @@ def build_tokenizer(
             BPE(vocab=vocabulary, merges=merges, fuse_unk=False, ignore_merges=splitting.ignore_merges)
         )
     except Exception as error:  # the library raises bare Exception for a merge outside the vocabulary
-        raise BrokenFile(
-            f"{file}: tokens and merges do not fit each other ({type(error).__name__})"
-        ) from error
+        raise BrokenFile(f"{file}: tokens and merges do not fit each other ({type(error).__name__})") from error
     if splitting.unicode_normal_form:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = splitting.pre_tokenizer()
@@ -131,9 +127,7 @@ def _config(metadata: Mapping[str, Any], tokens: list[str], file: str) -> dict[s
         if number is None:
             continue
         if type(number) is not int or not 0 <= number < len(tokens):
-            raise BrokenFile(
-                f"{file}: tokenizer.ggml.{key}_token_id is {str(number)[:40]}, outside the vocabulary"
-            )
+            raise BrokenFile(f"{file}: tokenizer.ggml.{key}_token_id is {str(number)[:40]}, outside the vocabulary")
         config[f"{name}_token"] = tokens[number]
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str):
@@ -146,9 +140,7 @@ def _add_special(tokenizer: Tokenizer, tokens: list[str], metadata: Mapping[str,
     if kinds is None:
         return
     if not isinstance(kinds, np.ndarray) or len(kinds) != len(tokens):
-        raise BrokenFile(
-            f"{file}: tokenizer.ggml.token_type does not give one number for each of {len(tokens)} tokens"
-        )
+        raise BrokenFile(f"{file}: tokenizer.ggml.token_type does not give one number for each of {len(tokens)} tokens")
     for number in np.flatnonzero((kinds == _CONTROL) | (kinds == _USER_DEFINED)).tolist():
         special = int(kinds[number]) == _CONTROL
         token = AddedToken(tokens[number], normalized=False, special=special)

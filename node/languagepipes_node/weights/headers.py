@@ -51,9 +51,7 @@ ITEM_BYTES = {
 }
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_PICKLE_REMEDY = (
-    "publish the weights as .safetensors (safetensors' convert script does it) and name that repository"
-)
+_PICKLE_REMEDY = "publish the weights as .safetensors (safetensors' convert script does it) and name that repository"
 
 
 @dataclass(frozen=True)
@@ -72,12 +70,8 @@ def refuse_pickles(file: str, first_bytes: bytes = b"") -> None:
         raise UnsupportedFile(
             f"{file}: PyTorch pickles can run code when they are loaded and are never read; {_PICKLE_REMEDY}"
         )
-    if first_bytes[:4] == b"PK\x03\x04" or (
-        first_bytes[:1] == b"\x80" and first_bytes[1:2] in b"\x02\x03\x04\x05"
-    ):
-        raise UnsupportedFile(
-            f"{file}: the content is a PyTorch pickle, whatever the name says; {_PICKLE_REMEDY}"
-        )
+    if first_bytes[:4] == b"PK\x03\x04" or (first_bytes[:1] == b"\x80" and first_bytes[1:2] in b"\x02\x03\x04\x05"):
+        raise UnsupportedFile(f"{file}: the content is a PyTorch pickle, whatever the name says; {_PICKLE_REMEDY}")
 
 
 def header_end(first_bytes: bytes, *, file_bytes: int, file: str) -> int:
@@ -144,9 +138,7 @@ def _load_object(header: bytes, file: str) -> dict[str, Any]:
         loaded = json.loads(header, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         # The text of the error may quote the header's bytes; the kind and place are enough.
-        detail = (
-            str(error) if isinstance(error, (_DuplicateKey, json.JSONDecodeError)) else type(error).__name__
-        )
+        detail = str(error) if isinstance(error, (_DuplicateKey, json.JSONDecodeError)) else type(error).__name__
         raise BrokenFile(f"{file}: the header is not a JSON object: {detail}") from error
     if not isinstance(loaded, dict):
         raise BrokenFile(f"{file}: the header is not a JSON object")
@@ -193,9 +185,7 @@ def _entry(fields: Any, *, name: str, file: str, data_begin: int, data_bytes: in
         )
     needed = math.prod(shape) * ITEM_BYTES[dtype]
     if end - begin != needed:
-        raise BrokenFile(
-            f"{where} of shape {list(shape)} and {dtype} needs {needed} bytes but states {end - begin}"
-        )
+        raise BrokenFile(f"{where} of shape {list(shape)} and {dtype} needs {needed} bytes but states {end - begin}")
     return TensorEntry(dtype, shape, data_begin + begin, data_begin + end)
 
 
@@ -211,9 +201,7 @@ def _check_tiling(entries: Mapping[str, TensorEntry], *, file: str, data_begin: 
         if entry.begin < position:
             raise BrokenFile(f"{file}: tensor {name[:200]!r} overlaps {previous[:200]!r}")
         if entry.begin > position:
-            raise BrokenFile(
-                f"{file}: {entry.begin - position} bytes before tensor {name[:200]!r} belong to no tensor"
-            )
+            raise BrokenFile(f"{file}: {entry.begin - position} bytes before tensor {name[:200]!r} belong to no tensor")
         position, previous = entry.end, name
     if position != file_bytes:
         raise BrokenFile(f"{file}: the last {file_bytes - position} bytes belong to no tensor")

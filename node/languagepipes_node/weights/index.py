@@ -110,9 +110,7 @@ def build_index(files: Mapping[str, int], read: ReadRange) -> WeightsIndex:
     tensors: dict[str, IndexEntry] = {}
     for file in chosen:
         if file not in files:
-            raise FileNotFoundAtSource(
-                f"{INDEX_FILE} names {file!r}, which is not there; complete the source"
-            )
+            raise FileNotFoundAtSource(f"{INDEX_FILE} names {file!r}, which is not there; complete the source")
         for name, entry in read_header(file, files[file], read).items():
             if name in tensors:
                 raise BrokenFile(f"tensor {name[:200]!r} is in both {tensors[name].file} and {file}")
@@ -120,14 +118,10 @@ def build_index(files: Mapping[str, int], read: ReadRange) -> WeightsIndex:
     if INDEX_FILE in files:
         for name, file in _weight_map(files, read).items():
             if name not in tensors or tensors[name].file != file:
-                raise BrokenFile(
-                    f"{INDEX_FILE} promises tensor {name[:200]!r} in {file}, whose header lacks it"
-                )
+                raise BrokenFile(f"{INDEX_FILE} promises tensor {name[:200]!r} in {file}, whose header lacks it")
     if not tensors:
         raise BrokenFile(f"{', '.join(chosen)}: no tensor in it")
-    served = {
-        name: size for name, size in files.items() if name in chosen or not name.endswith(".safetensors")
-    }
+    served = {name: size for name, size in files.items() if name in chosen or not name.endswith(".safetensors")}
     return WeightsIndex(tensors, served)
 
 
@@ -145,9 +139,7 @@ def read_json(file: str, files: Mapping[str, int], read: ReadRange) -> dict[str,
     if file not in files:
         raise FileNotFoundAtSource(f"there is no {file}; a model needs it beside its weights")
     if files[file] > MAX_JSON_BYTES:
-        raise BrokenFile(
-            f"{file}: {files[file]} bytes are more than the {MAX_JSON_BYTES} allowed for a JSON file"
-        )
+        raise BrokenFile(f"{file}: {files[file]} bytes are more than the {MAX_JSON_BYTES} allowed for a JSON file")
     try:
         value = json.loads(read(file, 0, files[file]))
     except (ValueError, RecursionError) as error:
@@ -163,9 +155,7 @@ def _weight_map(files: Mapping[str, int], read: ReadRange) -> dict[str, str]:
         raise BrokenFile(f"{INDEX_FILE}: no weight_map in it")
     for name, file in weight_map.items():
         if not isinstance(file, str) or not is_plain_name(file):
-            raise BrokenFile(
-                f"{INDEX_FILE}: tensor {name[:200]!r} is said to be in {str(file)[:200]!r}, no file name"
-            )
+            raise BrokenFile(f"{INDEX_FILE}: tensor {name[:200]!r} is said to be in {str(file)[:200]!r}, no file name")
         refuse_pickles(file)
         if not file.endswith(".safetensors"):
             raise UnsupportedFile(f"{INDEX_FILE}: names {file[:200]!r}; only .safetensors files are read")

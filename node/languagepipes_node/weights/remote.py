@@ -18,12 +18,12 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 from languagepipes_api.facts import ModelFacts
-from languagepipes_api.names import Identity
 
 from languagepipes_node.weights.directory import exactly, row_range
 from languagepipes_node.weights.errors import StoreFailed, StoreRefused, StoreUnavailable
 from languagepipes_node.weights.index import MAX_JSON_BYTES, IndexEntry, WeightsIndex
 from languagepipes_node.weights.source import TensorInfo
+from languagepipes_node.wire.errors import TlsError
 from languagepipes_node.wire.tls import TlsFiles, peer_identity
 
 log = logging.getLogger(__name__)
@@ -38,9 +38,9 @@ _MAX_INDEX_BYTES = 256 * 1024 * 1024
 class StoreClient:
     """A `TensorSource` over `https://address` (host:port).
 
-    pipe: (namespace, pipe) that the store's certificate must name; by default whatever pipe this member's own
-    certificate names is checked by the store itself and any store of the same CA is accepted. patience_seconds: how long
-    to wait for a store that is away or not ready; None for as long as it takes. bytes_read: bodies received so far.
+    pipe: (namespace, pipe) that the store's certificate must name; None takes any store of the CA, which is the pipe's
+    own. patience_seconds: how long to wait for a store that is away or not ready; None for as long as it takes.
+    bytes_read: bodies received so far.
     """
 
     def __init__(
@@ -69,9 +69,7 @@ class StoreClient:
         try:
             return ModelFacts.from_json(data["facts"])
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreRefused(
-                f"{self._address}: /v1/facts is not what this version reads ({error})"
-            ) from error
+            raise StoreRefused(f"{self._address}: /v1/facts is not what this version reads ({error})") from error
 
     def progress(self) -> dict[str, Any]:
         """One attempt: {"phase", "done_bytes", "total_bytes", "error"}. Raises StoreUnavailable or StoreRefused."""
@@ -84,9 +82,7 @@ class StoreClient:
             try:
                 self._index = WeightsIndex.from_json(data)
             except (KeyError, TypeError, ValueError) as error:
-                raise StoreRefused(
-                    f"{self._address}: /v1/index is not what this version reads ({error})"
-                ) from error
+                raise StoreRefused(f"{self._address}: /v1/index is not what this version reads ({error})") from error
         return self._index
 
     def names(self) -> Iterator[str]:
@@ -172,6 +168,9 @@ class StoreClient:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise self._away(error) from error
+        except StoreRefused:
+            self.close()
+            raise
         try:
             value = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -242,7 +241,7 @@ class _StoreConnection(http.client.HTTPSConnection):
         try:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             secured = self._tls.client_context().wrap_socket(raw, server_hostname=None)
-            _check_is_store(peer_identity(secured), self._pipe, f"{self.host}:{self.port}")
+            _check_is_store(secured, self._pipe, f"{self.host}:{self.port}")
             secured.settimeout(_READ_TIMEOUT_SECONDS)
         except BaseException:
             raw.close()
@@ -250,7 +249,11 @@ class _StoreConnection(http.client.HTTPSConnection):
         self.sock = secured
 
 
-def _check_is_store(identity: Identity, pipe: tuple[str, str] | None, address: str) -> None:
+def _check_is_store(secured: ssl.SSLSocket, pipe: tuple[str, str] | None, address: str) -> None:
+    try:
+        identity = peer_identity(secured)
+    except TlsError as error:
+        raise StoreRefused(f"{address}: {error}") from error
     if identity.role != "store" or (pipe is not None and (identity.namespace, identity.pipe) != pipe):
         wanted = "a weights store" if pipe is None else f"the store of {pipe[0]}/{pipe[1]}"
         raise StoreRefused(f"{address}: answers as {identity}, not as {wanted}; check the store's address")

@@ -43,9 +43,7 @@ class HubSource:
     ) -> None:
         match = _URL.fullmatch(url)
         if match is None:
-            raise UnsupportedSource(
-                f"source {url!r} is not of the form hf://owner/name or hf://owner/name/FILE.gguf"
-            )
+            raise UnsupportedSource(f"source {url!r} is not of the form hf://owner/name or hf://owner/name/FILE.gguf")
         self.url = url
         self.revision = revision or "main"
         self.repository: str = match[1]
@@ -65,9 +63,7 @@ class HubSource:
         except HfHubHTTPError as error:
             response = error.response
             what = f"{self.url} at {self.revision!r}"
-            raise http.translate(
-                response.status_code, response.headers.get("X-Error-Code", ""), what
-            ) from error
+            raise http.translate(response.status_code, response.headers.get("X-Error-Code", ""), what) from error
         except (httpx.TransportError, OSError) as error:
             raise http.unreachable(f"{self.url} at {self._endpoint}", error) from error
         except ValueError as error:

@@ -53,7 +53,7 @@ def require_tls(url: str, *, what: str) -> None:
 
 @contextmanager
 def get(client: httpx.Client, url: str, headers: Mapping[str, str], *, what: str) -> Iterator[httpx.Response]:
-    """A streamed GET whose failures are SourceErrors. The body is not encoded, so that ranges mean bytes of the file."""
+    """A streamed GET whose failures are SourceErrors. The body is not encoded: ranges then mean bytes of the file."""
     try:
         with client.stream("GET", url, headers={**headers, "Accept-Encoding": "identity"}) as response:
             raise_for_status(response, what)
@@ -103,9 +103,7 @@ def translate(status: int, code: str, what: str) -> SourceError:
     return UnsupportedSource(f"{what}: the server answers {status}, which no file server should")
 
 
-def read_range(
-    client: httpx.Client, url: str, headers: Mapping[str, str], begin: int, end: int, *, what: str
-) -> bytes:
+def read_range(client: httpx.Client, url: str, headers: Mapping[str, str], begin: int, end: int, *, what: str) -> bytes:
     """Exactly `[begin, end)`. A server without ranges is read up to `end`, and no further."""
     if begin == end:
         return b""
@@ -132,9 +130,7 @@ def stream_from(
     stated = response.headers.get("Content-Range", "")
     if response.status_code == 206 and stated.rpartition("/")[2] not in (str(size), "*"):
         response.close()
-        raise UnsupportedSource(
-            f"{what}: the server states {stated!r} of a file of {size} bytes; it was changed"
-        )
+        raise UnsupportedSource(f"{what}: the server states {stated!r} of a file of {size} bytes; it was changed")
 
     def chunks() -> Iterator[bytes]:
         try:

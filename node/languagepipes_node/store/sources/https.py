@@ -54,32 +54,23 @@ class MirrorSource:
 
     def resolve(self) -> Snapshot:
         sums = self._sums()
-        if self.gguf_file is not None:
-            names = [self.gguf_file]
-        else:
-            names = [name for name in (INDEX_FILE, SINGLE_FILE, *_SMALL_FILES)]
+        names = [INDEX_FILE, SINGLE_FILE, *_SMALL_FILES] if self.gguf_file is None else [self.gguf_file]
         files = {name: file for name in names if (file := self._probe(name, sums)) is not None}
         if INDEX_FILE in files:
             files.pop(SINGLE_FILE, None)
             for name in self._shards(files[INDEX_FILE]):
                 if (file := self._probe(name, sums)) is None:
-                    raise FileNotFoundAtSource(
-                        f"{INDEX_FILE} of {self.url} names {name!r}, which is not there"
-                    )
+                    raise FileNotFoundAtSource(f"{INDEX_FILE} of {self.url} names {name!r}, which is not there")
                 files[name] = file
         if not files:
             raise FileNotFoundAtSource(
                 f"{self.url} has neither {SINGLE_FILE} nor {INDEX_FILE} nor config.json; correct spec.model.source"
             )
-        digest = hashlib.sha256(
-            repr(sorted((f.name, f.size, f.sha256, f.validator) for f in files.values())).encode()
-        )
+        digest = hashlib.sha256(repr(sorted((f.name, f.size, f.sha256, f.validator) for f in files.values())).encode())
         return Snapshot(digest.hexdigest()[:40], tuple(files.values()))
 
     def read_range(self, snapshot: Snapshot, file: SourceFile, begin: int, end: int) -> bytes:
-        return http.read_range(
-            self._client, self._address(file.name), {}, begin, end, what=self._address(file.name)
-        )
+        return http.read_range(self._client, self._address(file.name), {}, begin, end, what=self._address(file.name))
 
     def stream(self, snapshot: Snapshot, file: SourceFile, begin: int) -> tuple[int, Iterator[bytes]]:
         headers = {"If-Range": file.validator} if file.validator and begin else {}
@@ -103,9 +94,7 @@ class MirrorSource:
         except FileNotFoundAtSource:
             return None
         if not total.isdigit():
-            raise UnsupportedSource(
-                f"{address}: the server does not say how long it is; use one that supports ranges"
-            )
+            raise UnsupportedSource(f"{address}: the server does not say how long it is; use one that supports ranges")
         validator = etag if etag and not etag.startswith("W/") else None
         return SourceFile(name, int(total), sha256=sums.get(name), validator=validator)
 
@@ -127,8 +116,6 @@ class MirrorSource:
         if file is None or file.size > MAX_JSON_BYTES:
             return {}
         address = self._address(SUMS_FILE)
-        text = http.read_range(self._client, address, {}, 0, file.size, what=address).decode(
-            "utf-8", "replace"
-        )
+        text = http.read_range(self._client, address, {}, 0, file.size, what=address).decode("utf-8", "replace")
         matches = (_SUM_LINE.fullmatch(line) for line in text.splitlines())
         return {match[2].removeprefix("./"): match[1].lower() for match in matches if match}

@@ -1,4 +1,4 @@
-"""Files that are there already: file:// (for `languagepipes up`) and pvc:// (a mounted claim). Served where they lie."""
+"""Files that are there already: file:// (for `languagepipes up`) and pvc:// (a mounted claim). Served in place."""
 
 from __future__ import annotations
 
