@@ -1,0 +1,71 @@
+"""Server processes that a benchmark starts, waits for and ends: its own by process id, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+
+class ServerFailed(RuntimeError):
+    """A server did not come up, or ended; the message quotes the end of its log."""
+
+
+class Server:
+    """One process in a group of its own, its output in `log`."""
+
+    def __init__(self, command: Sequence[str], *, log: Path, environment: Mapping[str, str], directory: Path) -> None:
+        self.log = log
+        self.started = time.perf_counter()
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_until(self, ready: Callable[[], bool], *, what: str, timeout_seconds: float, every: float = 0.1) -> None:
+        """Poll `ready`. Raises ServerFailed if the process ends before, or if it takes too long."""
+        deadline = time.monotonic() + timeout_seconds
+        while not ready():
+            if (status := self._process.poll()) is not None:
+                raise ServerFailed(f"{what}: the process ended with status {status}; its log ends:\n{self.last_words()}")
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"{what}: not within {timeout_seconds:.0f} s; its log ends:\n{self.last_words()}")
+            time.sleep(every)
+
+    def last_words(self, lines: int = 12) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def stop(self, *, signal_number: int = signal.SIGTERM, grace_seconds: float = 15.0) -> None:
+        """Ask, wait, then kill what is left of the group."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal_number)
+            try:
+                self._process.wait(grace_seconds)
+            except subprocess.TimeoutExpired:
+                pass
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)  # the group outlives its leader while members run
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
