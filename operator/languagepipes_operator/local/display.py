@@ -142,7 +142,7 @@ def changes(before: Snapshot | None, now: Snapshot) -> list[str]:
     former = {member.name: member for member in before.members} if before else {}
     lines = []
     if (fetch := _fetch_text(now)) and fetch != (_fetch_text(before) if before else ""):
-        lines.append(f"store: {fetch}")
+        lines.append(f"weights: {fetch}")
     for member in now.members:
         line = _member_text(member)
         if member.name not in former or line != _member_text(former[member.name]):

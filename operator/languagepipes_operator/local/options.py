@@ -14,8 +14,7 @@ class UpOptions:
     """file: the YAML that names the pipe; relative file:// sources start at its directory.
 
     port: where the OpenAI API listens on 127.0.0.1. cache_dir: the store's files, kept between runs.
-    secrets_dir: stands in for the cluster's Secrets, DIR/<secret>/<key>. ready_file: there, as JSON, while the
-    pipe is Ready. log_dir: where members' output goes; None: into the private directory that vanishes.
+    secrets_dir: stands in for Secrets, DIR/<secret>/<key>. ready_file: there, as JSON, while the pipe is Ready. log_dir: where members' output goes; None: into the private directory that vanishes.
     """
 
     file: Path

@@ -67,12 +67,12 @@ def take(
     work: Mapping[str, str],
     observation: Observation,
     *,
-    heard: Mapping[str, int],
+    heard: Mapping[str, tuple[int, MemberReport]],
     now: float,
     problem: Problem | None = None,
     url: str | None = None,
 ) -> Snapshot:
-    """heard: the pid that last answered, by member: one that falls silent is told from one that starts.
+    """heard: what each member said last, and its pid then; a busy member may answer late.
 
     now: by the supervisor's clock, in seconds.
     """
@@ -81,7 +81,7 @@ def take(
             member,
             observation.members.get(name),
             work=work.get(name, ""),
-            was_heard=heard.get(name) == member.pid,
+            heard=heard.get(name),
             now=now,
         )
         for name, member in members.items()
@@ -98,9 +98,15 @@ def take(
 
 
 def _member_view(
-    member: Member, report: MemberReport | None, *, work: str, was_heard: bool, now: float
+    member: Member,
+    report: MemberReport | None,
+    *,
+    work: str,
+    heard: tuple[int, MemberReport] | None,
+    now: float,
 ) -> MemberView:
     state: MemberState
+    said = heard[1] if report is None and heard is not None and heard[0] == member.pid else report
     if member.process is None:
         wait = max(0.0, member.restart_at - now)
         state, detail = (
@@ -109,10 +115,13 @@ def _member_view(
         )
         if member.last_death is not None:
             detail += f", starts again in {wait:.0f} s"
-    elif report is None:
-        state, detail = ("silent", "does not answer") if was_heard else ("starting", "")
+    elif said is None:
+        state, detail = "starting", ""
+    elif report is None and said.state == "ready":
+        state, detail = "silent", "does not answer"
     else:
-        state, detail = _SAID.get(report.state, "starting"), report.message
+        # Importing torch and loading can keep a member from answering: what it said last still holds.
+        state, detail = _SAID.get(said.state, "starting"), said.message
     return MemberView(
         name=member.name,
         work=work,
@@ -120,6 +129,6 @@ def _member_view(
         detail=detail,
         pid=member.pid,
         restarts=max(0, member.restarts),
-        loaded_bytes=0 if report is None else report.loaded_bytes,
-        total_bytes=0 if report is None else report.total_bytes,
+        loaded_bytes=0 if said is None else said.loaded_bytes,
+        total_bytes=0 if said is None else said.total_bytes,
     )

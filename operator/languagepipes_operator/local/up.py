@@ -28,7 +28,7 @@ from languagepipes_operator.local.display import Display, display_on, where_laye
 from languagepipes_operator.local.gpus import Gpu, gpus
 from languagepipes_operator.local.interrupts import Interrupts
 from languagepipes_operator.local.members import Secrets, Station
-from languagepipes_operator.local.observe import Observer, Problem, SourceFailed, StoreObserver
+from languagepipes_operator.local.observe import MemberReport, Observer, Problem, SourceFailed, StoreObserver
 from languagepipes_operator.local.options import UpOptions
 from languagepipes_operator.local.pki import Credentials
 from languagepipes_operator.local.processes import Command, Supervisor
@@ -170,7 +170,7 @@ class _Up:
         self._credentials = Credentials(self._directory / "tls", namespace=pipe.namespace, pipe=pipe.name)
         self._work: dict[str, str] = {}
         self._telemetry: dict[str, str] = {}
-        self._heard: dict[str, int] = {}
+        self._heard: dict[str, tuple[int, MemberReport]] = {}
         self._problem: Problem | None = None
         self._plan: Plan | None = None
         self._announced = False
@@ -193,7 +193,7 @@ class _Up:
         if self._options.ready_file is not None and self._ready_text is not None:
             self._options.ready_file.unlink(missing_ok=True)
         if self._interrupts.stopping:
-            self._display.say("stopping; once more to kill")
+            self._display.say("stopping (once more to kill)")
         stops = max(1, self._interrupts.stops)
         self._supervisor.stop(hurry=lambda: self._interrupts.stops > stops)
 
@@ -294,7 +294,7 @@ class _Up:
         for name, report in observation.members.items():
             pid = self._supervisor.members[name].pid
             if report is not None and pid is not None:
-                self._heard[name] = pid
+                self._heard[name] = (pid, report)
         return snapshot.take(
             self._pipe.name,
             self._supervisor.members,
