@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -447,6 +448,12 @@ class LanguagePipe(ResourceModel):
     def served_name(self) -> str:
         """What clients put in "model"."""
         return self.spec.model.served_name or self.metadata.name
+
+    def seen_from(self, directory: Path) -> LanguagePipe:
+        """The same with a relative file:// source made absolute, seen from `directory` (absolute)."""
+        source = sources.absolute_source(self.spec.model.source, directory)
+        model = self.spec.model.model_copy(update={"source": source})
+        return self.model_copy(update={"spec": self.spec.model_copy(update={"model": model})})
 
 
 def load_pipe(text: str, *, local: bool) -> LanguagePipe:
