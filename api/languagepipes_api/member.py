@@ -68,7 +68,7 @@ class MemberSettings(BaseModel):
     )
     cache_dir: Path | None = None
     token_file: Path | None = None
-    volumes_dir: Path | None = Field(None, description="Where the claims of pvc:// sources are mounted, by name.")
+    volumes_dir: Path | None = Field(default=None, description="Where the claims of pvc:// sources are mounted, by name.")
 
     @property
     def identity(self) -> Identity:
