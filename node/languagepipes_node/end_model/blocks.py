@@ -80,7 +80,7 @@ class BlockAllocator:
         return iter(list(zip(self._starts, self._stops, strict=True)))
 
     def lease(self, blocks: int, *, expected: int) -> BlockLease:
-        """A new lease on `blocks` blocks, held once. Raises BlockError if fewer are free: ask `free` first."""
+        """A new lease on `blocks` blocks, held once. Raises BlockError if fewer are free: see `free`."""
         lease = BlockLease(expected=max(blocks, expected))
         self.grow(lease, blocks)
         return lease

@@ -1,15 +1,15 @@
-"""The End Model's engine: one thread that turns submissions into tokens by sending micro-batches round the
-ring.
+"""The End Model's engine: one thread that turns requests into tokens by sending micro-batches round a ring.
 
-    step = take commands → schedule → front layers → send … receive → tail layers → logits → sample → hand
-    over
+    step = take commands → schedule → front layers → send … receive → tail layers → logits → sample
 
 It knows token ids only: text, stop strings and HTTP are on the other side of two queues (`requests.py`).
-Which tokens a frame carries is decided in `scheduler.py`; here decisions are carried out. See
-docs/scheduling.md."""
+Which
+tokens a frame carries is decided in `scheduler.py`; here decisions are carried out. See docs/scheduling.md.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -28,7 +28,6 @@ from languagepipes_node.end_model.blocks import BlockAllocator, BlockLease
 from languagepipes_node.end_model.costs import RingCost
 from languagepipes_node.end_model.ports import EndLayersPort, ReturnedPort, RingPort
 from languagepipes_node.end_model.requests import (
-    Cancellation,
     EngineCommand,
     EngineOutput,
     EngineStatus,
@@ -49,7 +48,8 @@ from languagepipes_node.end_model.scheduler import (
 from languagepipes_node.end_model.sequences import Sequence
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.buffers import TORCH_DTYPES, bytes_of, tensor_from
-from languagepipes_node.wire.errors import RingDown, SupersededError
+from languagepipes_node.model.errors import ModelError
+from languagepipes_node.wire.errors import FrameError, RingDown, SupersededError
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +103,7 @@ class _Flight:
     """A frame in flight: what it carries, which leases it holds, and by when it must be home."""
 
     step: int
-    sequences: list[Sequence]
-    shares: tuple[Share, ...]
+    shares: tuple[Share[Sequence], ...]
     leases: list[BlockLease]
     batch: Batch
     view: FrameView
@@ -153,7 +152,8 @@ class Engine:
         self._hops = len(plan.stages) + 1
         self._context_limit = min(plan.max_context_length, plan.kv_blocks * plan.kv_block_tokens)
 
-        self._inbox: SimpleQueue[EngineCommand | None] = SimpleQueue()
+        # (command, when it was submitted); None only wakes the engine.
+        self._inbox: SimpleQueue[tuple[EngineCommand, float] | None] = SimpleQueue()
         self._stopping = threading.Event()
         # Guards the pair (ring is up, inbox): what is accepted is seen by the step that runs while the ring
         # is up.
@@ -187,7 +187,7 @@ class Engine:
         with self._gate:
             error = self._ring_error
             if error is None:
-                self._inbox.put(command)
+                self._inbox.put((command, time.perf_counter()))
         if error is not None and isinstance(command, Submission):
             self._deliver([Failure(command.request_id, "ring_down", error)])
 
@@ -202,21 +202,26 @@ class Engine:
         """Until `stop`. Joins the ring again whenever it is lost. Raises SupersededError if another End Model
         holds the chain: then this process must exit."""
         pause = self._settings.reconnect_first_seconds
-        with torch.inference_mode():
-            while not self._stopping.is_set():
-                try:
-                    self.join_ring()
-                    pause = self._settings.reconnect_first_seconds
-                    while not self._stopping.is_set():
-                        self.step()
-                except RingDown as down:
-                    self._lose_ring(down.reason, down.code)
-                    self._stopping.wait(pause)
-                    pause = min(2 * pause, self._settings.reconnect_most_seconds)
-                except SupersededError as error:
-                    self._lose_ring(str(error), "superseded")
-                    raise
-        self._lose_ring("the server is shutting down", "stopped")
+        farewell = "the engine failed", "internal"
+        try:
+            with torch.inference_mode():
+                while not self._stopping.is_set():
+                    try:
+                        self.join_ring()
+                        pause = self._settings.reconnect_first_seconds
+                        while not self._stopping.is_set():
+                            self.step()
+                    except RingDown as down:
+                        self.lose_ring(down.reason, down.code)
+                        self._stopping.wait(pause)
+                        pause = min(2 * pause, self._settings.reconnect_most_seconds)
+            farewell = "the server is shutting down", "stopped"
+        except SupersededError as error:
+            farewell = str(error), "superseded"
+            raise
+        finally:
+            # Whatever ends this thread, no request is left without an answer.
+            self.lose_ring(*farewell)
 
     def join_ring(self) -> None:
         """One attempt at a new epoch. Raises RingDown."""
@@ -245,23 +250,24 @@ class Engine:
     def _take_commands(self) -> None:
         while True:
             try:
-                command = self._inbox.get_nowait()
+                item = self._inbox.get_nowait()
             except Empty:
                 return
-            self._take(command)
+            self._take(item)
 
-    def _take(self, command: EngineCommand | None) -> None:
-        match command:
-            case Submission():
-                self._admit(command)
-            case Cancellation():
-                sequence = self._sequences.get(command.request_id)
-                if sequence is not None:
-                    self._end(sequence)
-            case None:
-                pass
+    def _take(self, item: tuple[EngineCommand, float] | None) -> None:
+        if item is None:
+            return
+        command, submitted_at = item
+        sequence = self._sequences.get(command.request_id)
+        if isinstance(command, Submission):
+            if sequence is not None:
+                raise ValueError(f"request_id={command.request_id} is in use: each request needs its own")
+            self._admit(command, submitted_at)
+        elif sequence is not None:
+            self._end(sequence)
 
-    def _admit(self, submission: Submission) -> None:
+    def _admit(self, submission: Submission, submitted_at: float) -> None:
         settings = self._settings
         if len(self._sequences) >= settings.max_running + settings.max_queued:
             message = (
@@ -271,7 +277,7 @@ class Engine:
             return
         try:
             sequence = Sequence.of(
-                submission, arrival=self._arrivals, context_limit=self._context_limit, now=time.perf_counter()
+                submission, arrival=self._arrivals, context_limit=self._context_limit, now=submitted_at
             )
         except ValueError as error:
             self._outputs.append(Failure(submission.request_id, "internal", str(error)))
@@ -283,7 +289,7 @@ class Engine:
 
     # Sending.
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self) -> Snapshot[Sequence]:
         return Snapshot(
             running=self._running,
             waiting=self._waiting,
@@ -294,24 +300,19 @@ class Engine:
             costs=self._costs,
         )
 
-    def _carry_out(self, decision: Decision) -> None:
-        for view in decision.preempt:
-            self._preempt(self._own(view))
-        for view in decision.admit:
-            self._start(self._own(view))
+    def _carry_out(self, decision: Decision[Sequence]) -> None:
+        for sequence in decision.preempt:
+            self._preempt(sequence)
+        for sequence in decision.admit:
+            self._start(sequence)
         if not decision.shares:
             return
         if decision.tokens > _LARGE_CHUNK:
             self._hand_over()
         self._send(decision)
 
-    def _own(self, view: object) -> Sequence:
-        assert isinstance(view, Sequence)  # noqa: S101 (the scheduler hands back what the snapshot gave it)
-        return view
-
     def _preempt(self, sequence: Sequence) -> None:
-        """Give its blocks back; it is recomputed from its tokens once there is room, before all who came
-        later."""
+        """Give its blocks back; it is computed again once there is room, before all who came later."""
         self._running.remove(sequence)
         self._release(sequence)
         sequence.forget()
@@ -332,35 +333,29 @@ class Engine:
         self._running.append(sequence)
         self._running.sort(key=lambda other: other.arrival)
 
-    def _send(self, decision: Decision) -> None:
+    def _send(self, decision: Decision[Sequence]) -> None:
         """Front layers over the packed tokens, then onto the ring."""
         started = time.perf_counter()
         self._step += 1
-        sequences = [self._own(share.sequence) for share in decision.shares]
-        leases: list[BlockLease] = []
-        for sequence, share in zip(sequences, decision.shares, strict=True):
-            lease = sequence.lease
-            if lease is None:
-                raise RuntimeError(f"request {sequence.request_id} runs without KV blocks")
-            missing = blocks_for(share.start + share.count, self._limits.block_tokens) - lease.blocks
-            if missing > 0:
-                self._blocks.grow(lease, missing)
-            leases.append(lease)
+        leases = [self._lease_for(share) for share in decision.shares]
         batch = pack(decision.shares, leases, self._limits.block_tokens)
         tokens = np.fromiter(
             (
                 token
-                for sequence, share in zip(sequences, decision.shares, strict=True)
-                for token in sequence.tokens[share.start : share.start + share.count]
+                for share in decision.shares
+                for token in share.sequence.tokens[share.start : share.start + share.count]
             ),
             np.int64,
             decision.tokens,
         )
-        hidden = bytes_of(self._layers.front(torch.from_numpy(tokens), batch))  # [tokens, hidden]
+        try:
+            hidden = bytes_of(self._layers.front(torch.from_numpy(tokens), batch))  # [tokens, hidden]
+        except ModelError as error:
+            self._fail_all(decision.shares, error)
+            return
         sent_at = time.perf_counter()
         flight = _Flight(
             step=self._step,
-            sequences=sequences,
             shares=decision.shares,
             leases=leases,
             batch=batch,
@@ -370,13 +365,28 @@ class Engine:
             deadline=sent_at + self._allowed_seconds(decision.tokens),
             alone=not self._flights,
         )
-        self._ring.send(self._step, batch, hidden, decision.tokens)
-        for sequence, share, lease in zip(sequences, decision.shares, leases, strict=True):
+        try:
+            self._ring.send(self._step, batch, hidden, decision.tokens)
+        except FrameError as error:
+            self._fail_all(decision.shares, error)
+            return
+        for share, lease in zip(decision.shares, leases, strict=True):
             self._blocks.hold(lease)
+            sequence = share.sequence
             sequence.sent = share.start + share.count
             sequence.in_flight += 1
             sequence.last_step = self._step
         self._flights.append(flight)
+
+    def _lease_for(self, share: Share[Sequence]) -> BlockLease:
+        """The sequence's blocks, grown to hold this share."""
+        lease = share.sequence.lease
+        if lease is None:
+            raise RuntimeError(f"request {share.sequence.request_id} runs without KV blocks")
+        missing = blocks_for(share.start + share.count, self._limits.block_tokens) - lease.blocks
+        if missing > 0:
+            self._blocks.grow(lease, missing)
+        return lease
 
     def _allowed_seconds(self, tokens: int) -> float:
         """How long a frame sent now may take: it queues behind those in flight."""
@@ -392,10 +402,8 @@ class Engine:
     def _wait(self) -> ReturnedPort | None:
         """The next frame home; None if a command came first. Blocks: an idle engine costs nothing."""
         if not self._flights:
-            try:
+            with contextlib.suppress(Empty):
                 self._take(self._inbox.get(timeout=self._settings.idle_seconds))
-            except Empty:
-                pass
             if self._inbox.empty() and not self._sequences:
                 # Nothing is due, but a ring that was lost meanwhile says so.
                 self._ring.receive(0)
@@ -432,6 +440,9 @@ class Engine:
         try:
             flight = self._match(returned)
             sampled = self._sample(flight, returned)
+        except ModelError as error:
+            self._fail_all(flight.shares, error)
+            sampled = [None] * len(flight.batch.rows)
         except RowsError as error:
             self._ring.drop(str(error))
             raise RingDown(str(error), "protocol") from error
@@ -441,9 +452,9 @@ class Engine:
         self._let_go(flight)
         now = time.perf_counter()
         row = 0
-        for sequence, share in zip(flight.sequences, flight.shares, strict=True):
+        for share in flight.shares:
             if share.wants_row:
-                self._accept(sequence, sampled[row], now)
+                self._accept(share.sequence, sampled[row], now)
                 row += 1
         self._measure(flight, returned.busy_microseconds, home_at=home_at, done_at=now)
 
@@ -475,11 +486,7 @@ class Engine:
         if not len(batch.rows):
             return []
         logits = self._layers.logits(rows)  # [R, vocabulary]
-        asking = [
-            sequence
-            for sequence, share in zip(flight.sequences, flight.shares, strict=True)
-            if share.wants_row
-        ]
+        asking = [share.sequence for share in flight.shares if share.wants_row]
         return self._sampler.sample(
             logits,
             [
@@ -498,13 +505,14 @@ class Engine:
         """With tail layers, prompt tokens come home too: their sequences fail here, before others read their
         rows."""
         first = 0
-        for sequence, share in zip(flight.sequences, flight.shares, strict=True):
+        for share in flight.shares:
             if not finite[first : first + share.count].all():
-                self._fail(sequence, "internal", _NOT_FINITE)
+                self._fail(share.sequence, "internal", _NOT_FINITE)
             first += share.count
 
     def _let_go(self, flight: _Flight) -> None:
-        for sequence, share, lease in zip(flight.sequences, flight.shares, flight.leases, strict=True):
+        for share, lease in zip(flight.shares, flight.leases, strict=True):
+            sequence = share.sequence
             sequence.in_flight -= 1
             if sequence.lease is lease:
                 sequence.home = share.start + share.count
@@ -552,6 +560,12 @@ class Engine:
             self._outputs.append(Failure(sequence.request_id, code, message))
             self._end(sequence)
 
+    def _fail_all(self, shares: tuple[Share[Sequence], ...], error: Exception) -> None:
+        """These layers, or this ring's limits, cannot take that frame; other requests go on."""
+        log.error("step %d failed: %s: %s", self._step, type(error).__name__, error)
+        for share in shares:
+            self._fail(share.sequence, "internal", "this request's step could not be computed")
+
     def _end(self, sequence: Sequence) -> None:
         """It is in no further frame; its blocks are free once the frames that name them are home."""
         if sequence.ended:
@@ -572,7 +586,7 @@ class Engine:
             self._returning += lease.blocks
         self._blocks.release(lease)
 
-    def _lose_ring(self, reason: str, code: str) -> None:
+    def lose_ring(self, reason: str, code: str) -> None:
         """The epoch is over: frames in flight are gone, and so is what they carried. Everyone is told."""
         with self._gate:
             self._ring_error = reason
@@ -622,7 +636,7 @@ class Engine:
 _NOT_FINITE = "the model computed values that are not finite; the request was ended"
 
 
-def pack(shares: tuple[Share, ...], leases: list[BlockLease], block_tokens: int) -> Batch:
+def pack(shares: tuple[Share[Sequence], ...], leases: list[BlockLease], block_tokens: int) -> Batch:
     """The arrays of a frame: sequences in the order of `shares`, each with exactly the blocks that it needs
     so far."""
     runs = [

@@ -68,7 +68,7 @@ class RingPort(Protocol):
     """`wire.station.EndStation`, or `loopback.LoopbackRing`. One thread uses it."""
 
     def connect(self) -> RingInfoPort:
-        """One attempt at a new epoch; whatever held before is dropped. Raises RingDown, or SupersededError."""
+        """The next frame home, oldest first. Raises RingDown once the ring is lost, frames in flight or not."""
         ...
 
     def send(self, step: int, batch: Batch, hidden: memoryview, tokens: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from languagepipes_node.end_model.costs import RingCost
 
@@ -42,6 +42,9 @@ class SequenceView(Protocol):
     def streaming(self) -> bool: ...
 
 
+S = TypeVar("S", bound=SequenceView)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the plan and the settings allow. prefill_frames: frames with prompt chunks in flight at once;
@@ -64,14 +67,14 @@ class FrameView:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Generic[S]):
     """Everything a decision rests on. running and waiting are in order of arrival.
 
     free_blocks: can be handed out now. returning_blocks: held by frames in flight alone; free when those are
     home."""
 
-    running: Sequence[SequenceView]
-    waiting: Sequence[SequenceView]
+    running: Sequence[S]
+    waiting: Sequence[S]
     frames: Sequence[FrameView]
     free_blocks: int
     returning_blocks: int
@@ -80,24 +83,24 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Share:
+class Share(Generic[S]):
     """One sequence's part of a micro-batch: its tokens `[start, start + count)`; `wants_row` if they end with
     the last token known, so that the next one is sampled from it."""
 
-    sequence: SequenceView
+    sequence: S
     start: int
     count: int
     wants_row: bool
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(Generic[S]):
     """Carried out in this order: put back `preempt` (they are recomputed later), start `admit` (blocks for
     all of their tokens), send one frame of `shares` (none: send nothing)."""
 
-    preempt: tuple[SequenceView, ...] = ()
-    admit: tuple[SequenceView, ...] = ()
-    shares: tuple[Share, ...] = ()
+    preempt: tuple[S, ...] = ()
+    admit: tuple[S, ...] = ()
+    shares: tuple[Share[S], ...] = ()
     decode_rows: int = 0
 
     @property
@@ -105,19 +108,16 @@ class Decision:
         return sum(share.count for share in self.shares)
 
 
-NOTHING = Decision()
-
-
 def blocks_for(tokens: int, block_tokens: int) -> int:
     """Blocks that hold `tokens` tokens."""
     return -(-tokens // block_tokens)
 
 
-def schedule(now: Snapshot) -> Decision:
-    """The next micro-batch, or NOTHING worth sending before a frame is home or a request arrives."""
+def schedule(now: Snapshot[S]) -> Decision[S]:
+    """The next micro-batch, or nothing worth sending before a frame is home or a request arrives."""
     limits = now.limits
     if len(now.frames) >= limits.frames_in_flight:
-        return NOTHING
+        return Decision()
     streams = sum(1 for sequence in now.running if sequence.streaming)
     micro_batches = now.costs.micro_batches(streams, most=min(limits.decode_frames, limits.frames_in_flight))
 
@@ -126,7 +126,7 @@ def schedule(now: Snapshot) -> Decision:
     shares = [Share(row, row.sent, 1, True) for row in rows]
 
     budget = _chunk_budget(now, streams, micro_batches, rows=len(rows))
-    admit: list[SequenceView] = []
+    admit: list[S] = []
     for sequence in now.running:
         if budget < 1:
             break
@@ -148,7 +148,7 @@ def schedule(now: Snapshot) -> Decision:
     return Decision(tuple(preempt), tuple(admit), tuple(shares), decode_rows=len(rows))
 
 
-def _ready_rows(now: Snapshot, streams: int, micro_batches: int) -> list[SequenceView]:
+def _ready_rows(now: Snapshot[S], streams: int, micro_batches: int) -> list[S]:
     """Streams whose last token is known, longest unserved first: this frame's share of all streams."""
     decode_frames = sum(1 for frame in now.frames if frame.decode_rows)
     if not streams or decode_frames >= micro_batches:
@@ -158,7 +158,7 @@ def _ready_rows(now: Snapshot, streams: int, micro_batches: int) -> list[Sequenc
     return ready[: min(-(-streams // micro_batches), now.limits.frame_tokens)]
 
 
-def _make_room(now: Snapshot, rows: list[SequenceView]) -> tuple[list[SequenceView], list[SequenceView], int]:
+def _make_room(now: Snapshot[S], rows: list[S]) -> tuple[list[S], list[S], int]:
     """(rows that have a block for their token, sequences to put back, blocks free afterwards).
 
     The oldest rows get blocks first, and the youngest running sequence gives way: so the oldest always goes
@@ -166,8 +166,8 @@ def _make_room(now: Snapshot, rows: list[SequenceView]) -> tuple[list[SequenceVi
     block_tokens = now.limits.block_tokens
     free, returning = now.free_blocks, now.returning_blocks
     candidates = sorted(now.running, key=lambda sequence: sequence.arrival)
-    preempt: list[SequenceView] = []
-    served: list[SequenceView] = []
+    preempt: list[S] = []
+    served: list[S] = []
     for row in sorted(rows, key=lambda sequence: sequence.arrival):
         if row in preempt:
             continue
@@ -191,7 +191,7 @@ def _make_room(now: Snapshot, rows: list[SequenceView]) -> tuple[list[SequenceVi
     return [row for row in served if row not in preempt], preempt, free
 
 
-def _chunk_budget(now: Snapshot, streams: int, micro_batches: int, *, rows: int) -> int:
+def _chunk_budget(now: Snapshot[S], streams: int, micro_batches: int, *, rows: int) -> int:
     """How many tokens of prompts this frame may carry beside its decode rows."""
     limits, costs = now.limits, now.costs
     room = limits.frame_tokens - rows
@@ -227,6 +227,6 @@ def _blocks_to_start(sequence: SequenceView, limits: Limits) -> int:
     return blocks_for(sequence.length + 1, limits.block_tokens)
 
 
-def _chunk(sequence: SequenceView, budget: int) -> Share:
+def _chunk(sequence: S, budget: int) -> Share[S]:
     count = min(sequence.remaining, budget)
     return Share(sequence, sequence.sent, count, wants_row=count == sequence.remaining)
