@@ -13,9 +13,7 @@ from languagepipes_operator.local.snapshot import MemberView, Snapshot, take
 from rich.console import Console
 
 GIB = 1024**3
-STAGE = MemberView(
-    name="gpu", work="layers 1-20", state="loading", loaded_bytes=GIB, total_bytes=2 * GIB, pid=12
-)
+STAGE = MemberView(name="gpu", work="layers 1-20", state="loading", loaded_bytes=GIB, total_bytes=2 * GIB, pid=12)
 END = MemberView(name="end-model", work="embedding, layer 0, head", state="ready", total_bytes=GIB, pid=13)
 URL = "http://127.0.0.1:8000/v1"
 
@@ -28,16 +26,10 @@ def drawn(snapshot: Snapshot) -> str:
 
 def test_a_fetch_is_worth_a_line_for_each_tenth() -> None:
     snapshots = [
-        Snapshot(
-            "tiny", store=StoreProgress(phase="Downloading", done_bytes=done * GIB, total_bytes=40 * GIB)
-        )
+        Snapshot("tiny", store=StoreProgress(phase="Downloading", done_bytes=done * GIB, total_bytes=40 * GIB))
         for done in (0, 1, 3, 4, 5, 39)
     ]
-    lines = [
-        line
-        for before, now in zip([None, *snapshots], snapshots, strict=False)
-        for line in changes(before, now)
-    ]
+    lines = [line for before, now in zip([None, *snapshots], snapshots, strict=False) for line in changes(before, now)]
     assert lines == [
         "weights: downloading 40 GiB, 0 %",
         "weights: downloading 40 GiB, 10 %",
@@ -138,9 +130,7 @@ def test_a_member_that_answered_and_falls_silent_is_not_taken_for_one_that_start
 def test_a_member_between_two_lives_says_why_it_died_and_when_it_comes_back() -> None:
     death = Death("gpu", -9, 4.2, (), 8.0)
     members = {"gpu": member("gpu", last_death=death, restart_at=10.0, restarts=3)}
-    view = take(
-        "tiny", members, {"gpu": "layers 1-20"}, Observation({"gpu": None}), heard={}, now=7.0
-    ).members[0]
+    view = take("tiny", members, {"gpu": "layers 1-20"}, Observation({"gpu": None}), heard={}, now=7.0).members[0]
     assert view.state == "restarting"
     assert view.detail == "killed by SIGKILL after 4.2 s, starts again in 3 s"
     assert view.restarts == 3

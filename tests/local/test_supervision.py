@@ -151,9 +151,7 @@ def test_a_member_that_is_stopped_by_sigstop_still_goes_away(
     assert not alive(pid)
 
 
-def test_processes_that_a_member_started_go_with_it(
-    supervisor: Supervisor, program: Callable[..., Command]
-) -> None:
+def test_processes_that_a_member_started_go_with_it(supervisor: Supervisor, program: Callable[..., Command]) -> None:
     command = program("stage", HAS_A_CHILD)
     supervisor.start([command])
     eventually(wrote(command, "\n"))

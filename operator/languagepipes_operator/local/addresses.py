@@ -39,8 +39,7 @@ class HeldPorts:
             holder.close()
             if error.errno == errno.EADDRINUSE:
                 raise PortTaken(
-                    f"port {port} on {LOOPBACK} is taken by another program: "
-                    "stop it, or choose another with --port"
+                    f"port {port} on {LOOPBACK} is taken by another program: stop it, or choose another with --port"
                 ) from error
             raise
         address = f"{LOOPBACK}:{holder.getsockname()[1]}"

@@ -48,9 +48,7 @@ class Display(Protocol):
 def display_on(stream: TextIO = sys.stdout) -> Display:
     """A table where `stream` is a terminal that can redraw, plain lines elsewhere."""
     console = Console(file=stream)
-    return (
-        TableDisplay(console) if console.is_terminal and not console.is_dumb_terminal else LineDisplay(stream)
-    )
+    return TableDisplay(console) if console.is_terminal and not console.is_dumb_terminal else LineDisplay(stream)
 
 
 class TableDisplay:
@@ -113,9 +111,7 @@ def table(snapshot: Snapshot) -> RenderableType:
     """The whole picture: the fetch, every member, the ring."""
     members = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("member", "runs", "state", "weights", "restarts", ""):
-        members.add_column(
-            heading, justify="right" if heading == "restarts" else "left", no_wrap=heading != ""
-        )
+        members.add_column(heading, justify="right" if heading == "restarts" else "left", no_wrap=heading != "")
     for member in snapshot.members:
         style = _STATE_STYLES.get(member.state, "")
         restarts = Text(str(member.restarts), style="yellow" if member.restarts else "")
@@ -191,9 +187,7 @@ def _fetch_text(snapshot: Snapshot) -> str:
 
 def _fetch(store: StoreProgress) -> RenderableType:
     line = Table.grid(padding=(0, 1))
-    amount = (
-        f"{format_bytes(store.done_bytes)} of {format_bytes(store.total_bytes)}" if store.total_bytes else ""
-    )
+    amount = f"{format_bytes(store.done_bytes)} of {format_bytes(store.total_bytes)}" if store.total_bytes else ""
     line.add_row(
         store.phase,
         ProgressBar(total=store.total_bytes or 1, completed=store.done_bytes, width=_BAR_WIDTH),

@@ -20,9 +20,7 @@ class Gpu:
     memory_bytes: int
 
 
-def gpus(
-    command: tuple[str, ...] = ("nvidia-smi",), environment: Mapping[str, str] = os.environ
-) -> tuple[Gpu, ...]:
+def gpus(command: tuple[str, ...] = ("nvidia-smi",), environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
     """This machine's NVIDIA GPUs by `nvidia-smi`, as far as CUDA_VISIBLE_DEVICES allows them."""
     try:
         answer = subprocess.run(
@@ -39,9 +37,7 @@ def gpus(
     if allowed is None:
         return found
     names = [name.strip() for name in allowed.split(",") if name.strip()]
-    return tuple(
-        gpu for gpu in found if any(name == str(gpu.index) or gpu.uuid.startswith(name) for name in names)
-    )
+    return tuple(gpu for gpu in found if any(name == str(gpu.index) or gpu.uuid.startswith(name) for name in names))
 
 
 def parse_gpus(text: str) -> tuple[Gpu, ...]:

@@ -12,7 +12,6 @@ from typing import TypedDict
 from languagepipes_api.member import PREFIX, MemberSettings
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import LayerRange, Plan
-from languagepipes_api.source import absolute_source
 from languagepipes_api.spec import LanguagePipe
 
 from languagepipes_operator.local.addresses import HeldPorts
@@ -61,10 +60,9 @@ def store_settings(
     telemetry: str,
     tls_dir: Path,
     cache_dir: Path,
-    source_dir: Path,
     token_file: Path | None,
 ) -> MemberSettings:
-    """source_dir: where relative file:// sources start."""
+    """The store fetches what the pipe's source names; a file:// path in it is absolute by now."""
     model = pipe.spec.model
     return MemberSettings(
         role="store",
@@ -73,7 +71,7 @@ def store_settings(
         tls_dir=tls_dir,
         telemetry_listen=telemetry,
         store_listen=listen,
-        source=absolute_source(model.source, source_dir),
+        source=model.source,
         revision=model.resolved_from,
         dtype=model.dtype,
         cache_dir=cache_dir,
@@ -145,9 +143,7 @@ def stations(
 
 def station_identities(pipe: LanguagePipe, plan: Plan) -> list[Identity]:
     """In the order of `stations`."""
-    stages = [
-        Identity(pipe.namespace, pipe.name, 0, "stage", index) for index in range(1, len(plan.stages) + 1)
-    ]
+    stages = [Identity(pipe.namespace, pipe.name, 0, "stage", index) for index in range(1, len(plan.stages) + 1)]
     return [*stages, Identity(pipe.namespace, pipe.name, 0, "end-model")]
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class UpOptions:
-    """file: the YAML that names the pipe; relative file:// sources start at its directory.
+    """port: where the OpenAI API listens on 127.0.0.1. cache_dir: the store's files, kept between runs.
 
-    port: where the OpenAI API listens on 127.0.0.1. cache_dir: the store's files, kept between runs.
-    secrets_dir: stands in for Secrets, DIR/<secret>/<key>. ready_file: there, as JSON, while the pipe is Ready. log_dir: where members' output goes; None: into the private directory that vanishes.
+    secrets_dir: stands in for Secrets, DIR/<secret>/<key>. ready_file: there, as JSON, while the pipe is Ready.
+    log_dir: where members' output goes; None: into the private directory that vanishes.
     """
 
-    file: Path
     port: int
     cache_dir: Path
     secrets_dir: Path | None = None
@@ -32,7 +31,6 @@ class UpOptions:
             return None if path is None else Path(os.path.abspath(path.expanduser()))
 
         return cls(
-            file=Path(os.path.abspath(arguments.file)),
             port=arguments.port,
             cache_dir=absolute(arguments.cache_dir) or default_cache_dir(),
             secrets_dir=absolute(arguments.secrets_dir),

@@ -139,9 +139,7 @@ class Supervisor:
         waits = [member.restart_at for member in self.members.values() if member.process is None]
         return max(0.0, min(waits) - self._clock()) if waits else None
 
-    def stop(
-        self, *, grace_seconds: float = GRACE_SECONDS, hurry: Callable[[], bool] = lambda: False
-    ) -> None:
+    def stop(self, *, grace_seconds: float = GRACE_SECONDS, hurry: Callable[[], bool] = lambda: False) -> None:
         """SIGTERM to all members; SIGKILL to what is left after `grace_seconds`, or once `hurry()`."""
         for member in self.members.values():
             # SIGCONT, since a stopped process would act on SIGTERM only once it goes on.
@@ -247,7 +245,5 @@ def last_words(log: Path, offset: int) -> tuple[str, ...]:
             text = file.read(_LAST_WORDS_BYTES).decode("utf-8", "replace")
     except OSError:
         return ()
-    lines = [
-        "".join(char if char.isprintable() else " " for char in line).rstrip() for line in text.splitlines()
-    ]
+    lines = ["".join(char if char.isprintable() else " " for char in line).rstrip() for line in text.splitlines()]
     return tuple(line for line in lines if line)[-_LAST_WORDS_LINES:]

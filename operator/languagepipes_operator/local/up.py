@@ -7,6 +7,7 @@ What it takes is checked before anything starts; what it started is gone when it
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -80,29 +81,27 @@ def check(pipe: LanguagePipe, options: UpOptions, ports: HeldPorts) -> Start:
     """Everything that can be wrong and can be known now. Holds the API's port. Raises UpError."""
     if pipe.spec.replicas == 0:
         raise UpError("spec.replicas is 0, so there is nothing to run: set it to 1, or leave it out")
+    for module in ("languagepipes_node", "torch"):
+        if importlib.util.find_spec(module) is None:
+            raise UpError(f'{module} is not installed: pip install "languagepipes[node]"')
     secrets = find_secrets(pipe, options.secrets_dir)
     found = gpus()
     if (wanted := gpu_fields(pipe)) and not found:
         raise UpError(
-            f"{wanted[0]} is GPU, but nvidia-smi finds no GPU on this machine: "
-            "write CPU there, or install the driver"
+            f"{wanted[0]} is GPU, but nvidia-smi finds no GPU on this machine: write CPU there, or install the driver"
         )
     for path, what in ((options.cache_dir, "--cache-dir"), (options.log_dir, "--log-dir")):
         if path is not None:
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UpError(
-                    f"{what} {path} cannot be made ({error.strerror}): choose another directory"
-                ) from error
+                raise UpError(f"{what} {path} cannot be made ({error.strerror}): choose another directory") from error
     try:
         api = ports.hold(options.port)
     except PortTaken as error:
         raise UpError(str(error)) from error
     except OSError as error:
-        raise UpError(
-            f"port {options.port} may not be used ({error.strerror}): choose another with --port"
-        ) from error
+        raise UpError(f"port {options.port} may not be used ({error.strerror}): choose another with --port") from error
     node = replace(this_machine(), gpu_memory_bytes=tuple(gpu.memory_bytes for gpu in found))
     return Start(api, secrets, found, node)
 
@@ -112,8 +111,7 @@ def gpu_fields(pipe: LanguagePipe) -> list[str]:
     spec = pipe.spec
     devices = [("spec.endModel.device", spec.end_model.device), ("spec.stages.device", spec.stages.device)]
     devices += [
-        (f"spec.stages.list[{index}].device", stage.device)
-        for index, stage in enumerate(spec.stages.items or ())
+        (f"spec.stages.list[{index}].device", stage.device) for index, stage in enumerate(spec.stages.items or ())
     ]
     return [field for field, device in devices if device == "GPU"]
 
@@ -131,9 +129,7 @@ def find_secrets(pipe: LanguagePipe, secrets_dir: Path | None) -> Secrets:
     if token is not None and secrets_dir is not None:
         token_file = secrets_dir / token.name / token.key
         if not token_file.is_file():
-            raise UpError(
-                f"spec.model.tokenSecretRef: there is no file {token_file}: write the token into it"
-            )
+            raise UpError(f"spec.model.tokenSecretRef: there is no file {token_file}: write the token into it")
     if keys is not None and secrets_dir is not None:
         api_keys_dir = secrets_dir / keys.name
         if not api_keys_dir.is_dir() or not any(path.is_file() for path in api_keys_dir.iterdir()):
@@ -206,14 +202,11 @@ class _Up:
             telemetry=self._ports.hold(),
             tls_dir=self._credentials.issue(identity),
             cache_dir=self._options.cache_dir,
-            source_dir=self._options.file.parent,
             token_file=self._start.secrets.token_file,
         )
         self._telemetry[STORE] = settings.telemetry_listen
         self._work[STORE] = ""
-        self._supervisor.start(
-            [members.command(STORE, settings, directory=self._directory, log_dir=self._log_dir)]
-        )
+        self._supervisor.start([members.command(STORE, settings, directory=self._directory, log_dir=self._log_dir)])
         store = StoreObserver(self._store_address, tls_dir=operator_dir, store=identity)
         self._observer.watch(STORE, settings.telemetry_listen)
         self._observer.watch_store(store)
@@ -250,8 +243,7 @@ class _Up:
             store=self._store_address,
             plan_file=plan_file,
             tls_dirs={
-                identity: self._credentials.issue(identity)
-                for identity in members.station_identities(self._pipe, plan)
+                identity: self._credentials.issue(identity) for identity in members.station_identities(self._pipe, plan)
             },
             api_keys_dir=self._start.secrets.api_keys_dir,
         )
@@ -307,15 +299,12 @@ class _Up:
         )
 
     def _announcement(self, seen: Snapshot) -> Sequence[str]:
-        body = json.dumps(
-            {"model": self._pipe.served_name, "messages": [{"role": "user", "content": "Say hello."}]}
-        )
+        body = json.dumps({"model": self._pipe.served_name, "messages": [{"role": "user", "content": "Say hello."}]})
         key = ' -H "Authorization: Bearer $API_KEY"' if self._start.secrets.api_keys_dir else ""
         return (
             f"{self._pipe.name} is ready at {seen.url}",
             *where_layers_run([*seen.members[2:], *seen.members[1:2]]),
-            f"  curl {seen.url}/chat/completions -H 'Content-Type: application/json'{key}"
-            f" -d {shlex.quote(body)}",
+            f"  curl {seen.url}/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}",
         )
 
     def _keep_ready_file(self, seen: Snapshot) -> None:
