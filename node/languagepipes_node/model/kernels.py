@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+# The most that lp_instruction_set may report; see use_level.
+_most_level = 3
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -27,7 +29,7 @@ def _library() -> tuple[ctypes.CDLL, int] | None:
         except OSError:
             continue  # built for another machine, or a torch without libgomp
         library.lp_linear.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 2
-        level = library.lp_instruction_set()
+        level = min(library.lp_instruction_set(), _most_level)
         if level:
             return library, level
     return None
@@ -36,6 +38,13 @@ def _library() -> tuple[ctypes.CDLL, int] | None:
 def available() -> bool:
     """Whether `linear` works here: it was compiled, and the CPU has AVX2, FMA and F16C."""
     return _library() is not None
+
+
+def use_level(level: int) -> None:
+    """Use at most this instruction set: 2 is AVX2, 3 AVX-512. For measurements; the CPU's own is the default."""
+    global _most_level
+    _most_level = level
+    _library.cache_clear()
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,34 @@
+"""Our own matrix product equals torch's, at every edge of its tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from languagepipes_node.model import kernels
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C compiler at install, or a CPU without AVX2")
+
+
+@pytest.fixture(params=[2, 3], ids=["AVX2", "AVX-512"], autouse=True)
+def level(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
+    kernels.use_level(request.param)
+    yield
+    kernels.use_level(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 33])
+@pytest.mark.parametrize("width", [1, 32, 65])
+def test_it_equals_the_same_product_in_float32(dtype: torch.dtype, rows: int, width: int) -> None:
+    for depth in (1, 8, 17, 1025, 2100):
+        torch.manual_seed(depth)
+        x, weight = torch.randn(rows, depth), torch.randn(width, depth).to(dtype)
+        expected = x.double() @ weight.double().T
+        assert torch.allclose(kernels.linear(x, weight).double(), expected, rtol=1e-5, atol=2e-4)
+
+
+def test_it_refuses_what_it_cannot_multiply() -> None:
+    with pytest.raises(ValueError, match=r"cannot multiply torch.float32 \(2, 4\) by torch.bfloat16 \(3, 5\)"):
+        kernels.linear(torch.zeros(2, 4), torch.zeros(3, 5, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="cannot multiply"):
+        kernels.linear(torch.zeros(4, 2).T, torch.zeros(3, 4))
