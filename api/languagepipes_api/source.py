@@ -14,13 +14,10 @@ Scheme = Literal["hf", "pvc", "https", "file"]
 
 # Quotes and backslashes are left out, so that the same text stands in a CEL string.
 HUB_PATTERN = (
-    "^hf://[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-    "((/[A-Za-z0-9_][A-Za-z0-9._-]*)*[.]gguf)?$"
+    "^hf://[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}((/[A-Za-z0-9_][A-Za-z0-9._-]*)*[.]gguf)?$"
 )
 VOLUME_PATTERN = "^pvc://[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?(/[A-Za-z0-9_][A-Za-z0-9._-]*)*/?$"
-HTTPS_PATTERN = (
-    "^https://[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?(/[A-Za-z0-9._~%!$&()*+,;=:@-]*)*$"
-)
+HTTPS_PATTERN = "^https://[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?(/[A-Za-z0-9._~%!$&()*+,;=:@-]*)*$"
 FILE_PATTERN = "^file://[^/?#].*$|^file:///.*$"
 
 HUB_FORM = "an hf:// source is hf://OWNER/NAME, or hf://OWNER/NAME/FILE.gguf for one GGUF file"

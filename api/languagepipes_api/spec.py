@@ -162,13 +162,13 @@ class ModelSpec(ResourceModel):
         "pvc://CLAIM/PATH (a volume claim in the pipe's namespace) or https://HOST/PATH (a mirror). "
         "`languagepipes up` also takes file://PATH, and no pvc://."
     )
-    revision: (
-        Annotated[str, Field(min_length=1, max_length=250, pattern="^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None
-    ) = Field(
-        default=None,
-        description="A branch, tag or commit of an hf:// source; main if absent. It is resolved to a commit, "
-        "which is "
-        "pinned until source or revision changes.",
+    revision: Annotated[str, Field(min_length=1, max_length=250, pattern="^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None = (
+        Field(
+            default=None,
+            description="A branch, tag or commit of an hf:// source; main if absent. It is resolved to a commit, "
+            "which is "
+            "pinned until source or revision changes.",
+        )
     )
     served_name: (
         Annotated[str, Field(min_length=1, max_length=128, pattern="^[A-Za-z0-9][A-Za-z0-9._:/-]*$")] | None
@@ -192,14 +192,12 @@ class ModelSpec(ResourceModel):
         Rule(
             "source must start with hf://, pvc:// or https:// (file:// is for `languagepipes up` alone)",
             lambda model: model.source.startswith(("hf://", "pvc://", "https://")),
-            "self.source.startsWith('hf://') || self.source.startsWith('pvc://') || "
-            "self.source.startsWith('https://')",
+            "self.source.startsWith('hf://') || self.source.startsWith('pvc://') || self.source.startsWith('https://')",
             "source",
             "cluster",
         ),
         Rule(
-            "source must start with hf://, https:// or file:// (pvc:// names a volume claim, which only a "
-            "cluster has)",
+            "source must start with hf://, https:// or file:// (pvc:// names a volume claim, which only a cluster has)",
             lambda model: model.source.startswith(("hf://", "https://", "file://")),
             field="source",
             where="local",
@@ -309,12 +307,8 @@ class StagesSpec(ResourceModel):
     count: Annotated[int, Field(ge=1, le=STAGES_MAX)] | None = Field(
         default=None, description="This many stages, split so that the heaviest is as light as possible."
     )
-    device: Device | None = Field(
-        default=None, description="What every stage of `count` computes on; CPU if absent."
-    )
-    items: (
-        Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=STAGES_MAX, strict=False)] | None
-    ) = Field(
+    device: Device | None = Field(default=None, description="What every stage of `count` computes on; CPU if absent.")
+    items: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=STAGES_MAX, strict=False)] | None = Field(
         default=None,
         alias="list",
         description="The stages in the order of their layers. At most one entry without layers and memory "
@@ -379,14 +373,14 @@ class PipeSpec(ResourceModel):
     )
     end_model: EndModelSpec = Field(
         default_factory=EndModelSpec,
-        description="The member that handles text: tokenizer, embedding, norm, head, and layers at both "
-        "ends.",
+        json_schema_extra={"default": {}},
+        description="The member that handles text: tokenizer, embedding, norm, head, and layers at both ends.",
     )
-    stages: StagesSpec = Field(
-        description="How the layers between are split: a count of equal stages, or a list."
-    )
+    stages: StagesSpec = Field(description="How the layers between are split: a count of equal stages, or a list.")
     server: ServerSpec = Field(
-        default_factory=ServerSpec, description="The OpenAI API that the End Model serves."
+        default_factory=ServerSpec,
+        json_schema_extra={"default": {}},
+        description="The OpenAI API that the End Model serves.",
     )
 
 
@@ -425,8 +419,7 @@ class LanguagePipe(ResourceModel):
 
     rules = (
         Rule(
-            "metadata.name must be a DNS label of at most 40 characters: a-z, 0-9 and -, starting with a "
-            "letter",
+            "metadata.name must be a DNS label of at most 40 characters: a-z, 0-9 and -, starting with a letter",
             lambda pipe: (
                 len(pipe.metadata.name) <= NAME_MAX_LENGTH
                 and re.fullmatch(NAME_PATTERN.strip("^$"), pipe.metadata.name) is not None
@@ -475,9 +468,7 @@ def parse_pipe(data: object, *, local: bool) -> LanguagePipe:
         found = f"apiVersion {data.get('apiVersion')!r}, kind {data.get('kind')!r}"
         raise ResourceError([Problem("", f"{found}: expected apiVersion {expected!r}, kind {KIND!r}")])
     try:
-        return LanguagePipe.model_validate(
-            _without_nulls(data), by_alias=True, by_name=False, context={"local": local}
-        )
+        return LanguagePipe.model_validate(_without_nulls(data), by_alias=True, by_name=False, context={"local": local})
     except ValidationError as error:
         raise ResourceError(problems_of(error, LanguagePipe)) from error
 

@@ -15,9 +15,7 @@ from pydantic.alias_generators import to_camel
 ConditionType = Literal[
     "Ready", "Planned", "WeightsAvailable", "StagesReady", "EndpointReady", "Progressing", "Degraded"
 ]
-Phase = Literal[
-    "Pending", "Planning", "Fetching", "Starting", "Ready", "Degraded", "Paused", "Stopped", "Failed"
-]
+Phase = Literal["Pending", "Planning", "Fetching", "Starting", "Ready", "Degraded", "Stopped", "Failed"]
 
 _Text = Annotated[str, Field(max_length=512)]
 _Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -39,8 +37,8 @@ class StatusModel(BaseModel):
 class Condition(StatusModel):
     """A metav1.Condition (k8s.io/apimachinery/pkg/apis/meta/v1): what holds, since when, and why."""
 
-    type: Annotated[str, Field(max_length=316, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")] = (
-        Field(description="What the condition is about; see the types named in the reference.")
+    type: Annotated[str, Field(max_length=316, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")] = Field(
+        description="What the condition is about; see the types named in the reference."
     )
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
     observed_generation: Annotated[int, Field(ge=0)] | None = Field(
@@ -102,9 +100,7 @@ class LanguagePipeStatus(StatusModel):
     )
     replicas: _Count | None = Field(default=None, description="Replicas that exist.")
     ready_replicas: _Count | None = Field(default=None, description="Replicas that answer requests.")
-    selector: _Text | None = Field(
-        default=None, description="Selects the End Model pods, for the scale subresource."
-    )
+    selector: _Text | None = Field(default=None, description="Selects the End Model pods, for the scale subresource.")
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=64)] = Field(
         default=(), description="The stages, in the order of their layers."
     )

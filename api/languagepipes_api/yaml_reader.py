@@ -31,9 +31,7 @@ def read_yaml(text: str) -> object:
         raise ResourceError([Problem("", f"not YAML: {error}; write such a value in quotes")]) from error
     documents = [document for document in documents if document is not None]
     if len(documents) != 1:
-        raise ResourceError(
-            [Problem("", f"the file has {len(documents)} YAML documents; it must have exactly one")]
-        )
+        raise ResourceError([Problem("", f"the file has {len(documents)} YAML documents; it must have exactly one")])
     return documents[0]
 
 

@@ -46,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="languagepipes",
-        description="Serve one language model from many machines: layer ranges on a ring, the OpenAI API in "
-        "front.",
+        description="Serve one language model from many machines: layer ranges on a ring, the OpenAI API in front.",
     )
     parser.add_argument(
         "--version", action="version", version=f"languagepipes {importlib.metadata.version('languagepipes')}"
@@ -66,12 +65,8 @@ def _parser() -> argparse.ArgumentParser:
         "operator see "
         "it, with no more known of the nodes than the spec says",
     )
-    plan.add_argument(
-        "--cache-dir", metavar="DIR", type=Path, help="reuse and keep the model's small files here"
-    )
-    plan.add_argument(
-        "--secrets-dir", metavar="DIR", type=Path, help="stands in for Secrets: DIR/<secret name>/<key>"
-    )
+    plan.add_argument("--cache-dir", metavar="DIR", type=Path, help="reuse and keep the model's small files here")
+    plan.add_argument("--secrets-dir", metavar="DIR", type=Path, help="stands in for Secrets: DIR/<secret name>/<key>")
     plan.set_defaults(run=_plan)
 
     up = commands.add_parser("up", help="run a pipe on this machine until Ctrl-C")
@@ -79,9 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     up.set_defaults(run=_up)
 
     chat = commands.add_parser("chat", help="talk to a pipe, or to any server with the OpenAI API")
-    chat.add_argument(
-        "message", nargs="?", help="one question, answered once; without it, talk until end of input"
-    )
+    chat.add_argument("message", nargs="?", help="one question, answered once; without it, talk until end of input")
     chat.add_argument("--url", default="http://127.0.0.1:8000", help="default: http://127.0.0.1:8000")
     chat.add_argument("--model", help="default: the first that the server lists")
     chat.add_argument("--api-key", help="default: the environment's OPENAI_API_KEY")
@@ -101,8 +94,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     pipe = read_pipe(arguments.file, local=here)
     if pipe.spec.model.source.startswith("pvc://"):
         raise CommandError(
-            f"spec.model.source: {pipe.spec.model.source!r} can be read only inside the cluster that has the "
-            f"claim"
+            f"spec.model.source: {pipe.spec.model.source!r} can be read only inside the cluster that has the claim"
         )
     try:
         facts = read_facts(
@@ -170,9 +162,7 @@ def read_pipe(file: Path, *, local: bool) -> LanguagePipe:
     except UnicodeDecodeError as error:
         raise CommandError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from error
     except ResourceError as error:
-        raise CommandError(
-            f"{file} is refused:\n" + "\n".join(f"  {problem}" for problem in error.problems)
-        ) from error
+        raise CommandError(f"{file} is refused:\n" + "\n".join(f"  {problem}" for problem in error.problems)) from error
     return pipe.seen_from(file.absolute().parent)
 
 

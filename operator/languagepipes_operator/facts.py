@@ -23,9 +23,7 @@ class FactsError(Exception):
         self.message = message
 
 
-def read_facts(
-    model: ModelSpec, *, cache_dir: Path | None = None, token_file: Path | None = None
-) -> ModelFacts:
+def read_facts(model: ModelSpec, *, cache_dir: Path | None = None, token_file: Path | None = None) -> ModelFacts:
     """Headers and small files are fetched, weights are not; it takes as long as the source does. Raises
     FactsError.
     """
@@ -54,9 +52,7 @@ def read_facts(
     except (ValueError, KeyError, TypeError) as error:
         said = finished.stderr.strip().splitlines()
         last = said[-1] if said else "it said nothing"
-        remedy = (
-            '; install the node with pip install "languagepipes[node]"' if "No module named" in last else ""
-        )
+        remedy = '; install the node with pip install "languagepipes[node]"' if "No module named" in last else ""
         raise FactsError(
             "NodeFailed",
             f"the node process that reads {model.source} ended with {finished.returncode}: {last}{remedy}",

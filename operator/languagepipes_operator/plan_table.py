@@ -37,16 +37,12 @@ def print_plan(plan: Plan, console: Console, *, title: str) -> None:
     )
 
 
-def _add(
-    table: Table, name: str, layers: str, share: EndModelAssignment | StageAssignment, slowest: str
-) -> None:
+def _add(table: Table, name: str, layers: str, share: EndModelAssignment | StageAssignment, slowest: str) -> None:
     total = share.weight_bytes + share.kv_bytes + share.overhead_bytes
     table.add_row(
         Text(name + (" *" if name == slowest else "")),
         layers,
         share.device,
-        *map(
-            format_bytes, (share.weight_bytes, share.kv_bytes, share.overhead_bytes, total, share.step_bytes)
-        ),
+        *map(format_bytes, (share.weight_bytes, share.kv_bytes, share.overhead_bytes, total, share.step_bytes)),
         Text(share.reason),
     )

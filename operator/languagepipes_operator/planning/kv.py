@@ -57,9 +57,7 @@ def kv_plan(
             if blocks < best.blocks:
                 left = format_bytes(station.budget_bytes - station.fixed_bytes)
                 budget = format_bytes(station.budget_bytes)
-                best = KvPlan(
-                    blocks, station.name, f"{station.name} has {left} of its budget of {budget} left for KV"
-                )
+                best = KvPlan(blocks, station.name, f"{station.name} has {left} of its budget of {budget} left for KV")
     devices: tuple[Device, ...] = ("CPU", "GPU")
     for device in devices:
         here = [station for station in stations if station.device == device]
@@ -68,9 +66,7 @@ def kv_plan(
     return best
 
 
-def _shared(
-    here: Sequence[Station], device: Device, blocks_per_sequence: int, nodes: Sequence[Node]
-) -> KvPlan:
+def _shared(here: Sequence[Station], device: Device, blocks_per_sequence: int, nodes: Sequence[Node]) -> KvPlan:
     """What the machines leave to the stations of one kind of device, all together and each for itself."""
     memories = memories_of(nodes, device)
     if not memories:
@@ -98,8 +94,7 @@ def _shared(
     best = KvPlan(
         pool // block,
         heaviest.name,
-        f"{format_bytes(pool)} of {_machines(nodes)}'s {format_bytes(sum(memories))} are left for KV on "
-        f"{device}",
+        f"{format_bytes(pool)} of {_machines(nodes)}'s {format_bytes(sum(memories))} are left for KV on {device}",
     )
     largest = int(max(memories) * USABLE_FRACTION[device])
     for station in here:

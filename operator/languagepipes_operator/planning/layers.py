@@ -54,9 +54,7 @@ def split(costs: Sequence[int], slots: Sequence[Slot], *, first: int = 0) -> tup
     return tuple(LayerRange(first + start, first + stop) for start, stop in pairwise(cuts))
 
 
-def longest(
-    available: LayerRange, *, most: int, fits: Callable[[int, int], bool], from_right: bool = False
-) -> int:
+def longest(available: LayerRange, *, most: int, fits: Callable[[int, int], bool], from_right: bool = False) -> int:
     """How many layers of `available`, at most `most`, fit when taken from its left (or right) end."""
     start, stop = available.start, available.stop
     low, high = 0, min(most, stop - start)

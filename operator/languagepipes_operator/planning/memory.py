@@ -60,9 +60,7 @@ class Sizes:
 
     def weight_bytes(self, layers: LayerRange) -> int:
         """Resident bytes of the layers, all experts included."""
-        return self.dtype_bytes * sum(
-            layer.parameters for layer in self.facts.layers[layers.start : layers.stop]
-        )
+        return self.dtype_bytes * sum(layer.parameters for layer in self.facts.layers[layers.start : layers.stop])
 
     def step_bytes(self, layers: LayerRange) -> int:
         """Bytes of the layers' weights that one token's step reads."""

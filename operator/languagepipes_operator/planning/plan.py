@@ -139,9 +139,7 @@ def _shares(spec: PipeSpec, sizes: Sizes, middle: LayerRange, nodes: Sequence[No
     return _sized(stages, sizes, middle)
 
 
-def _even(
-    stages: tuple[StageSpec, ...], sizes: Sizes, middle: LayerRange, nodes: Sequence[Node]
-) -> tuple[_Share, ...]:
+def _even(stages: tuple[StageSpec, ...], sizes: Sizes, middle: LayerRange, nodes: Sequence[Node]) -> tuple[_Share, ...]:
     """A count: the heaviest stage as light as can be; on known machines, no stage larger than the largest of
     them.
     """
@@ -194,9 +192,7 @@ def _with_rest(stages: tuple[StageSpec, ...], sizes: Sizes, middle: LayerRange) 
                 LayerRange(free.start + count, free.stop),
             )
     taken[rest] = free
-    return tuple(
-        _Share(stage, taken[place], _why(stage, taken[place], sizes)) for place, stage in enumerate(stages)
-    )
+    return tuple(_Share(stage, taken[place], _why(stage, taken[place], sizes)) for place, stage in enumerate(stages))
 
 
 def _sized(stages: tuple[StageSpec, ...], sizes: Sizes, middle: LayerRange) -> tuple[_Share, ...]:
@@ -208,8 +204,7 @@ def _sized(stages: tuple[StageSpec, ...], sizes: Sizes, middle: LayerRange) -> t
     if ranges is None:
         raise _wrong_sum(stages, sizes, middle)
     return tuple(
-        _Share(stage, layers, _why(stage, layers, sizes))
-        for stage, layers in zip(stages, ranges, strict=True)
+        _Share(stage, layers, _why(stage, layers, sizes)) for stage, layers in zip(stages, ranges, strict=True)
     )
 
 
@@ -241,9 +236,7 @@ def _why(stage: StageSpec, layers: LayerRange, sizes: Sizes) -> str:
 def _check_budget_holds_a_layer(stage: StageSpec, sizes: Sizes, middle: LayerRange) -> None:
     if stage.memory_bytes is None:
         return
-    lightest = min(
-        (LayerRange(layer, layer + 1) for layer in range(middle.start, middle.stop)), key=sizes.weight_bytes
-    )
+    lightest = min((LayerRange(layer, layer + 1) for layer in range(middle.start, middle.stop)), key=sizes.weight_bytes)
     need = sizes.stage_need_bytes(lightest, stage.device)
     if need > stage.memory_bytes:
         raise PlanError(
@@ -279,8 +272,7 @@ def _wrong_sum(stages: tuple[StageSpec, ...], sizes: Sizes, middle: LayerRange) 
         )
     held = {stage.name: longest(middle, most=len(middle), fits=_fits(stage, sizes)) for stage in others}
     most = ", ".join(
-        f"{stage.name} at most {held[stage.name]} in {format_bytes(stage.memory_bytes or 0)}"
-        for stage in others
+        f"{stage.name} at most {held[stage.name]} in {format_bytes(stage.memory_bytes or 0)}" for stage in others
     )
     return PlanError(
         "BudgetsTooSmall",

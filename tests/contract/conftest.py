@@ -1,0 +1,21 @@
+"""The CRD, and a judge that knows nothing but it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from crd_judge import ApiServer, Json
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def crd() -> Json:
+    return yaml.safe_load((ROOT / "crds" / "languagepipes.io_languagepipes.yaml").read_text())
+
+
+@pytest.fixture(scope="session")
+def api_server(crd: Json) -> ApiServer:
+    return ApiServer(crd)

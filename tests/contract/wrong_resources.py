@@ -1,0 +1,224 @@
+"""Resources that must be refused, and what a user reads. Each is a good one with its spec (or more) changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+GOOD = """
+apiVersion: languagepipes.io/v1alpha1
+kind: LanguagePipe
+metadata: {name: qwen3}
+spec:
+  model: {source: "hf://Qwen/Qwen3-8B"}
+  stages: {count: 3}
+"""
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """change: YAML merged into GOOD; a `$remove` value takes the field away. messages: all that `load_pipe` says."""
+
+    name: str
+    change: str
+    messages: tuple[str, ...]
+    local: bool = False
+
+    @property
+    def resource(self) -> Any:
+        return merged(yaml.safe_load(GOOD), yaml.safe_load(self.change))
+
+
+def merged(base: Any, change: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(change, dict)):
+        return change
+    result = dict(base)
+    for key, value in change.items():
+        if value == "$remove":
+            result.pop(key, None)
+        else:
+            result[key] = merged(result[key], value) if key in result else value
+    return result
+
+
+def _model(field: str, *messages: str, local: bool = False) -> Wrong:
+    return Wrong(f"model {field}", f"spec: {{model: {{{field}}}}}", messages, local)
+
+
+def _stages(text: str, *messages: str) -> Wrong:
+    return Wrong(f"stages {text}", f"spec: {{stages: {{{text}}}}}", messages)
+
+
+def _list(entries: str, *messages: str) -> Wrong:
+    return _stages(f"count: $remove, list: {entries}", *messages)
+
+
+_NAME = "metadata.name must be a DNS label of at most 40 characters: a-z, 0-9 and -, starting with a letter"
+_SCHEMES = "source must start with hf://, pvc:// or https:// (file:// is for `languagepipes up` alone)"
+_HUB = "an hf:// source is hf://OWNER/NAME, or hf://OWNER/NAME/FILE.gguf for one GGUF file"
+_VOLUME = "a pvc:// source is pvc://CLAIM/PATH, without .. in PATH"
+_HTTPS = "an https:// source is https://HOST/PATH, without user, password, query or fragment"
+_SECRET = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+_SOURCE = "spec.model.source"
+
+WRONG = (
+    # the name
+    Wrong("capitals", "metadata: {name: Qwen3}", (f"metadata.name: 'Qwen3': {_NAME}",)),
+    Wrong("41 characters", f"metadata: {{name: {'a' * 41}}}", (f"metadata.name: '{'a' * 41}': {_NAME}",)),
+    Wrong("a dot", "metadata: {name: qwen.3}", (f"metadata.name: 'qwen.3': {_NAME}",)),
+    Wrong("a digit first", "metadata: {name: 3qwen}", (f"metadata.name: '3qwen': {_NAME}",)),
+    Wrong("a hyphen last", "metadata: {name: qwen-}", (f"metadata.name: 'qwen-': {_NAME}",)),
+    # the source
+    _model("source: $remove", f"{_SOURCE}: is required"),
+    _model("source: ''", f"{_SOURCE}: is empty; give it a value or remove it"),
+    _model("source: Qwen/Qwen3-8B", f"{_SOURCE}: 'Qwen/Qwen3-8B': {_SCHEMES}"),
+    _model("source: 'file:///models/x'", f"{_SOURCE}: 'file:///models/x': {_SCHEMES}"),
+    _model("source: 'http://mirror/x'", f"{_SOURCE}: 'http://mirror/x': {_SCHEMES}"),
+    _model("source: 'hf://Qwen3-8B'", f"{_SOURCE}: 'hf://Qwen3-8B': {_HUB}"),
+    _model("source: 'hf://Qwen/Qwen3-8B/../x.gguf'", f"{_SOURCE}: 'hf://Qwen/Qwen3-8B/../x.gguf': {_HUB}"),
+    _model("source: 'hf://a/b/c.bin'", f"{_SOURCE}: 'hf://a/b/c.bin': {_HUB}"),
+    _model("source: 'pvc://Claim/x'", f"{_SOURCE}: 'pvc://Claim/x': {_VOLUME}"),
+    _model("source: 'pvc://claim/../x'", f"{_SOURCE}: 'pvc://claim/../x': {_VOLUME}"),
+    _model("source: 'https://u:p@host/x'", f"{_SOURCE}: 'https://u:p@host/x': {_HTTPS}"),
+    _model("source: 'https://host/x?token=1'", f"{_SOURCE}: 'https://host/x?token=1': {_HTTPS}"),
+    _model("source: 'https:///x'", f"{_SOURCE}: 'https:///x': {_HTTPS}"),
+    _model(
+        "source: 'pvc://claim/x'",
+        f"{_SOURCE}: 'pvc://claim/x': source must start with hf://, https:// or file:// (pvc:// names a volume "
+        "claim, which only a cluster has)",
+        local=True,
+    ),
+    _model(
+        "source: 'file://'",
+        f"{_SOURCE}: 'file://': a file:// source is file:///ABSOLUTE/PATH, or file://RELATIVE/PATH seen from the "
+        "YAML file",
+        local=True,
+    ),
+    _model(
+        "source: 'https://host/x', revision: main",
+        "spec.model.revision: 'main': revision works with hf:// sources alone; remove it",
+    ),
+    _model(
+        "source: 'pvc://claim/x', tokenSecretRef: {name: hf, key: token}",
+        "spec.model.tokenSecretRef: tokenSecretRef works with hf:// sources alone; remove it",
+    ),
+    # the rest of the model
+    _model("revision: 12345678", "spec.model.revision: 12345678 is not a string; write it in quotes"),
+    _model("revision: ../x", "spec.model.revision: '../x' does not match ^[A-Za-z0-9][A-Za-z0-9._/-]*$"),
+    _model("servedName: 'a b'", "spec.model.servedName: 'a b' does not match ^[A-Za-z0-9][A-Za-z0-9._:/-]*$"),
+    _model("servdName: a", "spec.model.servdName: unknown field; did you mean servedName?"),
+    _model("served_name: a", "spec.model.served_name: unknown field; did you mean servedName?"),
+    _model("tokenSecretRef: {name: hf}", "spec.model.tokenSecretRef.key: is required"),
+    _model(
+        "tokenSecretRef: {name: HF, key: token}",
+        f"spec.model.tokenSecretRef.name: 'HF' does not match {_SECRET}",
+    ),
+    _model(
+        "tokenSecretRef: {name: hf, key: a/b}",
+        "spec.model.tokenSecretRef.key: 'a/b' does not match ^[-._a-zA-Z0-9]+$",
+    ),
+    _model("dtype: fp16", "spec.model.dtype: 'fp16' is none of float32, bfloat16, float16; did you mean float16?"),
+    _model("dtype: int8", "spec.model.dtype: 'int8' is none of float32, bfloat16, float16"),
+    _model("maxContextLength: 8", "spec.model.maxContextLength: 8 is less than 16"),
+    _model("maxContextLength: 2000000", "spec.model.maxContextLength: 2000000 is more than 1048576"),
+    _model(
+        "maxContextLength: '8192'",
+        "spec.model.maxContextLength: '8192' is not a whole number; write it without quotes",
+    ),
+    _model("maxContextLength: 81.5", "spec.model.maxContextLength: 81.5 is not a whole number"),
+    _model("quantization: int8", "spec.model.quantization: is not supported by this version; remove it"),
+    # replicas, and what works later
+    Wrong("17 replicas", "spec: {replicas: 17}", ("spec.replicas: 17 is more than 16",)),
+    Wrong("negative replicas", "spec: {replicas: -1}", ("spec.replicas: -1 is less than 0",)),
+    Wrong("replicas: true", "spec: {replicas: true}", ("spec.replicas: true is not a whole number",)),
+    Wrong("paused", "spec: {paused: true}", ("spec.paused: is not supported by this version; remove it",)),
+    Wrong("cache", "spec: {cache: {size: 40Gi}}", ("spec.cache: is not supported by this version; remove it",)),
+    Wrong(
+        "template",
+        "spec: {endModel: {template: {}}}",
+        ("spec.endModel.template: is not supported by this version; remove it",),
+    ),
+    Wrong(
+        "an unknown field",
+        "spec: {colour: red}",
+        ("spec.colour: unknown field; known here: model, replicas, endModel, stages, server",),
+    ),
+    # the End Model
+    Wrong(
+        "no local layers",
+        "spec: {endModel: {localLayers: 0}}",
+        ("spec.endModel.localLayers: 0 is less than 1",),
+    ),
+    Wrong(
+        "negative tail",
+        "spec: {endModel: {tailLayers: -1}}",
+        ("spec.endModel.tailLayers: -1 is less than 0",),
+    ),
+    Wrong(
+        "device in lower case",
+        "spec: {endModel: {device: gpu}}",
+        ("spec.endModel.device: 'gpu' is none of CPU, GPU; did you mean GPU?",),
+    ),
+    # stages
+    Wrong("no stages", "spec: {stages: $remove}", ("spec.stages: is required",)),
+    _stages("count: $remove", "spec.stages: stages has exactly one of count and list"),
+    _stages("count: null", "spec.stages: stages has exactly one of count and list"),
+    _stages("list: [{name: a}]", "spec.stages: stages has exactly one of count and list"),
+    _stages("count: 0", "spec.stages.count: 0 is less than 1"),
+    _stages("count: 65", "spec.stages.count: 65 is more than 64"),
+    _list("[]", "spec.stages.list: has 0 entries, fewer than 1"),
+    _list("{name: a}", "spec.stages.list: {'name': 'a'} is not a list"),
+    _list("[gpu]", "spec.stages.list[0]: 'gpu' is not a mapping of fields"),
+    _list("[{layers: 3}]", "spec.stages.list[0].name: is required"),
+    _list("[{name: A}]", "spec.stages.list[0].name: 'A' does not match ^[a-z]([-a-z0-9]*[a-z0-9])?$"),
+    _list(
+        "[{name: store}]",
+        "spec.stages.list[0].name: 'store': end-model and store are not free as stage names",
+    ),
+    _list("[{name: a}, {name: b}]", "spec.stages.list: at most one entry of list has neither layers nor memory"),
+    _list("[{name: a, layers: 1}, {name: a}]", "spec.stages.list: stage names are unique"),
+    _list("[{name: a, layers: 1, memory: 1Gi}]", "spec.stages.list[0]: a stage has layers or memory, not both"),
+    _list("[{name: a, layers: 0}]", "spec.stages.list[0].layers: 0 is less than 1"),
+    _list(
+        "[{name: a, memory: 12GB}]",
+        "spec.stages.list[0].memory: '12GB' is no amount of memory; write it like 12Gi, 500M or 1e9",
+    ),
+    _list(
+        "[{name: a, memory: -1Gi}]",
+        "spec.stages.list[0].memory: '-1Gi' is no amount of memory; write it like 12Gi, 500M or 1e9",
+    ),
+    _list("[{name: a, memory: 0}]", "spec.stages.list[0].memory: 0 is less than 1"),
+    Wrong(
+        "device beside a list",
+        "spec: {stages: {count: $remove, device: GPU, list: [{name: a}]}}",
+        ("spec.stages.device: 'GPU': device goes with count; in a list each entry has its own",),
+    ),
+    # the server
+    Wrong(
+        "no requests",
+        "spec: {server: {maxConcurrentRequests: 0}}",
+        ("spec.server.maxConcurrentRequests: 0 is less than 1",),
+    ),
+    Wrong(
+        "a long queue",
+        "spec: {server: {maxQueuedRequests: 100000}}",
+        ("spec.server.maxQueuedRequests: 100000 is more than 65536",),
+    ),
+    Wrong(
+        "a key in the API keys' reference",
+        "spec: {server: {apiKeysSecretRef: {name: keys, key: a}}}",
+        ("spec.server.apiKeysSecretRef.key: unknown field; known here: name",),
+    ),
+    # several at once: all are named
+    Wrong(
+        "three mistakes",
+        "spec: {replicas: 99, model: {dtype: bf16, maxContextLength: 1}}",
+        (
+            "spec.model.dtype: 'bf16' is none of float32, bfloat16, float16; did you mean bfloat16?",
+            "spec.model.maxContextLength: 1 is less than 16",
+            "spec.replicas: 99 is more than 16",
+        ),
+    ),
+)
