@@ -386,7 +386,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         _check_deadline()
         return super().getitem(obj, argument)
 
-    def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _check_deadline()
         return super().call(__context, __obj, *args, **kwargs)
 
@@ -446,7 +446,7 @@ def _stop_token_ids(
 
 def _token_ids(value: Any, file: str) -> set[int]:
     numbers = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+    if not all(type(number) is int and number >= 0 for number in numbers):
         raise TokenizerError(f"{file}: eos_token_id is {value!r}, expected a token id or a list of them")
     return set(numbers)
 
@@ -457,7 +457,12 @@ def _chat_template(
     """In transformers' order: chat_template.jinja, then chat_template.json, then the tokenizer's configuration."""
     name = "chat_template.jinja"
     raw = _optional(files, name)
-    source: Any = raw.decode("utf-8", "strict") if raw is not None else None
+    source: Any = None
+    if raw is not None:
+        try:
+            source = raw.decode()
+        except UnicodeDecodeError as error:
+            raise TokenizerError(f"{name} is no UTF-8: {error}") from error
     if source is None:
         name = "chat_template.json"
         source = _json_object(files, name).get("chat_template")
@@ -465,7 +470,10 @@ def _chat_template(
         name = "tokenizer_config.json"
         source = config.get("chat_template")
     if isinstance(source, list):  # several, by name
-        source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
+        named = [entry for entry in source if isinstance(entry, dict)]
+        if len(named) != len(source):
+            raise TokenizerError(f"{name}: the chat template is a list of other than named templates")
+        source = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
     if source is None:
         return None
     if not isinstance(source, str):

@@ -158,8 +158,8 @@ class _Guard:
             raise Unauthorised(
                 "You did not provide an API key. Send it in an Authorization header: 'Authorization: Bearer KEY'."
             )
-        scheme, _, key = values[0].decode("latin-1").partition(" ")
-        if len(values) > 1 or scheme.lower() != "bearer" or not self._api_keys.allows(key.strip()):
+        scheme, _, key = values[0].partition(b" ")
+        if len(values) > 1 or scheme.lower() != b"bearer" or not self._api_keys.allows(key.strip()):
             raise Unauthorised("Incorrect API key provided.")
 
 

@@ -33,28 +33,28 @@ class ApiKeys:
         self._signature: _Signature | None = None
         self._checked_at = float("-inf")
         if directory is not None:
-            self._refresh()
+            self._refresh(directory)
 
     @property
     def required(self) -> bool:
         return self._directory is not None
 
-    def allows(self, key: str) -> bool:
+    def allows(self, key: bytes) -> bool:
         """Whether `key` is one of the keys. The time taken says nothing of how much of a key matches."""
         if self._directory is None:
             return True
         if time.monotonic() - self._checked_at >= _CHECK_SECONDS:
-            self._refresh()
-        presented = hashlib.sha256(key.encode()).digest()
+            self._refresh(self._directory)
+        presented = hashlib.sha256(key).digest()
         found = False
         for digest in self._digests:  # every key is compared, whichever matches
             found |= hmac.compare_digest(presented, digest)
         return found
 
-    def _refresh(self) -> None:
+    def _refresh(self, directory: Path) -> None:
         self._checked_at = time.monotonic()
         try:
-            files = self._files()
+            files = _key_files(directory)
             signature = _signature(files)
             if signature == self._signature:
                 return
@@ -66,12 +66,12 @@ class ApiKeys:
         self._digests = tuple(hashlib.sha256(key).digest() for key in keys)
         self._signature = signature
         if not keys:
-            logger.warning("%s holds no API key, so every request is refused", self._directory)
+            logger.warning("%s holds no API key, so every request is refused", directory)
 
-    def _files(self) -> list[Path]:
-        assert self._directory is not None
-        # A mounted Secret keeps its files in ..data and a dated folder, and links to them under their names.
-        return [path for path in sorted(self._directory.iterdir()) if path.name[0] != "." and path.is_file()]
+
+def _key_files(directory: Path) -> list[Path]:
+    # A mounted Secret keeps its files in ..data and a dated folder, and links to them under their names.
+    return [path for path in sorted(directory.iterdir()) if path.name[0] != "." and path.is_file()]
 
 
 def _signature(files: list[Path]) -> _Signature:
