@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -111,7 +113,7 @@ class Allocator(RuleBasedStateMachine):
         assert sorted(free + held) == list(range(self.blocks.total))
         assert self.blocks.free == len(free)
         assert self.blocks.used == len(held)
-        assert all(before[1] < after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+        assert all(before[1] < after[0] for before, after in itertools.pairwise(ranges))
         ends = {lease.runs[-1][1]: lease for lease in self.leases}
         assert self.blocks._growing == ends
 

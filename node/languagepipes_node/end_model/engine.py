@@ -3,8 +3,7 @@
     step = take commands → schedule → front layers → send … receive → tail layers → logits → sample
 
 It knows token ids only: text, stop strings and HTTP are on the other side of two queues (`requests.py`).
-Which
-tokens a frame carries is decided in `scheduler.py`; here decisions are carried out. See docs/scheduling.md.
+Which tokens a frame carries is decided in `scheduler.py`; here decisions are carried out. See docs/scheduling.md.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ import torch
 from languagepipes_api.plan import Plan
 
 from languagepipes_node import telemetry
-from languagepipes_node.end_model.blocks import BlockAllocator, BlockLease
 from languagepipes_node.end_model.costs import RingCost
+from languagepipes_node.end_model.flights import Flight, RowsError, pack, packed_tokens
 from languagepipes_node.end_model.ports import EndLayersPort, ReturnedPort, RingPort
 from languagepipes_node.end_model.requests import (
     EngineCommand,
@@ -35,6 +34,7 @@ from languagepipes_node.end_model.requests import (
     Submission,
     TokenOutput,
 )
+from languagepipes_node.end_model.roster import Roster
 from languagepipes_node.end_model.sampling import SampledToken, Sampler, SamplingRow
 from languagepipes_node.end_model.scheduler import (
     Decision,
@@ -42,11 +42,9 @@ from languagepipes_node.end_model.scheduler import (
     Limits,
     Share,
     Snapshot,
-    blocks_for,
     schedule,
 )
 from languagepipes_node.end_model.sequences import Sequence
-from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.buffers import TORCH_DTYPES, bytes_of, tensor_from
 from languagepipes_node.model.errors import ModelError
 from languagepipes_node.wire.errors import FrameError, RingDown, SupersededError
@@ -57,20 +55,24 @@ Deliver = Callable[[list[EngineOutput]], None]
 
 # Before a chunk of this size is computed, tokens that wait to be handed over go first.
 _LARGE_CHUNK = 32
+# How soon an engine that waits for a frame notices that it is to stop.
+_STOP_SECONDS = 0.1
+_NOT_FINITE = "the model computed values that are not finite; the request was ended"
 
 
 @dataclass(frozen=True)
 class EngineSettings:
     """What is not in the plan.
 
-    max_running: sequences that hold KV blocks at once. max_queued: admitted beyond those; more are refused
-    with "queue_full". shared_cores: members share cores, so one decode micro-batch is in flight.
-    prefill_frames: frames with prompt chunks in flight; None: 2 with shared cores, else all that the plan
-    allows. deadline_*: a frame that is not home in factor × the expected time of the frames ahead + slack
-    ends the epoch; unmeasured: the limit while frames of that size were never measured (a first prefill may
-    page in all weights). idle_seconds: how soon an idle engine notices a lost ring. poll_seconds: how soon
-    one that waits for a frame, and could send more, notices a submission. reconnect_*: the back-off between
-    attempts to join the ring."""
+    max_running: sequences that hold KV blocks at once. max_queued: admitted beyond those; more are refused with
+    "queue_full". shared_cores: members share cores, so one decode micro-batch is in flight.
+    prefill_frames: frames with prompt chunks in flight; None: 2 with shared cores, else what the plan allows.
+    deadline_*: a frame that is not home in factor × the expected time of the frames ahead + slack ends the epoch;
+    unmeasured: the limit while no frame of that size was measured (the first may page in all weights).
+    idle_seconds: how soon an idle engine notices a lost ring.
+    poll_seconds: how soon one that waits for a frame, and could send more, notices a submission.
+    reconnect_*: the back-off between attempts to join the ring.
+    """
 
     max_running: int = 64
     max_queued: int = 256
@@ -96,25 +98,6 @@ class EngineSettings:
             decode_frames=1 if self.shared_cores else frames,
             prefill_frames=max(1, min(frames, prefill)),
         )
-
-
-@dataclass(eq=False)
-class _Flight:
-    """A frame in flight: what it carries, which leases it holds, and by when it must be home."""
-
-    step: int
-    shares: tuple[Share[Sequence], ...]
-    leases: list[BlockLease]
-    batch: Batch
-    view: FrameView
-    front_seconds: float
-    sent_at: float
-    deadline: float
-    alone: bool
-
-
-class RowsError(Exception):
-    """What came home is not what was sent for: another step, or another number of bytes."""
 
 
 @dataclass
@@ -161,15 +144,10 @@ class Engine:
         self._ring_error: str | None = "the ring has not been joined yet"
         self._loss_code = "start"
 
-        self._blocks = BlockAllocator(plan.kv_blocks)
+        self._roster = Roster(blocks=plan.kv_blocks, block_tokens=plan.kv_block_tokens)
         self._costs = RingCost.of(len(plan.stages))
         self._sampler = Sampler()
-        self._sequences: dict[int, Sequence] = {}
-        self._running: list[Sequence] = []
-        self._waiting: list[Sequence] = []
-        self._flights: deque[_Flight] = deque()
-        # Blocks held by frames in flight alone.
-        self._returning = 0
+        self._flights: deque[Flight] = deque()
         self._step = 0
         self._arrivals = 0
         self._epoch = 0
@@ -237,13 +215,18 @@ class Engine:
 
     def step(self) -> None:
         """One round of the engine. Raises RingDown once the ring is lost."""
+        self.dispatch()
+        returned = self._wait()
+        if returned is not None:
+            self.collect(returned)
+
+    def dispatch(self) -> None:
+        """The first half of a step: take commands, and send whatever is worth sending now."""
         self._take_commands()
         while (decision := schedule(self._snapshot())).shares or decision.preempt:
             self._carry_out(decision)
+        # Handing over what the last frame brought is done while the ring computes the next.
         self._hand_over()
-        returned = self._wait()
-        if returned is not None:
-            self._finish(returned)
 
     # Commands.
 
@@ -259,19 +242,20 @@ class Engine:
         if item is None:
             return
         command, submitted_at = item
-        sequence = self._sequences.get(command.request_id)
+        sequence = self._roster.find(command.request_id)
         if isinstance(command, Submission):
             if sequence is not None:
-                raise ValueError(f"request_id={command.request_id} is in use: each request needs its own")
-            self._admit(command, submitted_at)
+                self._fail(sequence, "internal", f"request_id={command.request_id} was submitted twice")
+            else:
+                self._admit(command, submitted_at)
         elif sequence is not None:
-            self._end(sequence)
+            self._roster.end(sequence)
 
     def _admit(self, submission: Submission, submitted_at: float) -> None:
         settings = self._settings
-        if len(self._sequences) >= settings.max_running + settings.max_queued:
+        if len(self._roster) >= settings.max_running + settings.max_queued:
             message = (
-                f"{len(self._sequences)} requests are running or queued, which is the limit; try again later"
+                f"{len(self._roster)} requests are running or queued, which is the limit; try again later"
             )
             self._outputs.append(Failure(submission.request_id, "queue_full", message))
             return
@@ -283,78 +267,48 @@ class Engine:
             self._outputs.append(Failure(submission.request_id, "internal", str(error)))
             return
         self._arrivals += 1
-        self._sequences[submission.request_id] = sequence
-        self._waiting.append(sequence)
+        self._roster.add(sequence)
         telemetry.PROMPT_TOKENS.inc(sequence.prompt_length)
 
     # Sending.
 
     def _snapshot(self) -> Snapshot[Sequence]:
         return Snapshot(
-            running=self._running,
-            waiting=self._waiting,
+            running=self._roster.running,
+            waiting=self._roster.waiting,
             frames=[flight.view for flight in self._flights],
-            free_blocks=self._blocks.free,
-            returning_blocks=self._returning,
+            free_blocks=self._roster.blocks.free,
+            returning_blocks=self._roster.returning_blocks,
             limits=self._limits,
             costs=self._costs,
         )
 
     def _carry_out(self, decision: Decision[Sequence]) -> None:
         for sequence in decision.preempt:
-            self._preempt(sequence)
+            self._roster.preempt(sequence)
+            telemetry.PREEMPTIONS.inc()
         for sequence in decision.admit:
-            self._start(sequence)
+            self._roster.start(sequence)
         if not decision.shares:
             return
         if decision.tokens > _LARGE_CHUNK:
             self._hand_over()
         self._send(decision)
 
-    def _preempt(self, sequence: Sequence) -> None:
-        """Give its blocks back; it is computed again once there is room, before all who came later."""
-        self._running.remove(sequence)
-        self._release(sequence)
-        sequence.forget()
-        place = next(
-            (index for index, other in enumerate(self._waiting) if other.arrival > sequence.arrival),
-            len(self._waiting),
-        )
-        self._waiting.insert(place, sequence)
-        telemetry.PREEMPTIONS.inc()
-
-    def _start(self, sequence: Sequence) -> None:
-        """Blocks for all tokens known, next to each other if possible, with room for those to come."""
-        self._waiting.remove(sequence)
-        block_tokens = self._limits.block_tokens
-        sequence.lease = self._blocks.lease(
-            blocks_for(sequence.length, block_tokens), expected=blocks_for(sequence.token_limit, block_tokens)
-        )
-        self._running.append(sequence)
-        self._running.sort(key=lambda other: other.arrival)
-
     def _send(self, decision: Decision[Sequence]) -> None:
         """Front layers over the packed tokens, then onto the ring."""
         started = time.perf_counter()
         self._step += 1
-        leases = [self._lease_for(share) for share in decision.shares]
+        leases = [self._roster.lease_for(share) for share in decision.shares]
         batch = pack(decision.shares, leases, self._limits.block_tokens)
-        tokens = np.fromiter(
-            (
-                token
-                for share in decision.shares
-                for token in share.sequence.tokens[share.start : share.start + share.count]
-            ),
-            np.int64,
-            decision.tokens,
-        )
+        tokens = torch.from_numpy(packed_tokens(decision.shares))  # int64 [tokens]
         try:
-            hidden = bytes_of(self._layers.front(torch.from_numpy(tokens), batch))  # [tokens, hidden]
+            hidden = bytes_of(self._layers.front(tokens, batch))  # [tokens, hidden]
         except ModelError as error:
             self._fail_all(decision.shares, error)
             return
         sent_at = time.perf_counter()
-        flight = _Flight(
+        flight = Flight(
             step=self._step,
             shares=decision.shares,
             leases=leases,
@@ -370,23 +324,8 @@ class Engine:
         except FrameError as error:
             self._fail_all(decision.shares, error)
             return
-        for share, lease in zip(decision.shares, leases, strict=True):
-            self._blocks.hold(lease)
-            sequence = share.sequence
-            sequence.sent = share.start + share.count
-            sequence.in_flight += 1
-            sequence.last_step = self._step
+        self._roster.sent(decision.shares, leases, step=self._step)
         self._flights.append(flight)
-
-    def _lease_for(self, share: Share[Sequence]) -> BlockLease:
-        """The sequence's blocks, grown to hold this share."""
-        lease = share.sequence.lease
-        if lease is None:
-            raise RuntimeError(f"request {share.sequence.request_id} runs without KV blocks")
-        missing = blocks_for(share.start + share.count, self._limits.block_tokens) - lease.blocks
-        if missing > 0:
-            self._blocks.grow(lease, missing)
-        return lease
 
     def _allowed_seconds(self, tokens: int) -> float:
         """How long a frame sent now may take: it queues behind those in flight."""
@@ -404,23 +343,23 @@ class Engine:
         if not self._flights:
             with contextlib.suppress(Empty):
                 self._take(self._inbox.get(timeout=self._settings.idle_seconds))
-            if self._inbox.empty() and not self._sequences:
+            if self._inbox.empty() and not self._roster:
                 # Nothing is due, but a ring that was lost meanwhile says so.
                 self._ring.receive(0)
             return None
+        deadline = self._flights[0].deadline
+        late = time.perf_counter() >= deadline
         while not self._stopping.is_set():
-            now = time.perf_counter()
-            deadline = self._flights[0].deadline
-            pause = min(self._settings.poll_seconds if self._could_send_more() else 0.1, deadline - now)
+            pause = self._settings.poll_seconds if self._could_send_more() else _STOP_SECONDS
+            # An engine that was busy until now, or stopped, looks once more before it blames a station.
+            pause = (
+                self._settings.deadline_slack_seconds if late else min(pause, deadline - time.perf_counter())
+            )
             returned = self._ring.receive(max(pause, 0.0))
             if returned is not None:
                 return returned
             if time.perf_counter() >= deadline:
-                flight = self._flights[0]
-                reason = (
-                    f"step {flight.step} with {flight.batch.tokens} tokens was not home within "
-                    f"{flight.deadline - flight.sent_at:.1f} s"
-                )
+                reason = self._flights[0].overdue
                 self._ring.drop(reason)
                 raise RingDown(reason, "deadline")
             if not self._inbox.empty():
@@ -429,16 +368,22 @@ class Engine:
 
     def _could_send_more(self) -> bool:
         """Whether a request that arrives now might be sent before the next frame is home."""
-        alone = self._limits.decode_frames == 1 and any(sequence.streaming for sequence in self._running)
+        alone = self._limits.decode_frames == 1 and any(
+            sequence.streaming for sequence in self._roster.running
+        )
         return len(self._flights) < (1 if alone else self._limits.prefill_frames)
 
     # Receiving.
 
-    def _finish(self, returned: ReturnedPort) -> None:
-        """A frame is home: tail layers, logits, sampled tokens."""
+    def collect(self, returned: ReturnedPort) -> None:
+        """The second half of a step: a frame is home; tail layers, logits, sampled tokens."""
         home_at = time.perf_counter()
         try:
-            flight = self._match(returned)
+            if not self._flights:
+                raise RowsError(f"step {returned.step} came home, none was due")
+            flight = self._flights[0]
+            rows = flight.batch.tokens if self._tail_layers else len(flight.batch.rows)
+            flight.check(returned, rows=rows, row_bytes=self._hidden_size * self._dtype.itemsize)
             sampled = self._sample(flight, returned)
         except ModelError as error:
             self._fail_all(flight.shares, error)
@@ -449,30 +394,13 @@ class Engine:
         finally:
             returned.release()
         self._flights.popleft()
-        self._let_go(flight)
+        self._roster.home(flight.shares, flight.leases)
         now = time.perf_counter()
-        row = 0
-        for share in flight.shares:
-            if share.wants_row:
-                self._accept(share.sequence, sampled[row], now)
-                row += 1
+        for sequence, token in zip(flight.asking, sampled, strict=True):
+            self._accept(sequence, token, now)
         self._measure(flight, returned.busy_microseconds, home_at=home_at, done_at=now)
 
-    def _match(self, returned: ReturnedPort) -> _Flight:
-        """The frame that this answers. Stations are first in, first out, so it is the oldest or an error."""
-        if not self._flights or returned.step != self._flights[0].step:
-            due = self._flights[0].step if self._flights else "none"
-            raise RowsError(f"step {returned.step} came home, step {due} was due")
-        flight = self._flights[0]
-        rows = flight.batch.tokens if self._tail_layers else len(flight.batch.rows)
-        expected = rows * self._hidden_size * self._dtype.itemsize
-        if len(returned.hidden) != expected:
-            raise RowsError(
-                f"step {flight.step} came home with {len(returned.hidden)} bytes, {rows} rows have {expected}"
-            )
-        return flight
-
-    def _sample(self, flight: _Flight, returned: ReturnedPort) -> list[SampledToken | None]:
+    def _sample(self, flight: Flight, returned: ReturnedPort) -> list[SampledToken | None]:
         """One token for each row that the frame asked for; None where what came home is not finite."""
         batch = flight.batch
         if not len(batch.rows) and not self._tail_layers:
@@ -486,7 +414,6 @@ class Engine:
         if not len(batch.rows):
             return []
         logits = self._layers.logits(rows)  # [R, vocabulary]
-        asking = [share.sequence for share in flight.shares if share.wants_row]
         return self._sampler.sample(
             logits,
             [
@@ -497,28 +424,17 @@ class Engine:
                     counts=sequence.counts,
                     logprobs=sequence.logprobs,
                 )
-                for sequence in asking
+                for sequence in flight.asking
             ],
         )
 
-    def _fail_not_finite(self, flight: _Flight, finite: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
-        """With tail layers, prompt tokens come home too: their sequences fail here, before others read their
-        rows."""
+    def _fail_not_finite(self, flight: Flight, finite: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+        """With tail layers, prompt tokens come home too: their sequences fail although they ask for no row."""
         first = 0
         for share in flight.shares:
             if not finite[first : first + share.count].all():
                 self._fail(share.sequence, "internal", _NOT_FINITE)
             first += share.count
-
-    def _let_go(self, flight: _Flight) -> None:
-        for share, lease in zip(flight.shares, flight.leases, strict=True):
-            sequence = share.sequence
-            sequence.in_flight -= 1
-            if sequence.lease is lease:
-                sequence.home = share.start + share.count
-            elif lease.holders == 1:
-                self._returning -= lease.blocks
-            self._blocks.release(lease)
 
     def _accept(self, sequence: Sequence, sampled: SampledToken | None, now: float) -> None:
         if sequence.ended:
@@ -535,10 +451,10 @@ class Engine:
         sequence.last_token_at = now
         self._latencies.tokens += 1
         if finish is not None:
-            self._end(sequence)
+            self._roster.end(sequence)
 
     def _measure(
-        self, flight: _Flight, busy_microseconds: list[int], *, home_at: float, done_at: float
+        self, flight: Flight, busy_microseconds: list[int], *, home_at: float, done_at: float
     ) -> None:
         """Feed the running estimate of what frames cost, and the step metrics."""
         own_seconds = flight.front_seconds + done_at - home_at
@@ -558,7 +474,7 @@ class Engine:
     def _fail(self, sequence: Sequence, code: Literal["ring_down", "internal"], message: str) -> None:
         if not sequence.ended:
             self._outputs.append(Failure(sequence.request_id, code, message))
-            self._end(sequence)
+            self._roster.end(sequence)
 
     def _fail_all(self, shares: tuple[Share[Sequence], ...], error: Exception) -> None:
         """These layers, or this ring's limits, cannot take that frame; other requests go on."""
@@ -566,39 +482,22 @@ class Engine:
         for share in shares:
             self._fail(share.sequence, "internal", "this request's step could not be computed")
 
-    def _end(self, sequence: Sequence) -> None:
-        """It is in no further frame; its blocks are free once the frames that name them are home."""
-        if sequence.ended:
-            return
-        sequence.ended = True
-        del self._sequences[sequence.request_id]
-        if sequence.lease is None:
-            self._waiting.remove(sequence)
-        else:
-            self._running.remove(sequence)
-            self._release(sequence)
-
-    def _release(self, sequence: Sequence) -> None:
-        lease, sequence.lease = sequence.lease, None
-        if lease is None:
-            return
-        if lease.holders > 1:
-            self._returning += lease.blocks
-        self._blocks.release(lease)
-
     def lose_ring(self, reason: str, code: str) -> None:
         """The epoch is over: frames in flight are gone, and so is what they carried. Everyone is told."""
         with self._gate:
-            self._ring_error = reason
-        self._loss_code = code
+            was, self._ring_error = self._ring_error, reason
+        if was is None:
+            self._loss_code = code
         telemetry.RING_READY.set(0)
         self._take_commands()
         while self._flights:
-            self._let_go(self._flights.popleft())
-        for sequence in list(self._sequences.values()):
+            flight = self._flights.popleft()
+            self._roster.home(flight.shares, flight.leases)
+        for sequence in self._roster.everyone():
             self._fail(sequence, "ring_down", reason)
         self._hand_over()
-        log.warning("ring down: epoch=%d code=%s %s", self._epoch, code, reason)
+        if was != reason:  # not once for each attempt to join it again
+            log.warning("ring down: epoch=%d code=%s %s", self._epoch, code, reason)
 
     # Handing over.
 
@@ -622,37 +521,12 @@ class Engine:
             ring_ready=error is None,
             ring_error=error or "",
             epoch=self._epoch,
-            running=len(self._running),
-            waiting=len(self._waiting),
-            kv_blocks_used=self._blocks.used,
-            kv_blocks_total=self._blocks.total,
+            running=len(self._roster.running),
+            waiting=len(self._roster.waiting),
+            kv_blocks_used=self._roster.blocks.used,
+            kv_blocks_total=self._roster.blocks.total,
         )
-        telemetry.RUNNING_SEQUENCES.set(len(self._running))
-        telemetry.WAITING_SEQUENCES.set(len(self._waiting))
-        telemetry.KV_BLOCKS_USED.set(self._blocks.used)
+        telemetry.RUNNING_SEQUENCES.set(len(self._roster.running))
+        telemetry.WAITING_SEQUENCES.set(len(self._roster.waiting))
+        telemetry.KV_BLOCKS_USED.set(self._roster.blocks.used)
         telemetry.FRAMES_IN_FLIGHT.set(len(self._flights))
-
-
-_NOT_FINITE = "the model computed values that are not finite; the request was ended"
-
-
-def pack(shares: tuple[Share[Sequence], ...], leases: list[BlockLease], block_tokens: int) -> Batch:
-    """The arrays of a frame: sequences in the order of `shares`, each with exactly the blocks that it needs
-    so far."""
-    runs = [
-        lease.prefix(blocks_for(share.start + share.count, block_tokens))
-        for share, lease in zip(shares, leases, strict=True)
-    ]
-    rows: list[int] = []
-    end = 0
-    for share in shares:
-        end += share.count
-        if share.wants_row:
-            rows.append(end - 1)
-    return Batch(
-        counts=np.array([share.count for share in shares], np.int32),
-        starts=np.array([share.start for share in shares], np.int32),
-        run_counts=np.array([len(covering) for covering in runs], np.int32),
-        runs=np.array([run for covering in runs for run in covering], np.int32).reshape(-1, 2),
-        rows=np.array(rows, np.int32),
-    )

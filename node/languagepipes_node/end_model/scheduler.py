@@ -171,7 +171,7 @@ def _make_room(now: Snapshot[S], rows: list[S]) -> tuple[list[S], list[S], int]:
     for row in sorted(rows, key=lambda sequence: sequence.arrival):
         if row in preempt:
             continue
-        needed = blocks_for(row.sent + 1, block_tokens) - row.blocks
+        needed = max(0, blocks_for(row.sent + 1, block_tokens) - row.blocks)
         while free < needed and returning < needed:
             victim = candidates.pop()
             preempt.append(victim)

@@ -1,0 +1,254 @@
+"""The scheduler's decisions, as tables: what is running and waiting, and what the next frame carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from languagepipes_node.end_model.costs import RingCost
+from languagepipes_node.end_model.scheduler import Decision, FrameView, Limits, Snapshot, schedule
+
+
+@dataclass(frozen=True)
+class View:
+    """A sequence as the scheduler sees it."""
+
+    arrival: int
+    length: int
+    sent: int = 0
+    blocks: int = 0
+    in_flight: int = 0
+    last_step: int = 0
+    generated: bool = False
+
+    @property
+    def remaining(self) -> int:
+        return self.length - self.sent
+
+    @property
+    def streaming(self) -> bool:
+        return self.generated and self.remaining <= 1
+
+
+def stream(arrival: int, *, length: int = 10, blocks: int = 4, last_step: int = 0) -> View:
+    """A stream whose last token is known."""
+    return View(arrival, length, length - 1, blocks, last_step=last_step, generated=True)
+
+
+def busy_stream(arrival: int, *, length: int = 10, blocks: int = 4) -> View:
+    """A stream whose next token is being computed."""
+    return View(arrival, length, length, blocks, in_flight=1, generated=True)
+
+
+def costs(*, token: float = 0.0, fixed: float = 0.01, stages: int = 2) -> RingCost:
+    """Every station takes fixed + token · tokens seconds."""
+    measured = RingCost.of(stages)
+    for tokens in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+        measured.add(tokens, [fixed + token * tokens] * (stages + 1))
+    return measured
+
+
+def decide(
+    *,
+    running: tuple[View, ...] = (),
+    waiting: tuple[View, ...] = (),
+    frames: tuple[FrameView, ...] = (),
+    free: int = 100,
+    returning: int = 0,
+    frame_tokens: int = 64,
+    frames_in_flight: int = 4,
+    decode_frames: int = 1,
+    prefill_frames: int = 1,
+    max_running: int = 8,
+    ring: RingCost | None = None,
+) -> Decision[View]:
+    return schedule(
+        Snapshot(
+            running=running,
+            waiting=waiting,
+            frames=frames,
+            free_blocks=free,
+            returning_blocks=returning,
+            limits=Limits(frame_tokens, frames_in_flight, 4, max_running, decode_frames, prefill_frames),
+            costs=ring or RingCost.of(2),
+        )
+    )
+
+
+def shares(decision: Decision[View]) -> list[tuple[int, int, int, bool]]:
+    return [(s.sequence.arrival, s.start, s.count, s.wants_row) for s in decision.shares]
+
+
+def test_nothing_to_do_sends_nothing() -> None:
+    assert decide() == Decision()
+
+
+def test_a_new_prompt_fills_the_frame_and_asks_for_a_row_only_at_its_end() -> None:
+    assert shares(decide(waiting=(View(1, 100),))) == [(1, 0, 64, False)]
+    assert shares(decide(running=(View(1, 100, 64, 25),))) == [(1, 64, 36, True)]
+
+
+def test_prompts_share_a_frame_in_order_of_arrival() -> None:
+    decision = decide(waiting=(View(1, 30), View(2, 30), View(3, 30)))
+    assert shares(decision) == [(1, 0, 30, True), (2, 0, 30, True), (3, 0, 4, False)]
+    assert [s.arrival for s in decision.admit] == [1, 2, 3]
+
+
+def test_all_ready_streams_and_a_chunk_travel_together() -> None:
+    decision = decide(running=(stream(1), stream(2)), waiting=(View(3, 100),), ring=costs(token=0.001))
+    # 2 rows cost 12 ms a station, three times that is 36 ms: 26 tokens, 2 of them the rows'.
+    assert shares(decision) == [(1, 9, 1, True), (2, 9, 1, True), (3, 0, 24, False)]
+    assert decision.decode_rows == 2
+
+
+def test_a_step_with_a_chunk_takes_at_most_a_quarter_of_a_second_a_station() -> None:
+    decision = decide(running=(stream(1),), waiting=(View(2, 100),), ring=costs(fixed=0.2, token=0.005))
+    assert shares(decision) == [(1, 9, 1, True), (2, 0, 9, False)]
+
+
+def test_prompts_go_forward_however_slow_chunks_are() -> None:
+    decision = decide(running=(stream(1),), waiting=(View(2, 100),), ring=costs(fixed=0.3, token=0.5))
+    assert shares(decision) == [(1, 9, 1, True), (2, 0, 4, False)]
+
+
+def test_with_shared_cores_a_chunk_waits_for_the_streams_frame() -> None:
+    decision = decide(
+        running=(busy_stream(1),), waiting=(View(2, 100),), frames=(FrameView(1, 0),), prefill_frames=2
+    )
+    assert decision == Decision()
+
+
+def test_on_cores_of_their_own_a_chunk_fills_idle_stations_beside_the_streams_frame() -> None:
+    decision = decide(
+        running=(busy_stream(1),),
+        waiting=(View(2, 100),),
+        frames=(FrameView(1, 0),),
+        prefill_frames=4,
+        decode_frames=4,
+        ring=costs(token=0.001),
+    )
+    assert shares(decision) == [(2, 0, 22, False)]
+
+
+def test_frames_never_exceed_the_plans_number() -> None:
+    frames = (FrameView(0, 64),) * 4
+    assert decide(waiting=(View(9, 100),), frames=frames, prefill_frames=8) == Decision()
+
+
+def test_chunks_of_one_prompt_are_in_flight_back_to_back() -> None:
+    prompt = View(1, 200, 64, 50, in_flight=1)
+    assert decide(running=(prompt,), frames=(FrameView(0, 64),), prefill_frames=1) == Decision()
+    assert decide(running=(prompt,), frames=(FrameView(0, 64),), prefill_frames=2).shares[0].start == 64
+
+
+def test_a_single_prompt_is_cut_so_that_stations_work_at_once() -> None:
+    decision = decide(
+        waiting=(View(1, 256),),
+        frame_tokens=512,
+        prefill_frames=4,
+        ring=costs(fixed=0.001, token=0.001, stages=3),
+    )
+    assert 16 <= decision.tokens <= 64
+
+
+def test_without_pipelining_a_prompt_is_one_frame() -> None:
+    assert decide(waiting=(View(1, 256),), frame_tokens=512, ring=costs(token=0.001)).tokens == 256
+
+
+def test_streams_split_into_micro_batches_when_rows_cost_more_than_frames() -> None:
+    running = tuple(stream(arrival) for arrival in range(6))
+    compute_bound = costs(fixed=0.0001, token=0.01)
+    assert decide(running=running, decode_frames=3, ring=compute_bound).decode_rows == 2
+    memory_bound = costs(fixed=0.01, token=0.00001)
+    assert decide(running=running, decode_frames=1, ring=memory_bound).decode_rows == 6
+
+
+def test_the_longest_unserved_streams_go_first() -> None:
+    running = tuple(stream(arrival, last_step=10 - arrival) for arrival in range(6))
+    decision = decide(running=running, decode_frames=3, ring=costs(fixed=0.0001, token=0.01))
+    assert sorted(s.sequence.arrival for s in decision.shares) == [4, 5]
+
+
+def test_the_youngest_gives_way_when_a_stream_needs_a_block() -> None:
+    # Length 17 with 4 blocks of 4: the 17th token needs a fifth.
+    running = (stream(1, length=17), stream(2), stream(3))
+    decision = decide(running=running, free=0)
+    assert [s.arrival for s in decision.preempt] == [3]
+    assert shares(decision) == [(1, 16, 1, True), (2, 9, 1, True)]
+
+
+def test_the_youngest_itself_gives_way_if_it_is_the_one_in_need() -> None:
+    decision = decide(running=(stream(1), stream(2, length=17)), free=0)
+    assert [s.arrival for s in decision.preempt] == [2]
+    assert shares(decision) == [(1, 9, 1, True)]
+
+
+def test_nobody_gives_way_while_enough_blocks_are_on_their_way_home() -> None:
+    decision = decide(running=(stream(1, length=17), stream(2)), free=0, returning=4)
+    assert decision.preempt == ()
+    assert shares(decision) == [(2, 9, 1, True)]
+
+
+def test_blocks_of_a_victim_in_flight_are_waited_for() -> None:
+    decision = decide(
+        running=(stream(1, length=17), View(2, 50, 20, 13, in_flight=1)), free=0, frames=(FrameView(0, 20),)
+    )
+    assert [s.arrival for s in decision.preempt] == [2]
+    assert decision.shares == ()
+
+
+def test_nobody_is_let_in_who_would_drive_out_who_runs() -> None:
+    # 12 tokens and the next one need 4 blocks, and each of two streams keeps one in hand.
+    waiting = (View(3, 12),)
+    assert decide(running=(stream(1), stream(2)), waiting=waiting, free=5).admit == ()
+    assert len(decide(running=(stream(1), stream(2)), waiting=waiting, free=6).admit) == 1
+
+
+def test_nobody_overtakes_the_first_in_the_queue() -> None:
+    assert decide(waiting=(View(1, 100), View(2, 4)), free=10).admit == ()
+
+
+def test_no_more_run_than_allowed() -> None:
+    assert len(decide(waiting=tuple(View(n, 4) for n in range(5)), max_running=3).admit) == 3
+
+
+def test_a_sequence_put_back_waits_until_its_frames_are_home() -> None:
+    assert (
+        decide(waiting=(View(1, 10, in_flight=1),), frames=(FrameView(1, 0),), prefill_frames=2).admit == ()
+    )
+
+
+@pytest.mark.parametrize(
+    ("fixed", "token", "best"),
+    [(0.01, 0.0, 3), (0.0, 0.01, 3), (0.01, 0.01, 3)],
+    ids=["memory", "compute", "both"],
+)
+def test_micro_batches_in_flight_minimise_the_time_of_a_token(fixed: float, token: float, best: int) -> None:
+    ring = costs(fixed=fixed, token=token, stages=2)
+    chosen = ring.micro_batches(12, most=8)
+
+    def period(m: int) -> float:
+        rows = -(-12 // m)
+        return max(ring.round(rows), m * ring.slowest(rows))
+
+    assert period(chosen) == min(period(m) for m in range(1, 9))
+    assert chosen <= best
+
+
+def test_one_micro_batch_until_costs_are_measured() -> None:
+    assert RingCost.of(2).micro_batches(12, most=8) == 1
+
+
+def test_estimates_follow_what_is_measured() -> None:
+    ring = RingCost.of(1)
+    assert not ring.trusted(1)
+    ring.add(1, [0.01, 0.02])
+    ring.add(100, [0.1, 0.4])
+    assert ring.slowest(1) == pytest.approx(0.02)
+    assert ring.slowest(50) == pytest.approx(0.02 + 0.38 * 49 / 99)
+    assert ring.round(200) == pytest.approx(1.0)
+    assert ring.trusted(200)
+    assert not ring.trusted(300)
+    for _ in range(40):
+        ring.add(1, [0.01, 0.04])
+    assert ring.slowest(1) == pytest.approx(0.04, rel=0.01)
