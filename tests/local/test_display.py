@@ -136,6 +136,17 @@ def test_a_member_between_two_lives_says_why_it_died_and_when_it_comes_back() ->
     assert view.restarts == 3
 
 
+def test_an_end_model_without_a_ring_is_not_ready_and_says_why() -> None:
+    members = {"gpu": member("gpu", process=_Running()), "end-model": member("end-model", process=_Running())}
+    reports = {
+        "gpu": MemberReport(state="ready"),
+        "end-model": MemberReport(state="ready", ring_ready=False, ring_error="stage 1 refuses: plan hash"),
+    }
+    now = take("tiny", members, {}, Observation(reports), heard={}, now=0.0)
+    assert not now.ready
+    assert "end-model: joining (stage 1 refuses: plan hash)" in changes(None, now)
+
+
 def test_the_epoch_is_the_end_models() -> None:
     members = {name: member(name, process=_Running()) for name in ("gpu", "end-model")}
     reports = {"gpu": MemberReport(state="ready", epoch=9), "end-model": MemberReport(state="ready", epoch=4)}

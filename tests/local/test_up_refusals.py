@@ -136,6 +136,15 @@ def test_a_cache_directory_that_cannot_be_made_is_told(up: Callable[..., object]
     )
 
 
+def test_a_ready_file_needs_its_directory(up: Callable[..., object], tmp_path: Path) -> None:
+    result = up(PIPE, "--ready-file", str(tmp_path / "nowhere/ready.json"))
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"languagepipes up: --ready-file {tmp_path}/nowhere/ready.json: there is no directory {tmp_path}/nowhere: "
+        "make it first\n"
+    )
+
+
 def test_a_port_that_is_no_number_is_refused_by_the_parser(up: Callable[..., object]) -> None:
     result = up(PIPE, "--port", "80000")
     assert result.returncode == 2

@@ -163,7 +163,7 @@ def _member_text(member: MemberView) -> str:
     if member.state == "loading" and member.total_bytes:
         words.append(format_bytes(member.total_bytes))
     # A countdown is no change of state.
-    if member.state in ("failed", "waiting", "silent") and member.detail:
+    if member.state in ("failed", "waiting", "joining", "silent") and member.detail:
         words.append(f"({member.detail})")
     if member.state == "ready":
         words.append(f"({member.work})" if member.work else "")
@@ -209,4 +209,4 @@ def _weights(member: MemberView) -> RenderableType:
 def _ring(snapshot: Snapshot) -> Text:
     if snapshot.ready and snapshot.url:
         return Text(f"ring: epoch {snapshot.epoch or '?'}  {snapshot.url}", style="green")
-    return Text("ring: down" if snapshot.epoch is None else f"ring: epoch {snapshot.epoch}", style="dim")
+    return Text("ring: down" if snapshot.epoch is None else f"ring: down since epoch {snapshot.epoch}", style="dim")

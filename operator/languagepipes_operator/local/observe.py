@@ -53,13 +53,15 @@ class StoreProgress(BaseModel):
 
 
 class MemberReport(BaseModel):
-    """A member's /status; what only some roles have is optional."""
+    """A member's /status; what only some roles have is optional. ring_error: why ring_ready is false."""
 
     state: str
     message: str = ""
     loaded_bytes: int = 0
     total_bytes: int = 0
     epoch: int | None = None
+    ring_ready: bool = True
+    ring_error: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -168,6 +169,8 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 stdin.close()
         self._caretaker.wait()
+        # Done already, unless the caretaker itself was killed.
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _spawn(self, member: Member) -> None:
         command = member.command

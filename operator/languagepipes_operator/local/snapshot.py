@@ -9,7 +9,7 @@ from typing import Literal
 from languagepipes_operator.local.observe import MemberReport, Observation, Problem, StoreProgress
 from languagepipes_operator.local.processes import Member
 
-MemberState = Literal["starting", "waiting", "loading", "ready", "failed", "silent", "restarting"]
+MemberState = Literal["starting", "waiting", "loading", "joining", "ready", "failed", "silent", "restarting"]
 _SAID: dict[str, MemberState] = {
     "starting": "starting",
     "waiting": "waiting",
@@ -117,6 +117,8 @@ def _member_view(
             detail += f", starts again in {wait:.0f} s"
     elif said is None:
         state, detail = "starting", ""
+    elif said.state == "ready" and not said.ring_ready:
+        state, detail = "joining", said.ring_error
     elif report is None and said.state == "ready":
         state, detail = "silent", "does not answer"
     else:

@@ -50,7 +50,7 @@ def run(pipe: LanguagePipe, options: UpOptions) -> int:
     try:
         with HeldPorts() as ports, Interrupts() as interrupts:
             start = check(pipe, options, ports)
-            directory = Path(tempfile.mkdtemp(prefix="languagepipes-"))  # mode 0700: it holds private keys
+            directory = private_directory()
             with (
                 display_on(sys.stdout) as display,
                 Observer() as observer,
@@ -65,6 +65,14 @@ def run(pipe: LanguagePipe, options: UpOptions) -> int:
         print(f"languagepipes up: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def private_directory() -> Path:
+    """A directory that only this user can read: it will hold private keys. Raises UpError."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="languagepipes-"))
+    except OSError as error:
+        raise UpError(f"no private directory can be made ({error}): set TMPDIR to where there is space") from error
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,12 @@ def check(pipe: LanguagePipe, options: UpOptions, ports: HeldPorts) -> Start:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UpError(f"{what} {path} cannot be made ({error.strerror}): choose another directory") from error
+    ready_file = options.ready_file
+    if ready_file is not None:
+        if not ready_file.parent.is_dir():
+            raise UpError(f"--ready-file {ready_file}: there is no directory {ready_file.parent}: make it first")
+        # One that an `up` left that was killed would say that this one is ready.
+        ready_file.unlink(missing_ok=True)
     try:
         api = ports.hold(options.port)
     except PortTaken as error:
@@ -279,7 +293,8 @@ class _Up:
             self._display.say(*self._announcement(seen))
         self._keep_ready_file(seen)
         tick = _READY_TICK_SECONDS if seen.ready else _STARTING_TICK_SECONDS
-        self._interrupts.wait(min(tick, self._supervisor.next_restart_seconds() or tick))
+        restart = self._supervisor.next_restart_seconds()
+        self._interrupts.wait(tick if restart is None else min(tick, restart))
 
     def _look(self) -> Snapshot:
         observation = self._observer.observe()
