@@ -167,7 +167,17 @@ def dial(transport: Transport, address: str, ring: Ring, hello: Hello, timing: T
         connection.set_timeout(seconds)
         connection.write(control_frame(Kind.HELLO, bytes.fromhex(hello.plan), hello.epoch, hello.pack()))
     except OSError as error:
+        news = close(ring.me, "unreachable", f"{ring.successor} took no hello: {_reason_behind(connection, error)}")
         connection.close(0)
-        news = close(ring.me, "unreachable", f"{ring.successor} took no hello: {describe(error)}")
         raise LinkLost(news) from error
     return connection
+
+
+def _reason_behind(connection: Connection, failed_write: OSError) -> str:
+    """With TLS 1.3 a client learns only by reading that its certificate was refused."""
+    try:
+        connection.set_timeout(_LINGER_SECONDS)
+        connection.read_into(memoryview(bytearray(1)))
+    except OSError as error:
+        return describe(error)
+    return describe(failed_write)

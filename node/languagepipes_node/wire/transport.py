@@ -22,6 +22,7 @@ from languagepipes_node.wire.errors import TlsError
 from languagepipes_node.wire.tls import TlsFiles, peer_identity
 
 _BACKLOG = 16
+_ALERT_LINGER_SECONDS = 0.2
 
 
 class Connection(Protocol):
@@ -157,7 +158,7 @@ class TlsConnection:
         self._closed = False
         self.set_timeout = tls_socket.settimeout
         self.read_into = tls_socket.recv_into
-        self.write = tls_socket.sendall
+        self._send = tls_socket.send
 
     @property
     def peer(self) -> Identity:
@@ -166,8 +167,18 @@ class TlsConnection:
     def readable(self, timeout_seconds: float) -> bool:
         if self._socket.pending():
             return True
-        events = self._poll.poll(timeout_seconds * 1000)
-        return any(fd == self._fd for fd, _ in events)
+        for fd, _ in self._poll.poll(timeout_seconds * 1000):
+            if fd == self._fd:
+                return True
+        return False
+
+    def write(self, data: memoryview | bytes) -> None:
+        # SSLSocket.sendall would do, at twice the cost for a frame that fits into one TLS record.
+        sent = self._send(data)
+        if sent != len(data):
+            view = memoryview(data)
+            while len(view := view[sent:]):
+                sent = self._send(view)
 
     def interrupt(self) -> None:
         self._wake.set()
@@ -288,6 +299,8 @@ def _handshake(
         tls_socket = wrapped
         return TlsConnection(wrapped, peer_identity(wrapped))
     except (OSError, TlsError):
+        # A peer that speaks already must not have our alert, which says why, taken away by a reset.
+        _linger(tls_socket, _ALERT_LINGER_SECONDS if server else 0)
         tls_socket.close()
         connected.close()
         raise

@@ -1,0 +1,157 @@
+"""Opening epochs: who is refused and told why, who takes over, who must go."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+from wire_ring import (
+    FAST,
+    RunningRing,
+    StageLoop,
+    TransportMaker,
+    build_ring,
+    eventually,
+    free_addresses,
+    identity,
+    make_plan,
+    one_token,
+)
+
+from languagepipes_api.plan import LayerRange, Plan
+from languagepipes_node.wire.errors import RingDown, SupersededError
+from languagepipes_node.wire.station import EndStation, StageStation
+from languagepipes_node.wire.transport import MemoryNetwork
+
+
+def ring_with_stage_two_of(plan: Plan, other: Plan, transports: TransportMaker, stack: ExitStack) -> RunningRing:
+    """Everyone follows `plan` but stage 2."""
+    addresses = free_addresses(transports(0), 4)
+    plans = [plan, plan, other, plan]
+    end = EndStation(identity(0), plan, None, addresses[0], addresses[1], timing=FAST, transport=transports(0))
+    stack.callback(end.close)
+    loops = []
+    for index in (1, 2, 3):
+        station = StageStation(
+            identity(index), plans[index], None, addresses[index], addresses[(index + 1) % 4],
+            timing=FAST, transport=transports(index),
+        )  # fmt: skip
+        loops.append(StageLoop(station))
+        stack.callback(loops[-1].close)
+    return RunningRing(end, loops)
+
+
+def with_layers(plan: Plan, place: int, layers: LayerRange) -> Plan:
+    stages = list(plan.stages)
+    stages[place] = dataclasses.replace(stages[place], layers=layers)
+    return dataclasses.replace(plan, stages=tuple(stages))
+
+
+PLAN = make_plan()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        make_plan(revision="r2"),
+        make_plan(dtype="bfloat16"),
+        make_plan(kv_blocks=31),
+        with_layers(PLAN, 0, LayerRange(1, 3)),
+        dataclasses.replace(PLAN, wire_version=2),
+    ],
+    ids=["revision", "dtype", "kv blocks", "layers", "wire version"],
+)
+def test_a_stage_of_another_plan_refuses_and_the_end_model_learns_who_and_why(
+    other: Plan, transports: TransportMaker, stack: ExitStack
+) -> None:
+    ring = ring_with_stage_two_of(PLAN, other, transports, stack)
+    with pytest.raises(RingDown) as raised:
+        ring.end.connect()
+    assert raised.value.reason == f"stage 2 (s2): refused: plan hash {PLAN.hash} is not {other.hash}"
+    assert raised.value.code == "plan_hash"
+    eventually(lambda: ring.loops[0].station.state.epoch is None)
+    assert ring.loops[0].station.state.reason == raised.value.reason
+
+
+def test_an_absent_stage_is_named(transports: TransportMaker, stack: ExitStack) -> None:
+    addresses = free_addresses(transports(0), 2)
+    end = EndStation(
+        identity(0), make_plan(stages=1), None, addresses[0], addresses[1], timing=FAST, transport=transports(0)
+    )
+    stack.callback(end.close)
+    with pytest.raises(RingDown) as raised:
+        end.connect()
+    assert raised.value.reason == (
+        f"end-model: stage 1 (s1) at {addresses[1]} cannot be reached: Connection refused"
+    )
+    with pytest.raises(RingDown, match="cannot be reached"):
+        end.send(1, one_token(), np.zeros((1, 8), np.float32), 1)
+    with pytest.raises(RingDown, match="cannot be reached"):
+        end.receive(0.1)
+
+
+def test_a_stage_that_does_not_take_its_turn_is_not_waited_for_longer_than_the_time_to_connect(
+    transports: TransportMaker, stack: ExitStack
+) -> None:
+    addresses = free_addresses(transports(0), 2)
+    plan, timing = make_plan(stages=1), dataclasses.replace(FAST, connect_seconds=0.3)
+    stage = StageStation(
+        identity(1), plan, None, addresses[1], addresses[0], timing=timing, transport=transports(1)
+    )
+    stage.start()  # and nobody calls receive: a step takes its time
+    stack.callback(stage.close)
+    end = EndStation(identity(0), plan, None, addresses[0], addresses[1], timing=timing, transport=transports(0))
+    stack.callback(end.close)
+    with pytest.raises(RingDown, match=r"end-model: the hello did not come home within 0\.3 s"):
+        end.connect()
+
+
+def test_a_new_end_model_goes_above_what_the_stages_have_seen(transports: TransportMaker, stack: ExitStack) -> None:
+    ring = build_ring(make_plan(), transports, stack)
+    for _ in range(3):
+        last = ring.end.connect().epoch
+    address, first = ring.end.address, ring.loops[0].station.address
+    ring.end.close()
+    end = EndStation(identity(0), make_plan(), None, address, first, timing=FAST, transport=transports(0))
+    stack.callback(end.close)
+    info = end.connect()
+    assert info.epoch.counter > last.counter
+    assert info.epoch.id != last.id
+    end.send(1, one_token(), np.zeros((1, 8), np.float32), 1)
+    assert end.receive(2.0) is not None
+
+
+def test_of_two_end_models_the_newer_wins_and_the_older_must_exit(stack: ExitStack) -> None:
+    network = MemoryNetwork()
+    ring = build_ring(make_plan(), lambda index: network.transport(identity(index)), stack)
+    older = ring.end
+    older.connect()
+    # The name of the End Model now leads to another process.
+    network.forget(network.find(older.address))
+    newer = EndStation(
+        identity(0), make_plan(), None, older.address, ring.loops[0].station.address, timing=FAST,
+        transport=network.transport(identity(0)),
+    )  # fmt: skip
+    stack.callback(newer.close)
+    epoch = newer.connect().epoch
+    with pytest.raises(SupersededError, match=rf"stage 1 \(s1\): epoch {epoch} replaces"):
+        older.receive(2.0)
+    with pytest.raises(SupersededError, match=rf"refused: epoch .* is not above epoch {epoch}"):
+        older.connect()
+    newer.send(1, one_token(), np.zeros((1, 8), np.float32), 1)
+    assert newer.receive(2.0) is not None
+
+
+def test_each_station_tells_what_it_is_in_the_hello(transports: TransportMaker, stack: ExitStack) -> None:
+    ring = build_ring(make_plan(tail=True), transports, stack)
+    entries = ring.end.connect().stations
+    assert [(entry.index, entry.layers, entry.dtype, entry.kv_blocks) for entry in entries] == [
+        (0, [0, 1, 4, 5], "float32", 32),
+        (1, [1, 2], "float32", 32),
+        (2, [2, 3], "float32", 32),
+        (3, [3, 4], "float32", 32),
+    ]
+    assert len({entry.kv_id for entry in entries}) == 4
+    assert [entry.kv_id for entry in ring.end.connect().stations] == [entry.kv_id for entry in entries]
