@@ -255,7 +255,7 @@ def _tensors(config: dict[str, Any], header: GgufHeader, architecture: str, file
         whole("lm_head.weight", "output.weight", (vocabulary, hidden))
     if left:
         raise UnsupportedFile(
-            f"{file}: tensor {next(iter(left))[:200]!r} (and {len(left) - 1} more) has no place in {architecture} models"
+            f"{file}: tensor {next(iter(left))[:200]!r} (and {len(left) - 1} more) has no place in {architecture}"
         )
     return conversions
 
