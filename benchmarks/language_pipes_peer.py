@@ -2,8 +2,8 @@
 
 It gets a virtual environment of its own, since it pins another transformers. The first node holds the end model and the
 first half of the layers, the second the rest; they share an AES key, as its documentation advises. What it does not
-have cannot be asked of it: no usage counts, no way to go on after an end token, and the last token is never streamed,
-so a stream of n tokens shows n - 1 and both its rate and ours are counted by what arrives.
+have cannot be asked of it: there are no usage counts and no way to go on after an end token. It computes its last token
+and never streams it; `tokens_of` counts it all the same.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
 from benchmarks.models import CACHE, ROOT, BenchmarkModel
-from benchmarks.processes import Server, ServerFailed, free_port
+from benchmarks.processes import Server, free_port
+from benchmarks.streams import Round
 
 VERSION = "2.5.0"
 _ENVIRONMENT = CACHE / "peer-venv"
@@ -171,10 +173,14 @@ class Peer:
         except httpx.HTTPError:
             return False
 
-    def _until(self, node: Server, ready: object) -> None:
-        assert callable(ready)
+    def _until(self, node: Server, ready: Callable[[], bool]) -> None:
         left = max(1.0, self._deadline - time.monotonic())
         node.wait_until(ready, what="language-pipes", timeout_seconds=left)
+
+
+def tokens_of(streams: Round) -> int:
+    """Tokens that it computed for these streams: those that it sent, and the last one of each, which it keeps."""
+    return sum(stream.content_events + 1 for stream in streams.streams)
 
 
 def _logged(node: Server, text: str) -> bool:
@@ -191,6 +197,3 @@ def _toml(values: dict[str, object]) -> str:
         else:
             lines.append(f"{name} = {json.dumps(value)}")
     return "\n".join([*lines, *tables]) + "\n"
-
-
-__all__ = ["Peer", "PeerMissing", "ServerFailed", "VERSION", "install"]

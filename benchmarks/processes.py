@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -41,7 +42,9 @@ class Server:
         deadline = time.monotonic() + timeout_seconds
         while not ready():
             if (status := self._process.poll()) is not None:
-                raise ServerFailed(f"{what}: the process ended with status {status}; its log ends:\n{self.last_words()}")
+                raise ServerFailed(
+                    f"{what}: the process ended with status {status}; its log ends:\n{self.last_words()}"
+                )
             if time.monotonic() > deadline:
                 raise ServerFailed(f"{what}: not within {timeout_seconds:.0f} s; its log ends:\n{self.last_words()}")
             time.sleep(every)
@@ -53,14 +56,10 @@ class Server:
         """Ask, wait, then kill what is left of the group."""
         if self._process.poll() is None:
             self._process.send_signal(signal_number)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_seconds)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # the group outlives its leader while members run
-        except ProcessLookupError:
-            pass
         self._process.wait()
 
 

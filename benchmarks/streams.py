@@ -26,13 +26,14 @@ class StreamFailed(RuntimeError):
 class Stream:
     """One stream. Times are seconds after the first request of its round was sent.
 
-    token_times: when each event that carries text arrived. tokens: as the usage event counts them or, without one,
-    as many as there were events.
+    token_times: when each event that carries text arrived. content_events: events with content, empty or not.
+    tokens: as the usage event counts them or, without one, as many as there were content events.
     """
 
     sent: float
     token_times: tuple[float, ...]
     ended: float
+    content_events: int
     tokens: int
     prompt_tokens: int | None
     text: str
@@ -87,7 +88,9 @@ def run_streams(
     """
     body = {"model": model, "stream": True, "temperature": 0, "max_tokens": new_tokens, **(extra or {})}
 
-    async def one(client: httpx.AsyncClient, prompt: Messages, place: int, start: float) -> tuple[float, _Pieces, float]:
+    async def one(
+        client: httpx.AsyncClient, prompt: Messages, place: int, start: float
+    ) -> tuple[float, _Pieces, float]:
         await asyncio.sleep(place * stagger_seconds)
         sent = time.perf_counter() - start
         pieces: _Pieces = []
@@ -98,7 +101,7 @@ def run_streams(
                 pieces.append((time.perf_counter() - start, piece))
         return sent, pieces, time.perf_counter() - start
 
-    async def all_of_them() -> list[tuple[float, _Pieces, float]]:
+    async def all_of_them() -> list[_Answer]:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(timeout=timeout_seconds, limits=limits) as client:
             start = time.perf_counter()
@@ -113,13 +116,14 @@ def run_streams(
 
 
 _Pieces = list[tuple[float, bytes]]
+_Answer = tuple[float, _Pieces, float]  # when it was sent, what came when, when it ended
 
 
 def _read_stream(sent: float, pieces: _Pieces, ended: float) -> Stream:
     token_times: list[float] = []
     text: list[str] = []
     usage: dict[str, Any] | None = None
-    finished, rest = False, b""
+    finished, rest, content_events = False, b"", 0
     for moment, piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
@@ -134,17 +138,19 @@ def _read_stream(sent: float, pieces: _Pieces, ended: float) -> Stream:
                 raise StreamFailed(f"error in the stream: {event['error']}")
             usage = event.get("usage") or usage
             for choice in event.get("choices", ()):
-                content = choice.get("delta", {}).get("content")
-                if content:
+                delta = choice.get("delta", {})
+                content_events += "content" in delta and "role" not in delta
+                if delta.get("content"):
                     token_times.append(moment)
-                    text.append(content)
+                    text.append(delta["content"])
     if not token_times or not finished:
         raise StreamFailed(f"the stream ended after {len(token_times)} pieces of text, without [DONE] or any text")
     return Stream(
         sent=sent,
         token_times=tuple(token_times),
         ended=ended,
-        tokens=usage["completion_tokens"] if usage else len(token_times),
+        content_events=content_events,
+        tokens=usage["completion_tokens"] if usage else content_events,
         prompt_tokens=usage["prompt_tokens"] if usage else None,
         text="".join(text),
     )
