@@ -26,8 +26,8 @@ def test_no_bytes_crash_the_weight_file_readers(tmp_path: Path) -> None:
     (corpus / "index").write_bytes(b"\xff" + index + b"\0\0\0\0" + good)
     done = subprocess.run(
         [
-            sys.executable, str(TARGET), "-runs=20000", "-seed=1", "-timeout=20", "-rss_limit_mb=2048", "-max_len=65536",
-            f"-artifact_prefix={tmp_path}/", str(corpus),
+            sys.executable, str(TARGET), "-runs=20000", "-seed=1", "-timeout=20", "-rss_limit_mb=2048",
+            "-max_len=65536", f"-artifact_prefix={tmp_path}/", str(corpus),
         ],
         capture_output=True,
         text=True,

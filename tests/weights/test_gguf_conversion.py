@@ -145,10 +145,11 @@ def test_facts_of_a_mixture_of_experts_count_the_experts_that_a_token_reads(tmp_
 def test_usual_quantisations_are_dequantised_as_the_library_does(tmp_path: Path, kind: str) -> None:
     quantization = gguf.GGMLQuantizationType[kind]
     block, block_bytes = gguf.GGML_QUANT_SIZES[quantization]
-    from languagepipes_node.weights.gguf_convert import _chunks  # the smallest piece that shows it
-    from languagepipes_node.weights.gguf_config import Conversion
-    from languagepipes_node.weights.gguf_header import GgufTensor
     import mmap
+
+    from languagepipes_node.weights.gguf_config import Conversion
+    from languagepipes_node.weights.gguf_convert import _chunks  # the smallest piece that shows it
+    from languagepipes_node.weights.gguf_header import GgufTensor
 
     rows, columns = 24, block * 2
     data = np.random.default_rng(3).integers(0, 60, rows * 2 * block_bytes, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Wrong weight files, each with the sentence that a user sees. Nothing here may crash or allocate what a file claims."""
+"""Wrong weight files, each with the sentence that a user sees. Nothing here may crash or allocate what it claims."""
 
 from __future__ import annotations
 
@@ -349,7 +349,8 @@ GGUF: list[tuple[str, bytes, str, str]] = [
         "a string without end",
         gguf_bytes(metadata=(key("general.architecture", 8, NAME_LENGTH),)),
         "BrokenFile",
-        "m.gguf: the value of 'general.architecture' states a length of 1099511627776 bytes; at most 16777216 are allowed",
+        "m.gguf: the value of 'general.architecture' states a length of 1099511627776 bytes; "
+        "at most 16777216 are allowed",
     ),
     (
         "an array of 2^60 numbers",
@@ -500,8 +501,8 @@ MODELS: list[tuple[str, Callable[[bytes], bytes], str]] = [
     (
         "an unknown pre-tokenizer",
         lambda data: data.replace(b"smollm", b"qwerty"),
-        "m.gguf: the pre-tokenizer 'qwerty' is not known (gpt-2, default, smollm, llama-bpe, llama3, llama-v3, smaug-bpe, "
-        "qwen2, deepseek-r1-qwen are); use the model's safetensors repository",
+        "m.gguf: the pre-tokenizer 'qwerty' is not known (gpt-2, default, smollm, llama-bpe, llama3, llama-v3, "
+        "smaug-bpe, qwen2, deepseek-r1-qwen are); use the model's safetensors repository",
     ),
     (
         "a sentencepiece vocabulary",

@@ -136,7 +136,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, pre: str) -> None:
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     tokens = ["<|end|>", *letters, "Ġ", "th", "the", "Ġthe", "<think>"]
     tokens += [f"<|unused{number}|>" for number in range(VOCABULARY - len(tokens))]
-    kinds = [3 if token.startswith("<|") else 4 if token == "<think>" else 1 for token in tokens]  # noqa: S105
+    kinds = [3 if token.startswith("<|") else 4 if token == "<think>" else 1 for token in tokens]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)

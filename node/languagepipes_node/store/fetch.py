@@ -46,7 +46,7 @@ def fetch(
 ) -> Path:
     """Fetch unless it is there, and return the verified file.
 
-    progress: called with the file's bytes present more than at its last call; negative if a download starts over.
+    progress: called with how many bytes of the file are there.
     Raises SourceUnreachable after a broken connection (what came is kept), HashMismatch (what came is deleted), NoSpace
     or another WeightsError.
     """
@@ -77,11 +77,7 @@ def fetch(
 
 
 def _complete(
-    source: RemoteSource,
-    snapshot: Snapshot,
-    file: SourceFile,
-    stream: BinaryIO,
-    progress: Callable[[int], None],
+    source: RemoteSource, snapshot: Snapshot, file: SourceFile, stream: BinaryIO, progress: Callable[[int], None]
 ) -> None:
     """Append to `stream` until it holds the whole file, and check its hash."""
     hasher = Hasher(file)
@@ -90,29 +86,21 @@ def _complete(
     if present < file.size:
         begin, chunks = source.stream(snapshot, file, present)
         if begin != present:
-            progress(-present)
             stream.truncate(0)
             hasher, present = Hasher(file), 0
         for chunk in chunks:
             if present + len(chunk) > file.size:
-                progress(-present)
-                stream.truncate(0)
                 raise HashMismatch(f"{file.name}: the source sends more than the {file.size} bytes that it states")
             stream.write(chunk)
             hasher.update(chunk)
             present += len(chunk)
-            progress(len(chunk))
+            progress(present)
         stream.flush()
     if present < file.size:
-        progress(-present)  # counted again by the next attempt, which hashes what is there
         raise SourceUnreachable(
             f"{file.name}: the connection ended after {present} of {file.size} bytes; going on from there"
         )
-    try:
-        hasher.check(file)
-    except HashMismatch:
-        progress(-present)
-        raise
+    hasher.check(file)
 
 
 def _hash_present(stream: BinaryIO, file: SourceFile, hasher: Hasher) -> int:

@@ -190,9 +190,14 @@ class Filling:
             self._shelf.put(name, output / name)
 
     def _fetch(self, source: RemoteSource, snapshot: Snapshot, file: SourceFile) -> None:
+        done_before = self._shelf.done_bytes
+
+        def present(nbytes: int) -> None:
+            self._advance(done_before + nbytes - self._shelf.done_bytes)
+
         for attempt in range(1, _HASH_ATTEMPTS + 1):
             try:
-                self._retrying(lambda: fetch(source, snapshot, file, self._cache, self._advance))
+                self._retrying(lambda: fetch(source, snapshot, file, self._cache, present))
                 return
             except HashMismatch as error:
                 if attempt == _HASH_ATTEMPTS:

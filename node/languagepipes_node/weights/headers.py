@@ -80,10 +80,12 @@ def header_end(first_bytes: bytes, *, file_bytes: int, file: str) -> int:
         raise BrokenFile(
             f"{file}: {file_bytes} bytes are too few for a safetensors file; it was cut short, fetch it again"
         )
-    refuse_pickles(file, first_bytes)
-    if first_bytes[:4] == b"GGUF":
-        raise UnsupportedFile(f"{file}: this is a GGUF file; name it with the suffix .gguf")
     (length,) = struct.unpack("<Q", first_bytes[:LENGTH_BYTES])
+    if LENGTH_BYTES + length > min(file_bytes, MAX_HEADER_BYTES):
+        # Only now: the bytes of a right length may look like the beginning of something else.
+        refuse_pickles(file, first_bytes)
+        if first_bytes[:4] == b"GGUF":
+            raise UnsupportedFile(f"{file}: this is a GGUF file; name it with the suffix .gguf")
     if length > MAX_HEADER_BYTES:
         raise BrokenFile(
             f"{file}: states a header of {length} bytes, more than the {MAX_HEADER_BYTES} allowed; "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -28,7 +28,6 @@ from languagepipes_node.weights.errors import (
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 TIMEOUT = httpx.Timeout(30.0, connect=10.0)
-CHUNK_BYTES = 1024 * 1024
 _MAX_REDIRECTS = 5
 
 
@@ -110,7 +109,7 @@ def read_range(client: httpx.Client, url: str, headers: Mapping[str, str], begin
     with get(client, url, {**headers, "Range": f"bytes={begin}-{end - 1}"}, what=what) as response:
         skip = begin if response.status_code == 200 else 0
         data = bytearray()
-        for chunk in response.iter_bytes(CHUNK_BYTES):
+        for chunk in response.iter_raw():
             data += chunk
             if len(data) >= skip + end - begin:
                 break
@@ -124,20 +123,18 @@ def stream_from(
 ) -> tuple[int, Iterator[bytes]]:
     """See RemoteSource.stream."""
     asked = {"Range": f"bytes={begin}-"} if begin else {}
-    context = get(client, url, {**headers, **asked}, what=what)
-    response = context.__enter__()
-    really = begin if response.status_code == 206 else 0
+    exits = ExitStack()
+    response = exits.enter_context(get(client, url, {**headers, **asked}, what=what))
     stated = response.headers.get("Content-Range", "")
     if response.status_code == 206 and stated.rpartition("/")[2] not in (str(size), "*"):
-        response.close()
+        exits.close()
         raise UnsupportedSource(f"{what}: the server states {stated!r} of a file of {size} bytes; it was changed")
 
     def chunks() -> Iterator[bytes]:
-        try:
-            yield from response.iter_bytes(CHUNK_BYTES)
-        except (httpx.TransportError, httpx.StreamError, OSError) as error:
-            raise unreachable(what, error) from error
-        finally:
-            response.close()
+        with exits:
+            try:
+                yield from response.iter_raw()  # unlike iter_bytes(n), hands over all that came before a cut
+            except (httpx.TransportError, httpx.StreamError, OSError) as error:
+                raise unreachable(what, error) from error
 
-    return really, chunks()
+    return begin if response.status_code == 206 else 0, chunks()
