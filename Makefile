@@ -84,7 +84,7 @@ fuzz: install ## Fuzz the frame parser and the weight-file readers, five minutes
 
 .PHONY: bench
 bench: install model ## Print the figures: the ring beside transformers generate and language-pipes
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run $(OPTIONS)
 
 .PHONY: ci
 ci: ## What CI runs

@@ -14,14 +14,13 @@ Messages = list[dict[str, str]]
 _SYSTEM = "Never stop."
 _ASK = "Tell a very long story:"
 # Common words that the tokenizers in question know as one token each.
-_WORDS = tuple(
-    """
+_WORD_LIST = """
     river stone house light water tree bird wind road fire snow night sea ship king queen city field horse garden
     winter summer morning evening market music letter window door table glass paper silver gold iron bread salt cloud
     rain storm island forest mountain valley bridge castle village teacher doctor farmer child mother father brother
     sister friend stranger dream memory secret story song dance game war peace hope fear love anger silence
-    """.split()
-)
+"""
+_WORDS = _WORD_LIST.split()
 
 
 class LengthImpossible(ValueError):
