@@ -1,15 +1,51 @@
-"""`languagepipes chat`: talk to a pipe, or to any server with the OpenAI API, from a terminal."""
+"""`languagepipes chat`: talk to a pipe, or to any server with the OpenAI API, from a terminal.
+
+ChatError            told to the user in one line
+├── Refused          the server answered with an error
+└── Unreachable      no answer, or one that broke off
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from rich.console import Console
+from rich.markup import escape
+
+_CONNECT_SECONDS = 10.0
+# What a model writes must not be able to steer the terminal: no control characters but newline and tab.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_HELP = "Ctrl-C stops an answer, /new forgets the conversation, Ctrl-D or /exit leaves."
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class ChatError(Exception):
+    """The base of what can go wrong; the message is for the user."""
+
+
+class Refused(ChatError):
+    """The server answered with an error object or status."""
+
+
+class Unreachable(ChatError):
+    """No server, or a connection that broke off."""
 
 
 @dataclass(frozen=True)
 class ChatOptions:
     """url: the server's address with or without /v1. model: default, the first that the server lists.
-    api_key: default, the environment's OPENAI_API_KEY. message: one question, answered once; None talks until the end
-    of input. Sampling fields that are None are left to the server.
+    api_key: default, the environment's OPENAI_API_KEY. message: one question, answered once; None talks until
+    the end of input. Sampling fields that are None are left to the server.
     """
 
     url: str = "http://127.0.0.1:8000"
@@ -22,5 +58,242 @@ class ChatOptions:
 
 
 def run(options: ChatOptions) -> int:
-    """Chat until the end of input. Returns the process's exit status: 0, or 1 after an error (told on stderr)."""
-    raise NotImplementedError
+    """Chat until the end of input. Returns the process's exit status: 0, 1 after an error (told on stderr) or
+    130 if an only answer was stopped with Ctrl-C.
+    """
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    try:
+        with _client(options) as client:
+            model = options.model or _first_model(client)
+            conversation = _Conversation(client, model, options, console)
+            if options.message is not None:
+                return _INTERRUPTED if conversation.ask(options.message).stopped else 0
+            return _interact(conversation, console, errors)
+    except ChatError as error:
+        _tell(errors, error)
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """stopped: by Ctrl-C. tokens: None if the server does not tell."""
+
+    text: str
+    stopped: bool
+    cut_short: bool
+    tokens: int | None
+    first_seconds: float
+    seconds: float
+
+
+class _Conversation:
+    """The messages so far. A question that fails leaves no trace in it."""
+
+    def __init__(self, client: httpx.Client, model: str, options: ChatOptions, console: Console) -> None:
+        self._client = client
+        self.model = model
+        self._options = options
+        self._console = console
+        self._messages: list[dict[str, str]] = []
+        self.restart()
+
+    def restart(self) -> None:
+        system = self._options.system
+        self._messages = [{"role": "system", "content": system}] if system else []
+
+    def ask(self, question: str) -> _Answer:
+        """Print the answer as it comes. Raises ChatError."""
+        asked = [*self._messages, {"role": "user", "content": question}]
+        answer = self._show(asked)
+        if answer.text or not answer.stopped:
+            self._messages = [*asked, {"role": "assistant", "content": answer.text}]
+        return answer
+
+    def _show(self, messages: list[dict[str, str]]) -> _Answer:
+        text: list[str] = []
+        tokens: int | None = None
+        finish: str | None = None
+        stopped = False
+        started = time.monotonic()
+        first = started
+        try:
+            for chunk in _stream(self._client, self._body(messages)):
+                piece, ended = _choice(chunk)
+                finish = ended or finish
+                usage = chunk.get("usage")
+                if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
+                    tokens = usage["completion_tokens"]
+                if piece:
+                    if not text:
+                        first = time.monotonic()
+                    text.append(piece)
+                    self._console.print(_CONTROL.sub("", piece), end="", markup=False, soft_wrap=True)
+        except KeyboardInterrupt:
+            stopped = True  # leaving the stream closed the connection, so the server stops too
+        finally:
+            if text:
+                self._console.print()
+        seconds = time.monotonic() - started
+        return _Answer("".join(text), stopped, finish == "length", tokens, first - started, seconds)
+
+    def _body(self, messages: list[dict[str, str]]) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if self._options.max_tokens is not None:
+            body["max_tokens"] = self._options.max_tokens
+        if self._options.temperature is not None:
+            body["temperature"] = self._options.temperature
+        return body
+
+
+def _interact(conversation: _Conversation, console: Console, errors: Console) -> int:
+    """Questions from the input until its end. At a terminal an error ends a question, otherwise it ends all."""
+    at_terminal = sys.stdin.isatty()
+    if at_terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 (gives input() line editing and its history)
+        console.print(f"[bold]{escape(conversation.model)}[/]  [dim]{_HELP}[/]")
+    while True:
+        try:
+            question = input("> " if at_terminal else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            if at_terminal:
+                console.print()
+            return 0
+        if not question:
+            continue
+        if question == "/exit":
+            return 0
+        if question == "/new":
+            conversation.restart()
+            continue
+        try:
+            answer = conversation.ask(question)
+        except ChatError as error:
+            if not at_terminal:
+                raise
+            _tell(errors, error)
+            continue
+        if at_terminal:
+            console.print(f"[dim]{_summary(answer)}[/]")
+
+
+def _summary(answer: _Answer) -> str:
+    parts = [f"first text after {answer.first_seconds:.2f} s"] if answer.text else []
+    if answer.tokens is not None:
+        parts.append(f"{answer.tokens} tokens")
+        since_first = answer.seconds - answer.first_seconds
+        if answer.tokens > 1 and since_first > 0:
+            parts.append(f"{(answer.tokens - 1) / since_first:.1f} tokens/s")
+    if answer.cut_short:
+        parts.append("cut short by the token limit")
+    if answer.stopped:
+        parts.append("stopped")
+    return ", ".join(parts)
+
+
+def _tell(errors: Console, error: ChatError) -> None:
+    errors.print(f"[bold red]error:[/] {escape(_CONTROL.sub('', str(error)))}", soft_wrap=True)
+
+
+def _client(options: ChatOptions) -> httpx.Client:
+    """Raises Unreachable for an address that is none."""
+    url = options.url.rstrip("/")
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise Unreachable(f"{options.url!r} is no URL: expected http://HOST:PORT or https://HOST")
+    if not url.endswith("/v1"):
+        url += "/v1"
+    key = options.api_key or os.environ.get("OPENAI_API_KEY")
+    headers = {b"Authorization": f"Bearer {key}".encode()} if key else None
+    # An answer may be long in coming; Ctrl-C ends the wait.
+    timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
+    return httpx.Client(base_url=url, headers=headers, timeout=timeout)
+
+
+def _first_model(client: httpx.Client) -> str:
+    with _translated(client):
+        response = client.get("models")
+        _check(response)
+        try:
+            return str(response.json()["data"][0]["id"])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise Refused(f"{client.base_url}models lists no model: name one with --model") from error
+
+
+def _stream(client: httpx.Client, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The chunks of an answer (https://html.spec.whatwg.org/multipage/server-sent-events.html). Raises
+    ChatError, also if the answer breaks off.
+    """
+    with _translated(client), client.stream("POST", "chat/completions", json=body) as response:
+        _check(response)
+        for line in response.iter_lines():
+            field, _, value = line.partition(":")
+            if field != "data":
+                continue  # blank lines, comments that keep a connection alive
+            data = value.removeprefix(" ")
+            if data == "[DONE]":
+                return
+            try:
+                chunk = json.loads(data)
+            except ValueError as error:
+                raise Refused(f"{client.base_url} sent an event that is no JSON") from error
+            if not isinstance(chunk, dict):
+                raise Refused(f"{client.base_url} sent an event that is no JSON object")
+            if chunk.get("error") is not None:
+                raise Refused(f"the answer broke off: {_error_message(chunk)}")
+            yield chunk
+    raise Unreachable("the connection ended before the answer did")
+
+
+def _choice(chunk: dict[str, Any]) -> tuple[str, str | None]:
+    """A chunk's text and finish_reason; the chunk with the usage has no choice."""
+    choices = chunk.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return "", None
+    delta = choices[0].get("delta")
+    content = delta.get("content") if isinstance(delta, dict) else None
+    finish = choices[0].get("finish_reason")
+    return content if isinstance(content, str) else "", finish if isinstance(finish, str) else None
+
+
+def _check(response: httpx.Response) -> None:
+    """Raises Refused for anything but a success, with the server's own message."""
+    if response.is_success:
+        return
+    response.read()
+    try:
+        message = _error_message(response.json())
+    except ValueError:
+        message = ""
+    said = message or response.reason_phrase
+    hint = ""
+    if response.status_code == 401:
+        hint = " (give the key with --api-key or OPENAI_API_KEY)"
+    elif (retry := response.headers.get("retry-after", "")).isdigit():
+        hint = f" (try again in {retry} s)"
+    raise Refused(f"{response.status_code}: {said}{hint}")
+
+
+def _error_message(body: Any) -> str:
+    error = body.get("error") if isinstance(body, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return str(message) if message else ""
+
+
+@contextlib.contextmanager
+def _translated(client: httpx.Client) -> Iterator[None]:
+    """httpx's errors as ours."""
+    try:
+        yield
+    except httpx.ConnectError as error:
+        raise Unreachable(f"nothing answers at {client.base_url}: {error}") from error
+    except httpx.TimeoutException as error:
+        raise Unreachable(f"no connection to {client.base_url} within {_CONNECT_SECONDS:g} s") from error
+    except httpx.TransportError as error:
+        raise Unreachable(f"the connection to {client.base_url} broke: {error}") from error

@@ -13,7 +13,7 @@ from languagepipes_node.end_model.openai.auth import ApiKeys
 HI = [{"role": "user", "content": "hi"}]
 
 
-@pytest.fixture()
+@pytest.fixture
 def keys(tmp_path, monkeypatch):
     monkeypatch.setattr(auth, "_CHECK_SECONDS", 0.0)
     (tmp_path / "alice").write_text("sk-alice\n")

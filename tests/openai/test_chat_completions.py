@@ -6,7 +6,7 @@ import asyncio
 
 import openai
 import pytest
-from conftest import forever
+from scripted_engine import forever
 
 QUESTION = [{"role": "user", "content": "hello"}]
 
@@ -90,7 +90,11 @@ def test_parameters_that_ask_for_nothing_are_accepted(serve):
     served = serve("Hello")
     answer = served.client.chat.completions.create(
         model="tiny",
-        messages=[{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Hi", "refusal": None}, *QUESTION],
+        messages=[
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": "Hi", "refusal": None},
+            *QUESTION,
+        ],
         n=1,
         tools=[],
         tool_choice="none",
@@ -131,7 +135,10 @@ def test_a_stop_string_across_tokens_ends_the_answer_and_is_not_shown(serve, str
     )
     if stream:
         chunks = list(answer)
-        text, finish = "".join(c.choices[0].delta.content or "" for c in chunks), chunks[-1].choices[0].finish_reason
+        text, finish = (
+            "".join(c.choices[0].delta.content or "" for c in chunks),
+            chunks[-1].choices[0].finish_reason,
+        )
     else:
         text, finish = answer.choices[0].message.content, answer.choices[0].finish_reason
     assert (text, finish) == ("The quick bro", "stop")
@@ -141,9 +148,7 @@ def test_a_stop_string_across_tokens_ends_the_answer_and_is_not_shown(serve, str
 
 def test_text_that_only_begins_like_a_stop_string_is_shown_in_the_end(serve):
     served = serve("I am fine, thank")
-    chunks = list(
-        served.client.chat.completions.create(model="tiny", messages=QUESTION, stop="thank you", stream=True)
-    )
+    chunks = list(served.client.chat.completions.create(model="tiny", messages=QUESTION, stop="thank you", stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "I am fine, thank"
 
 
@@ -191,10 +196,15 @@ def test_content_may_come_as_text_parts_and_developers_speak_as_the_system(serve
         model="tiny",
         messages=[
             {"role": "developer", "content": "Be brief."},
-            {"role": "user", "content": [{"type": "text", "text": "hello"}, {"type": "text", "text": "world"}]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "hello"}, {"type": "text", "text": "world"}],
+            },
         ],
     )
-    expected = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello\nworld<|im_end|>\n<|im_start|>assistant\n"
+    expected = (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhello\nworld<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert served.engine.submissions[0].prompt == served.codec.encode(expected, add_special_tokens=False)
 
 
@@ -214,9 +224,7 @@ def test_sixteen_clients_connect_at_once_and_all_are_answered(serve):
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
     async def all_at_once() -> list[str]:
-        clients = [
-            openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) for _ in range(16)
-        ]
+        clients = [openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) for _ in range(16)]
         try:
             return await asyncio.gather(*map(ask, clients))
         finally:

@@ -12,9 +12,9 @@ import time
 import httpx
 import openai
 import pytest
-from conftest import forever, saying
 from languagepipes_node.end_model.requests import EngineStatus, Failure
 from prometheus_client import REGISTRY
+from scripted_engine import forever, saying
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT = {"model": "tiny", "messages": HI}
@@ -27,7 +27,11 @@ def failing(code, message="stage 2 went away", *, after=()):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("code", "status", "type"),
-    [("queue_full", 429, "rate_limit_error"), ("ring_down", 503, "server_error"), ("internal", 500, "server_error")],
+    [
+        ("queue_full", 429, "rate_limit_error"),
+        ("ring_down", 503, "server_error"),
+        ("internal", 500, "server_error"),
+    ],
 )
 def test_a_failure_before_the_first_token_is_an_http_status(serve, code, status, type, stream):
     served = serve(failing(code))
@@ -122,7 +126,8 @@ def test_a_client_that_leaves_before_the_first_token_stops_its_computation(serve
 
 def test_a_client_that_reads_nothing_holds_up_neither_the_engine_nor_other_clients(serve, codec):
     served = serve(
-        lambda s: forever(codec)(s) if s.max_tokens > 100 else saying(codec, "Hello")(s), max_context_length=100_000
+        lambda s: forever(codec)(s) if s.max_tokens > 100 else saying(codec, "Hello")(s),
+        max_context_length=100_000,
     )
     body = json.dumps({**CHAT, "stream": True, "max_tokens": 20_000, "ignore_eos": True}).encode()
     host, port = served.address.split(":")

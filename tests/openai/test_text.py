@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a table's row is read as one line)
 """Tokenizer, chat template, detokeniser and stop strings, without HTTP."""
 
 from __future__ import annotations
@@ -6,7 +7,6 @@ import json
 import random
 
 import pytest
-from conftest import CHATML, CORPUS, SMOLLM2, model_files, train_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from languagepipes_node.end_model.text import (
@@ -16,8 +16,8 @@ from languagepipes_node.end_model.text import (
     TextCodec,
     TokenizerError,
 )
-
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from scripted_engine import CHATML, CORPUS, SMOLLM2, model_files, train_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 TEXTS = [
     "The capital of France is Paris.",
@@ -152,7 +152,7 @@ def test_templates_render_as_in_transformers(template):
 
     codec = TextCodec.load(model_files(train_tokenizer(), chat_template=template).__getitem__)
     messages = [
-        {"role": "system", "content": "Be <brief> & \"nice\""},
+        {"role": "system", "content": 'Be <brief> & "nice"'},
         {"role": "user", "content": "hello <think>x</think>\nü"},
     ]
     expected, _ = render_jinja_template(

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a table's row is read as one line)
 """What a client sees of a wrong request: the exact status and error object. Nothing reaches the engine."""
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ WRONG_VALUES = [
 ]  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def small(serve):
     return serve("x", max_context_length=64, max_sequences=4, max_request_bytes=20_000)
 

@@ -131,18 +131,14 @@ class TextCodec:
         """`text` as token ids, with the tokenizer's own special tokens (a BOS, say) unless they are in it already."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
-    ) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> tuple[int, ...]:
         """`messages` through the chat template, with the prompt for an answer at the end. Raises TemplateError."""
         return self.encode(self.render_chat(messages, variables), add_special_tokens=False)
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         """The text that `encode_chat` tokenises. variables: further names that the template may read."""
         if self.template is None:
-            raise NoChatTemplate(
-                "this model has no chat template: use /v1/completions with a prompt of your own"
-            )
+            raise NoChatTemplate("this model has no chat template: use /v1/completions with a prompt of your own")
         return self.template.render(messages, variables)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -301,9 +297,7 @@ class ChatTemplate:
             raise
         except RecursionError as error:
             raise TemplateError("the model's chat template recurses without end") from error
-        except (
-            Exception
-        ) as error:  # a template is foreign code: whatever it raises, these messages cannot be rendered
+        except Exception as error:  # a template is foreign code: whatever it raises, these messages cannot be rendered
             said = str(error) if isinstance(error, jinja2.TemplateError) else type(error).__name__
             raise TemplateError(f"the model's chat template refused the messages: {said}") from error
         finally:
@@ -355,9 +349,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Unlike Jinja's own filter, which escapes for HTML.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _new_dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
@@ -429,17 +421,11 @@ def _token_text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _stop_token_ids(
-    files: Callable[[str], bytes], special_texts: dict[str, str], tokenizer: Any
-) -> frozenset[int]:
-    ids = _token_ids(
-        _json_object(files, "generation_config.json").get("eos_token_id"), "generation_config.json"
-    )
+def _stop_token_ids(files: Callable[[str], bytes], special_texts: dict[str, str], tokenizer: Any) -> frozenset[int]:
+    ids = _token_ids(_json_object(files, "generation_config.json").get("eos_token_id"), "generation_config.json")
     if not ids:
         ids = _token_ids(_json_object(files, "config.json").get("eos_token_id"), "config.json")
-    if (eos := special_texts.get("eos_token")) is not None and (
-        number := tokenizer.token_to_id(eos)
-    ) is not None:
+    if (eos := special_texts.get("eos_token")) is not None and (number := tokenizer.token_to_id(eos)) is not None:
         ids.add(int(number))
     return frozenset(ids)
 

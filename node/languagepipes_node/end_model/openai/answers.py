@@ -66,8 +66,6 @@ class Answer:
             return ()
         count = len(self._scored)
         if not whole:
-            count = next(
-                (place for place, token in enumerate(self._scored) if token.offset >= self._shown), count
-            )
+            count = next((place for place, token in enumerate(self._scored) if token.offset >= self._shown), count)
         released, self._scored = self._scored[:count], self._scored[count:]
         return released

@@ -139,9 +139,7 @@ class _Guard:
             # Its message may quote what it choked on, which may be text of a request: type and place are enough.
             outcome = "error"
             place = "".join(traceback.format_tb(error.__traceback__))
-            logger.error(
-                "%s in %s\n%s", type(error).__name__, path if path in _COUNTED_ROUTES else "a route", place
-            )
+            logger.error("%s in %s\n%s", type(error).__name__, path if path in _COUNTED_ROUTES else "a route", place)
             if started:
                 raise _ResponseBroken from None
             await send_error(send, InternalError("The server failed to handle the request."))

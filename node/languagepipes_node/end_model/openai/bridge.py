@@ -49,9 +49,7 @@ class TooManySequences(Exception):
     """The server has as many sequences as it admits; `open` of at most `limit`, `asked` more were wanted."""
 
     def __init__(self, *, asked: int, open_sequences: int, limit: int) -> None:
-        super().__init__(
-            f"{open_sequences} sequences of at most {limit} are open, {asked} more were asked for"
-        )
+        super().__init__(f"{open_sequences} sequences of at most {limit} are open, {asked} more were asked for")
         self.asked, self.open_sequences, self.limit = asked, open_sequences, limit
 
 
@@ -124,9 +122,7 @@ class EngineBridge:
         Raises TooManySequences if they would exceed `max_sequences`; then none is submitted.
         """
         if self.max_sequences is not None and len(self._routes) + len(sequences) > self.max_sequences:
-            raise TooManySequences(
-                asked=len(sequences), open_sequences=len(self._routes), limit=self.max_sequences
-            )
+            raise TooManySequences(asked=len(sequences), open_sequences=len(self._routes), limit=self.max_sequences)
         self._loop = asyncio.get_running_loop()
         exchange = Exchange(self, self._loop)
         now = time.perf_counter()

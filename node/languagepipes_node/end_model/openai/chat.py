@@ -70,9 +70,7 @@ class ChatFormat(ResponseFormat):
         self._end = end
 
     def opening(self, index: int) -> bytes:
-        delta = (
-            b',"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}'
-        )
+        delta = b',"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}'
         return self._index + str(index).encode() + delta + self._end
 
     def event(self, index: int, piece: Piece) -> bytes:
@@ -162,13 +160,9 @@ def _check_template_variables(codec: TextCodec, request: ChatRequest) -> None:
     for name in request.chat_template_kwargs:
         param = f"chat_template_kwargs.{name[:64]}"
         if name in ("messages", "tools", "documents", "add_generation_prompt") or name.endswith("_token"):
-            raise InvalidRequest(
-                f"'{param}' cannot be set: the server gives it to the template.", param=param
-            )
+            raise InvalidRequest(f"'{param}' cannot be set: the server gives it to the template.", param=param)
         if name not in known:
-            raise InvalidRequest(
-                f"'{param}' is not read by the model's chat template: leave it out.", param=param
-            )
+            raise InvalidRequest(f"'{param}' is not read by the model's chat template: leave it out.", param=param)
 
 
 def _max_tokens(request: ChatRequest) -> tuple[str, int] | None:

@@ -164,9 +164,7 @@ def plan_generation(
             param="n",
         )
     if request.stream_options is not None and not request.stream:
-        raise InvalidRequest(
-            "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
-        )
+        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     sampling = SamplingParameters(
         temperature=float(request.temperature),
         top_p=float(request.top_p),
@@ -221,9 +219,7 @@ def _admit(bridge: EngineBridge, generation: Generation) -> Exchange:
                 f"The request asks for {error.asked} answers at once, this server generates at most {error.limit}.",
                 param="n",
             ) from None
-        raise QueueFull(
-            f"The server is at its limit of {error.limit} answers at once: try again later."
-        ) from None
+        raise QueueFull(f"The server is at its limit of {error.limit} answers at once: try again later.") from None
 
 
 @contextlib.contextmanager
@@ -242,9 +238,7 @@ def _watch_client(receive: Receive, exchange: Exchange) -> Iterator[None]:
         watcher.cancel()
 
 
-async def _collect(
-    exchange: Exchange, generation: Generation, answers: list[Answer], format: ResponseFormat
-) -> bytes:
+async def _collect(exchange: Exchange, generation: Generation, answers: list[Answer], format: ResponseFormat) -> bytes:
     choices: list[list[Piece]] = [[] for _ in answers]
     counted = False
     open_answers = len(answers)
@@ -360,9 +354,7 @@ def _usage(generation: Generation, answers: Sequence[Answer]) -> Usage:
     return Usage(generation.prompt_tokens, sum(answer.tokens for answer in answers))
 
 
-def _room(
-    service: Service, prompt: tuple[int, ...], prompt_param: str, max_tokens: tuple[str, int] | None
-) -> int:
+def _room(service: Service, prompt: tuple[int, ...], prompt_param: str, max_tokens: tuple[str, int] | None) -> int:
     """How many tokens an answer may have. Raises ContextLengthExceeded naming the numbers."""
     limit = service.max_context_length
     room = limit - len(prompt)

@@ -57,9 +57,7 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
         raise RequestTimeout(f"The body did not arrive within {_BODY_SECONDS:g} s.") from None
 
 
-async def send_json(
-    send: Send, body: bytes, *, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()
-) -> None:
+async def send_json(send: Send, body: bytes, *, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """One whole response."""
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *headers]})

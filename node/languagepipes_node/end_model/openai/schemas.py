@@ -123,13 +123,9 @@ class _Generation(_Strict):
     def _one_or_several(cls, value: object) -> object:
         stops = [value] if isinstance(value, str) else value
         if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-            raise InvalidRequest(
-                "'stop' must be a string or a list of strings.", param="stop", code="invalid_type"
-            )
+            raise InvalidRequest("'stop' must be a string or a list of strings.", param="stop", code="invalid_type")
         if len(stops) > _MAX_STOPS:
-            raise InvalidRequest(
-                f"'stop' holds {len(stops)} strings, at most {_MAX_STOPS} are accepted.", param="stop"
-            )
+            raise InvalidRequest(f"'stop' holds {len(stops)} strings, at most {_MAX_STOPS} are accepted.", param="stop")
         for stop in stops:
             if not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:
                 raise InvalidRequest(
@@ -171,9 +167,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
             code="invalid_json",
         ) from None
     if not isinstance(value, dict):
-        raise InvalidRequest(
-            f"The body is a JSON {_json_type(value)}, expected an object.", code="invalid_type"
-        )
+        raise InvalidRequest(f"The body is a JSON {_json_type(value)}, expected an object.", code="invalid_type")
     return _without_nulls(value)
 
 
@@ -319,9 +313,7 @@ def _shortened(text: str) -> str:
 
 
 def _missing(param: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
-    )
+    return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
 
 
 def _wrong_type(param: str, expected: str, value: object) -> InvalidRequest:
