@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from languagepipes_node.model.errors import ModelError
+
 NATIVE_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
 FALLBACK_FAMILIES = ("gemma3_text", "olmo2")
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -23,7 +25,7 @@ _ROPE_FIELDS: dict[str, tuple[str, ...]] = {
 _LARGEST = 1 << 31  # no count in a config.json is larger; keeps products of two of them within 64 bits
 
 
-class ArchitectureError(ValueError):
+class ArchitectureError(ModelError):
     """config.json describes no model that can be served; the message names the field, its value and the remedy."""
 
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 
 from languagepipes_api.plan import LayerRange
+from languagepipes_node.model import loading
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.batch import Batch
+from languagepipes_node.model.errors import BatchError
+from languagepipes_node.model.linear import Compute, measure, project
+from languagepipes_node.model.names import Part, embedding_part, head_part, norm_part
+from languagepipes_node.model.stack import LayerStack
 from languagepipes_node.weights.source import TensorSource
+
+log = logging.getLogger(__name__)
+# The head is timed on so many of its elements: enough to be read from memory and not from a cache.
+_MEASURED_ELEMENTS = 8 << 20
 
 
 class EndLayers:
@@ -25,28 +36,79 @@ class EndLayers:
         device: torch.device,
         block_tokens: int,
         blocks: int,
+        compute: Compute | None = None,
     ) -> None:
-        """Allocates nothing. Raises UnsupportedModel or ValueError."""
-        raise NotImplementedError
+        """Allocates nothing. compute: for tests and benchmarks; None measures at load. Raises UnsupportedModel or
+        ValueError.
+        """
+        if local.start != 0 or (len(tail) > 0 and tail.stop != architecture.layer_count):
+            raise ValueError(
+                f"local layers {local} have to begin at 0 and tail layers {tail} to end at the model's last"
+            )
+        self.architecture = architecture
+        self.dtype = dtype
+        self.device = device
+        self._compute = compute
+        self._local, self._tail = (
+            LayerStack(
+                architecture,
+                LayerRange(layers.start, max(layers.start, layers.stop)),
+                dtype=dtype,
+                device=device,
+                block_tokens=block_tokens,
+                blocks=blocks,
+                compute=compute,
+            )
+            for layers in (local, tail)
+        )
+        parts = [embedding_part(architecture), norm_part(architecture)]
+        if not architecture.tied_embeddings:
+            parts.append(head_part(architecture))
+        self._parts: tuple[Part, ...] = tuple(parts)
+        self._weights: dict[str, torch.Tensor] = {}
 
-    device: torch.device
-    weight_bytes: int
+    @property
+    def weight_bytes(self) -> int:
+        """Resident bytes of embedding, head (once if tied), norm and layers."""
+        own = loading.bytes_needed(self._parts, self.dtype)
+        return own + self._local.weight_bytes + self._tail.weight_bytes
 
-    def load(self, source: TensorSource, progress: Callable[[int], None]) -> None:
+    def load(self, source: TensorSource, progress: Callable[[int], None]) -> int:
         """As LayerStack.load. A tied embedding is read and kept once."""
-        raise NotImplementedError
+        loading.check(source, self._parts)
+        weights = loading.allocate_targets(self._parts, self.dtype, self.device, "end model")
+        done = loading.fill(source, self._parts, weights, progress)
+        self._weights = weights
+        self._head = weights.get("head", weights["embedding"])
+        if self._compute is None:
+            self._compute = measure([self._head[: max(1, _MEASURED_ELEMENTS // self._head.shape[1])]])
+            log.info("head: arithmetic in %s", self._compute)
+        done = self._local.load(source, progress, done)
+        return self._tail.load(source, progress, done)
 
     def front(self, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
         """tokens: int64 [tokens]. Returns the hidden states for stage 1, [tokens, hidden] in `dtype`."""
-        raise NotImplementedError
+        with torch.inference_mode():
+            hidden = F.embedding(tokens.to(self.device), self._weights["embedding"])
+        return self._local.run(hidden, batch)
 
     def back(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """What came home → the wanted rows [R, hidden] in `dtype`, before the final norm.
 
-        With tail layers `hidden` holds all tokens; without, it is the R rows already.
+        With tail layers `hidden` holds all tokens; without, it is the R rows already. Raises BatchError.
         """
-        raise NotImplementedError
+        if not len(self._tail.layers):
+            if hidden.shape[0] != batch.rows.shape[0]:
+                raise BatchError(f"hidden: {hidden.shape[0]} rows came home, {batch.rows.shape[0]} were wanted")
+            return hidden
+        hidden = self._tail.run(hidden, batch)
+        return hidden.index_select(0, torch.from_numpy(batch.rows).to(hidden.device))
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """rows: [R, hidden]. Returns float32 [R, vocabulary]."""
-        raise NotImplementedError
+        assert self._compute is not None
+        with torch.inference_mode():
+            rows = rows.to(self._compute.dtype_for(rows.shape[0]))
+            norm = self._weights["norm"].to(rows.dtype)
+            normed = F.rms_norm(rows, (rows.shape[1],), norm, self.architecture.rms_norm_eps)
+            return project(normed, self._head).float()

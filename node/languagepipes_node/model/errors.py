@@ -1,6 +1,7 @@
 """What can go wrong between a plan, a model's files and a station's memory.
 
 ModelError
+├── ArchitectureError    (model.architecture) config.json describes no model that can be served
 ├── WrongWeights         a tensor is missing or is not what the architecture needs
 ├── UnsupportedModel     the architecture cannot be computed here
 ├── OutOfMemory          the KV cache or the weights cannot be allocated

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
 from languagepipes_api.plan import LayerRange
+from languagepipes_node.model import attention, loading, paged, step
 from languagepipes_node.model.architecture import Architecture
+from languagepipes_node.model.attention import Sizes
 from languagepipes_node.model.batch import Batch
+from languagepipes_node.model.errors import BatchError
+from languagepipes_node.model.kv import KvCache
+from languagepipes_node.model.layers import Attention, DecoderLayer
+from languagepipes_node.model.linear import Compute, measure
+from languagepipes_node.model.names import Part, layer_parts
+from languagepipes_node.model.rope import Rope
+from languagepipes_node.model.step import Step
 from languagepipes_node.weights.source import TensorSource
+
+log = logging.getLogger(__name__)
+
+
+class Layers(Protocol):
+    """What runs a range of layers: this package's own decoder, or transformers' (`model.fallback`)."""
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+    def load(self, source: TensorSource, progress: Callable[[int], None], done: int) -> int: ...
+
+    def run(self, hidden: torch.Tensor, step: Step, cache: KvCache) -> torch.Tensor: ...
 
 
 class LayerStack:
@@ -28,20 +52,52 @@ class LayerStack:
         device: torch.device,
         block_tokens: int,
         blocks: int,
+        compute: Compute | None = None,
     ) -> None:
-        """Allocates nothing. Raises UnsupportedModel or ValueError."""
-        raise NotImplementedError
+        """Allocates nothing. compute: for tests and benchmarks; None measures at load. Raises UnsupportedModel or
+        ValueError.
+        """
+        if not 0 <= layers.start <= layers.stop <= architecture.layer_count:
+            raise ValueError(f"layers {layers}: outside the model's {architecture.layer_count} layers")
+        if block_tokens < 1 or blocks < 1:
+            raise ValueError(f"blocks: {blocks} of {block_tokens} tokens; both have to be at least 1")
+        self.architecture = architecture
+        self.layers = layers
+        self.dtype = dtype
+        self.device = device
+        self.block_tokens = block_tokens
+        self.blocks = blocks
+        self._cache: KvCache | None = None
+        self._layers: Layers
+        if architecture.native:
+            self._layers = NativeLayers(architecture, layers, dtype=dtype, device=device, compute=compute)
+        else:
+            from languagepipes_node.model.fallback import FallbackLayers  # imports transformers: seconds
 
-    device: torch.device
-    weight_bytes: int
+            self._layers = FallbackLayers(architecture, layers, dtype=dtype, device=device)
 
-    def load(self, source: TensorSource, progress: Callable[[int], None]) -> None:
+    @property
+    def weight_bytes(self) -> int:
+        """Resident bytes of this range's weights."""
+        return self._layers.weight_bytes
+
+    def load(self, source: TensorSource, progress: Callable[[int], None], done: int = 0) -> int:
         """Allocate weights and KV cache, and read this range's tensors and no other byte.
 
-        progress(total bytes read so far) is called after each tensor. Raises WrongWeights, OutOfMemory, or WeightsError
-        of the source.
+        progress(`done` + resident bytes filled so far) is called after each tensor; the last sum is returned. Raises
+        WrongWeights, OutOfMemory, or WeightsError of the source.
         """
-        raise NotImplementedError
+        done = self._layers.load(source, progress, done)
+        self._cache = KvCache(
+            layers=len(self.layers),
+            kv_heads=self.architecture.kv_heads,
+            head_dim=self.architecture.head_dim,
+            blocks=self.blocks,
+            block_tokens=self.block_tokens,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        return done
 
     def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """hidden: [tokens, hidden] in `dtype` on `device`; it may be overwritten. Returns the same shape and dtype.
@@ -49,4 +105,85 @@ class LayerStack:
         The keys and values of the batch's tokens are written to the slots that the batch names; running the same
         batch again writes the same. Raises BatchError.
         """
-        raise NotImplementedError
+        if self._cache is None:
+            raise RuntimeError(f"layers {self.layers}: run before load")
+        if not len(self.layers):
+            return hidden
+        todo = step.read(batch, blocks=self.blocks, block_tokens=self.block_tokens)
+        if hidden.shape != (todo.tokens, self.architecture.hidden_size):
+            raise BatchError(
+                f"hidden: shape {list(hidden.shape)}, but the batch makes it"
+                f" {[todo.tokens, self.architecture.hidden_size]}"
+            )
+        with torch.inference_mode():
+            return self._layers.run(hidden, todo, self._cache)
+
+
+class NativeLayers:
+    """A range of this package's decoder layers."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        layers: LayerRange,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        compute: Compute | None,
+    ) -> None:
+        self._architecture = architecture
+        self._layers = layers
+        self._dtype = dtype
+        self._device = device
+        self._compute = compute
+        self._parts = [layer_parts(architecture, layer) for layer in range(layers.start, layers.stop)]
+        self._windows = architecture.sliding_windows[layers.start : layers.stop]
+        self._sizes = Sizes(architecture.attention_heads, architecture.kv_heads, architecture.head_dim)
+        self._scale = architecture.head_dim**-0.5
+        self._decoders: list[DecoderLayer] = []
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(loading.bytes_needed(parts, self._dtype) for parts in self._parts)
+
+    def load(self, source: TensorSource, progress: Callable[[int], None], done: int) -> int:
+        every: list[Part] = [part for parts in self._parts for part in parts]
+        loading.check(source, every)
+        self._rope = Rope(self._architecture.rope, self._architecture.head_dim, self._device)
+        for layer, parts in enumerate(self._parts, self._layers.start):
+            weights = loading.allocate_targets(parts, self._dtype, self._device, f"layer {layer}")
+            done = loading.fill(source, parts, weights, progress, done)
+            self._decoders.append(DecoderLayer(self._architecture, layer, weights))
+            if self._compute is None:
+                self._compute = measure([weight for weight in weights.values() if weight.ndim == 2])
+                log.info("layers %s: arithmetic in %s", self._layers, self._compute)
+        return done
+
+    def run(self, hidden: torch.Tensor, step: Step, cache: KvCache) -> torch.Tensor:
+        assert self._compute is not None
+        dtype = self._compute.dtype_for(step.tokens)
+        x = hidden.to(dtype)
+        cosine, sine = self._rope.at(torch.from_numpy(step.positions).to(self._device), dtype)
+        slots = torch.from_numpy(step.slots).to(self._device)
+        attentions = {window: self._attention(step, slots, window, dtype, cache) for window in set(self._windows)}
+        for index, (decoder, window) in enumerate(zip(self._decoders, self._windows, strict=True)):
+            x = decoder(x, cosine, sine, attentions[window](index))
+        return x.to(self._dtype)
+
+    def _attention(
+        self, step: Step, slots: torch.Tensor, window: int | None, dtype: torch.dtype, cache: KvCache
+    ) -> Callable[[int], Attention]:
+        """What the layers with one window share in a step; called with a layer's index in the cache."""
+        sizes, scale = self._sizes, self._scale
+        if cache.paged:
+            return paged.prepare(step, slots, window, sizes, scale, cache)
+        jobs = attention.plan(step, sizes, window, dtype, self._dtype)
+
+        def of_layer(index: int) -> Attention:
+            def attend(queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
+                cache.write(index, slots, keys_values)
+                return attention.attend(jobs, queries, cache.layers[index], sizes, step.block_tokens, scale)
+
+            return attend
+
+        return of_layer
