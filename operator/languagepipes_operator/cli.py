@@ -104,7 +104,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         )
         planned = plan(pipe.spec, facts, (this_machine(),) if here else ())
     except (FactsError, PlanError) as error:
-        raise CommandError(f"{error.reason}: {error.message}") from error
+        raise CommandError(f"{error.reason}: {error.message}{_hint(error, here=here)}") from error
     if arguments.output == "json":
         print(json.dumps(planned.to_json(), indent=2))
         return 0
@@ -117,6 +117,16 @@ def _plan(arguments: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     print_plan(planned, console, title=f"{pipe.name}: {pipe.spec.model.source}")
     return 0
+
+
+def _hint(error: Exception, *, here: bool) -> str:
+    """A pipe for a cluster often does not fit the machine on which it is planned."""
+    from languagepipes_operator.planning import PlanError
+
+    about_this_machine = ("NoSuchDevice", "InsufficientMemory", "StageTooLarge")
+    if here and isinstance(error, PlanError) and error.reason in about_this_machine:
+        return "\n  (that is about this machine; `languagepipes plan --for cluster` knows nothing of nodes)"
+    return ""
 
 
 def _up(arguments: argparse.Namespace) -> int:

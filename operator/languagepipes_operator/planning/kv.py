@@ -17,11 +17,14 @@ REQUESTS = "requests"
 
 @dataclass(frozen=True)
 class Station:
-    """What a station holds before KV. fixed_bytes: weights and overhead; block_bytes: one KV block of its
-    layers.
+    """What a station holds before KV.
+
+    title: its name to people. fixed_bytes: weights and overhead. block_bytes: one KV block of its layers.
     """
 
     name: str
+    title: str
+    layers: int
     device: Device
     fixed_bytes: int
     block_bytes: int
@@ -57,7 +60,7 @@ def kv_plan(
             if blocks < best.blocks:
                 left = format_bytes(station.budget_bytes - station.fixed_bytes)
                 budget = format_bytes(station.budget_bytes)
-                best = KvPlan(blocks, station.name, f"{station.name} has {left} of its budget of {budget} left for KV")
+                best = KvPlan(blocks, station.name, f"{station.title} has {left} of its budget of {budget} left for KV")
     devices: tuple[Device, ...] = ("CPU", "GPU")
     for device in devices:
         here = [station for station in stations if station.device == device]
@@ -72,8 +75,20 @@ def _shared(here: Sequence[Station], device: Device, blocks_per_sequence: int, n
     if not memories:
         raise PlanError(
             "NoSuchDevice",
-            f"{here[0].name} asks for a {device}, but none of {_machines(nodes)} has one: set device to CPU",
+            f"{here[0].title} asks for a {device}, but none of {_machines(nodes)} has one: set device to CPU",
         )
+    largest = int(max(memories) * USABLE_FRACTION[device])
+    for station in here:
+        need = station.fixed_bytes + blocks_per_sequence * station.block_bytes
+        if need > largest:
+            raise PlanError(
+                "StageTooLarge",
+                f"{station.title}: {layers_text(station.layers)} need{'s' if station.layers == 1 else ''} "
+                f"{format_bytes(need)} (weights and overhead {format_bytes(station.fixed_bytes)}, KV for one sequence "
+                f"{format_bytes(blocks_per_sequence * station.block_bytes)}), and the largest {device} memory is "
+                f"{format_bytes(max(memories))}, {format_bytes(largest)} of it usable: "
+                "give it fewer layers, or take a shorter maxContextLength",
+            )
     usable = int(sum(memories) * USABLE_FRACTION[device])
     fixed = sum(station.fixed_bytes for station in here)
     block = sum(station.block_bytes for station in here)
@@ -81,10 +96,9 @@ def _shared(here: Sequence[Station], device: Device, blocks_per_sequence: int, n
     if fixed + one_sequence > usable:
         raise PlanError(
             "InsufficientMemory",
-            f"the members on {device} need {format_bytes(fixed + one_sequence)} (weights and overhead "
-            f"{format_bytes(fixed)}, KV for one sequence {format_bytes(one_sequence)}), and "
-            f"{_machines(nodes)} has "
-            f"{format_bytes(usable)} usable of {format_bytes(sum(memories))}: take fewer stages, a shorter "
+            f"{len(here)} members on {device} need {format_bytes(fixed + one_sequence)} (weights and overhead "
+            f"{format_bytes(fixed)}, KV for one sequence {format_bytes(one_sequence)}), and {_machines(nodes)} has "
+            f"{format_bytes(sum(memories))}, {format_bytes(usable)} of it usable: take fewer stages, a shorter "
             "maxContextLength, a smaller model or more memory",
         )
     pool = usable - fixed
@@ -94,27 +108,22 @@ def _shared(here: Sequence[Station], device: Device, blocks_per_sequence: int, n
     best = KvPlan(
         pool // block,
         heaviest.name,
-        f"{format_bytes(pool)} of {_machines(nodes)}'s {format_bytes(sum(memories))} are left for KV on {device}",
+        f"{format_bytes(pool)} of the {format_bytes(sum(memories))} of {_machines(nodes)} go to KV on {device}",
     )
-    largest = int(max(memories) * USABLE_FRACTION[device])
     for station in here:
         left = largest - station.fixed_bytes
-        if left < blocks_per_sequence * station.block_bytes:
-            raise PlanError(
-                "InsufficientMemory",
-                f"{station.name} needs "
-                f"{format_bytes(station.fixed_bytes + blocks_per_sequence * station.block_bytes)}, "
-                f"and the largest {device} memory is {format_bytes(largest)} usable of "
-                f"{format_bytes(max(memories))}: "
-                "give it fewer layers or take a shorter maxContextLength",
-            )
         if left // station.block_bytes < best.blocks:
             best = KvPlan(
                 left // station.block_bytes,
                 station.name,
-                f"{station.name} leaves {format_bytes(left)} of the largest {device} memory for KV",
+                f"{station.title} leaves {format_bytes(left)} of the largest {device} memory for KV",
             )
     return best
+
+
+def layers_text(count: int) -> str:
+    """A number of layers, to people."""
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def memories_of(nodes: Sequence[Node], device: Device) -> list[int]:

@@ -14,7 +14,7 @@ from languagepipes_api.quantity import format_bytes
 from languagepipes_api.spec import PipeSpec, StageSpec
 
 from languagepipes_operator.planning.errors import PlanError
-from languagepipes_operator.planning.kv import KvPlan, Station, kv_plan, memories_of
+from languagepipes_operator.planning.kv import KvPlan, Station, kv_plan, layers_text, memories_of
 from languagepipes_operator.planning.layers import Slot, longest, split
 from languagepipes_operator.planning.memory import (
     ASSUMED_BANDWIDTH,
@@ -179,18 +179,14 @@ def _with_rest(stages: tuple[StageSpec, ...], sizes: Sizes, middle: LayerRange) 
         # Every stage still to come has its layers, or at least one.
         most = len(free) - 1 - sum(stages[later].layers or 1 for later in order[done + 1 :])
         count = stage.layers or longest(free, most=most, fits=_fits(stage, sizes), from_right=from_right)
-        if not 1 <= count <= most:
+        if count > most:
             raise _wrong_sum(stages, sizes, middle)
-        if from_right:
-            taken[place], free = (
-                LayerRange(free.stop - count, free.stop),
-                LayerRange(free.start, free.stop - count),
-            )
-        else:
-            taken[place], free = (
-                LayerRange(free.start, free.start + count),
-                LayerRange(free.start + count, free.stop),
-            )
+        if count < 1:
+            edge = free.stop - 1 if from_right else free.start
+            raise _over_budget(stage, LayerRange(edge, edge + 1), sizes)
+        cut = free.stop - count if from_right else free.start + count
+        low, high = LayerRange(free.start, cut), LayerRange(cut, free.stop)
+        taken[place], free = (high, low) if from_right else (low, high)
     taken[rest] = free
     return tuple(_Share(stage, taken[place], _why(stage, taken[place], sizes)) for place, stage in enumerate(stages))
 
@@ -227,27 +223,29 @@ def _why(stage: StageSpec, layers: LayerRange, sizes: Sizes) -> str:
     if stage.memory_bytes is not None:
         need = format_bytes(sizes.stage_need_bytes(layers, stage.device))
         return (
-            f"{_layers(len(layers))} of the budget of {format_bytes(stage.memory_bytes)} "
+            f"{layers_text(len(layers))} of the budget of {format_bytes(stage.memory_bytes)} "
             f"({need} with KV for one sequence of {sizes.max_context_length} tokens)"
         )
-    return f"takes the rest: {_layers(len(layers))}"
+    return f"takes the rest: {layers_text(len(layers))}"
 
 
 def _check_budget_holds_a_layer(stage: StageSpec, sizes: Sizes, middle: LayerRange) -> None:
     if stage.memory_bytes is None:
         return
     lightest = min((LayerRange(layer, layer + 1) for layer in range(middle.start, middle.stop)), key=sizes.weight_bytes)
-    need = sizes.stage_need_bytes(lightest, stage.device)
-    if need > stage.memory_bytes:
-        raise PlanError(
-            "StageOverBudget",
-            f"stage {stage.name}: 1 layer needs {format_bytes(need)} (weights "
-            f"{format_bytes(sizes.weight_bytes(lightest))}, KV for one sequence of "
-            f"{sizes.max_context_length} tokens "
-            f"{format_bytes(sizes.kv_sequence_bytes(1))}, overhead "
-            f"{format_bytes(sizes.overhead_bytes(stage.device, end_model=False))}), "
-            f"budget {format_bytes(stage.memory_bytes)}: raise its memory or lower maxContextLength",
-        )
+    if sizes.stage_need_bytes(lightest, stage.device) > stage.memory_bytes:
+        raise _over_budget(stage, lightest, sizes)
+
+
+def _over_budget(stage: StageSpec, layer: LayerRange, sizes: Sizes) -> PlanError:
+    return PlanError(
+        "StageOverBudget",
+        f"stage {stage.name}: 1 layer needs {format_bytes(sizes.stage_need_bytes(layer, stage.device))} "
+        f"(weights {format_bytes(sizes.weight_bytes(layer))}, KV for one sequence of {sizes.max_context_length} "
+        f"tokens {format_bytes(sizes.kv_sequence_bytes(1))}, overhead "
+        f"{format_bytes(sizes.overhead_bytes(stage.device, end_model=False))}), budget "
+        f"{format_bytes(stage.memory_bytes or 0)}: raise its memory or lower maxContextLength",
+    )
 
 
 def _wrong_sum(stages: tuple[StageSpec, ...], sizes: Sizes, middle: LayerRange) -> PlanError:
@@ -256,35 +254,33 @@ def _wrong_sum(stages: tuple[StageSpec, ...], sizes: Sizes, middle: LayerRange) 
     others = [stage for stage in stages if stage.layers is None]
     at_end = sizes.facts.layer_count - len(middle)
     layers = f"{sizes.facts.layer_count} layers"
+    parts = f"{at_end} at the End Model, {named} in stages"
     if named + len(others) > len(middle):
-        more = f", and {_layers(len(others))} at least for the stages without a number" if others else ""
+        least, more = (
+            ("at least ", f", 1 or more in {', '.join(stage.name for stage in others)}") if others else ("", "")
+        )
         return PlanError(
             "TooManyLayersAssigned",
-            f"{layers}, {named + at_end} assigned ({at_end} at the End Model, {named} in stages{more}): "
-            f"name {len(middle) - len(others)} in stages",
+            f"{layers}, {least}{at_end + named + len(others)} assigned ({parts}{more}): "
+            f"name at most {len(middle) - len(others)} in stages",
         )
     if not others:
         return PlanError(
             "TooFewLayersAssigned",
-            f"{layers}, {named + at_end} assigned ({at_end} at the End Model, {named} in stages): name "
-            f"{len(middle)} in "
-            "stages, or add a stage without layers and memory, which takes the rest",
+            f"{layers}, {named + at_end} assigned ({parts}): name {len(middle)} in stages, or add a stage without "
+            "layers and memory, which takes the rest",
         )
-    held = {stage.name: longest(middle, most=len(middle), fits=_fits(stage, sizes)) for stage in others}
-    most = ", ".join(
-        f"{stage.name} at most {held[stage.name]} in {format_bytes(stage.memory_bytes or 0)}" for stage in others
+    held = ", ".join(
+        f"{stage.name} at most {longest(middle, most=len(middle), fits=_fits(stage, sizes))} in "
+        f"{format_bytes(stage.memory_bytes or 0)}"
+        for stage in others
     )
     return PlanError(
         "BudgetsTooSmall",
-        f"{layers}, {at_end} at the End Model and {named} named in stages leave {len(middle) - named}, and "
-        f"the budgets "
-        f"do not hold them ({most}): raise memory, lower maxContextLength, or add a stage without layers and "
-        f"memory",
+        f"{layers}, {at_end + named} assigned ({parts}), and the budgets do not hold the other "
+        f"{len(middle) - named} ({held}): raise memory, lower maxContextLength, or add a stage "
+        "without layers and memory",
     )
-
-
-def _layers(count: int) -> str:
-    return "1 layer" if count == 1 else f"{count} layers"
 
 
 # 3. What does each station hold, and what does the ring get?
@@ -356,10 +352,20 @@ def _stations(
 ) -> list[Station]:
     device = spec.end_model.device
     fixed = sizes.end_weight_bytes(local, tail) + sizes.overhead_bytes(device, end_model=True)
-    end_model = Station(END_MODEL, device, fixed, sizes.kv_block_bytes(len(local) + len(tail)), None)
+    end_model = Station(
+        END_MODEL,
+        "the End Model",
+        len(local) + len(tail),
+        device,
+        fixed,
+        sizes.kv_block_bytes(len(local) + len(tail)),
+        None,
+    )
     stages = [
         Station(
             share.stage.name,
+            f"stage {share.stage.name}",
+            len(share.layers),
             share.stage.device,
             sizes.weight_bytes(share.layers) + sizes.overhead_bytes(share.stage.device, end_model=False),
             sizes.kv_block_bytes(len(share.layers)),
@@ -371,11 +377,15 @@ def _stations(
 
 
 def _why_end_model(spec: PipeSpec, facts: ModelFacts) -> str:
-    ends = f"the first {_layers(spec.end_model.local_layers)}"
+    ends = f"the first {_of_an_end(spec.end_model.local_layers)}"
     if spec.end_model.tail_layers:
-        ends += f" and the last {_layers(spec.end_model.tail_layers)}"
+        ends += f" and the last {_of_an_end(spec.end_model.tail_layers)}"
     tied = "one matrix as embedding and head" if facts.tied_embeddings else "embedding and head"
     return f"{ends}, as asked; {tied}, and the norm"
+
+
+def _of_an_end(count: int) -> str:
+    return "layer" if count == 1 else f"{count} layers"
 
 
 def _slowest(end_model: EndModelAssignment, stages: Sequence[StageAssignment]) -> str:
@@ -392,7 +402,7 @@ def _reasons(
     sequences = kv.blocks // sizes.blocks_per_sequence
     yield (
         f"KV for {sequences} sequence{'' if sequences == 1 else 's'} of {sizes.max_context_length} tokens "
-        f"({kv.blocks} blocks of {KV_BLOCK_TOKENS}): {kv.reason}."
+        f"({kv.blocks} blocks of {KV_BLOCK_TOKENS} tokens): {kv.reason}."
     )
     whole = end_model.step_bytes + sum(stage.step_bytes for stage in stages)
     if slowest == END_MODEL:
