@@ -369,7 +369,7 @@ class PipeSpec(ResourceModel):
 
     model: ModelSpec = Field(description="Which model, in which revision and number format.")
     replicas: Annotated[int, Field(ge=0, le=16)] = Field(
-        default=1, description="How many complete rings serve it. `languagepipes up` runs one, or none for 0."
+        default=1, description="How many complete rings serve it. `languagepipes up` runs one."
     )
     end_model: EndModelSpec = Field(
         default_factory=EndModelSpec,
