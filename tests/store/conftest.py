@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,7 @@ from languagepipes_api.names import Identity
 from languagepipes_node.wire.tls import TlsFiles
 from languagepipes_operator.certificates import KeyPair, issue, new_ca, write_tls_dir
 from stand_in_hub import StandIn, stand_in_hub
-
-STORE = Identity("default", "pipe", -1, "store")
-STAGE = Identity("default", "pipe", 0, "stage", 1)
-END_MODEL = Identity("default", "pipe", 0, "end-model")
+from store_members import TlsFor
 
 
 @pytest.fixture
@@ -26,9 +23,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 @pytest.fixture(scope="session")
 def ca() -> KeyPair:
     return new_ca("default", "pipe")
-
-
-TlsFor = Callable[..., TlsFiles]
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ class Filling:
     def fill(self) -> None:
         """The whole way, in named steps. Raises WeightsError or Stopped."""
         snapshot = self.resolve()
-        selection = self._retrying(lambda: select(self._source, snapshot))
+        selection = self._retrying(lambda: select(self._source, snapshot, self._cache))
         self._shelf.total_bytes = selection.total_bytes
         index, facts = self._retrying(lambda: self.read_facts(snapshot, selection))
         self._shelf.facts = facts

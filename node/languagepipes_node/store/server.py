@@ -62,8 +62,9 @@ class StoreServer(ThreadingMixIn, TCPServer):
     def port(self) -> int:
         return int(self.server_address[1])
 
-    def start(self) -> None:
-        threading.Thread(target=self.serve_forever, name="store-accept", daemon=True).start()
+    def start(self, *, stop_poll_seconds: float = 0.5) -> None:
+        """Accept from a thread of its own, which sees `stop` within `stop_poll_seconds`."""
+        threading.Thread(target=self.serve_forever, args=(stop_poll_seconds,), name="store-accept", daemon=True).start()
 
     def stop(self) -> None:
         self.shutdown()
