@@ -180,7 +180,7 @@ class Peer:
 
 def tokens_of(streams: Round) -> int:
     """Tokens that it computed for these streams: those that it sent, and the last one of each, which it keeps."""
-    return sum(stream.content_events + 1 for stream in streams.streams)
+    return sum(len(stream.token_times) + 1 for stream in streams.streams)
 
 
 def _logged(node: Server, text: str) -> bool:

@@ -26,14 +26,13 @@ class StreamFailed(RuntimeError):
 class Stream:
     """One stream. Times are seconds after the first request of its round was sent.
 
-    token_times: when each event that carries text arrived. content_events: events with content, empty or not.
-    tokens: as the usage event counts them or, without one, as many as there were content events.
+    token_times: when each event that carries text arrived. tokens: as the usage event counts them or, without one,
+    as many as there were such events.
     """
 
     sent: float
     token_times: tuple[float, ...]
     ended: float
-    content_events: int
     tokens: int
     prompt_tokens: int | None
     text: str
@@ -123,7 +122,7 @@ def _read_stream(sent: float, pieces: _Pieces, ended: float) -> Stream:
     token_times: list[float] = []
     text: list[str] = []
     usage: dict[str, Any] | None = None
-    finished, rest, content_events = False, b"", 0
+    finished, rest = False, b""
     for moment, piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
@@ -139,7 +138,6 @@ def _read_stream(sent: float, pieces: _Pieces, ended: float) -> Stream:
             usage = event.get("usage") or usage
             for choice in event.get("choices", ()):
                 delta = choice.get("delta", {})
-                content_events += "content" in delta and "role" not in delta
                 if delta.get("content"):
                     token_times.append(moment)
                     text.append(delta["content"])
@@ -149,8 +147,7 @@ def _read_stream(sent: float, pieces: _Pieces, ended: float) -> Stream:
         sent=sent,
         token_times=tuple(token_times),
         ended=ended,
-        content_events=content_events,
-        tokens=usage["completion_tokens"] if usage else content_events,
+        tokens=usage["completion_tokens"] if usage else len(token_times),
         prompt_tokens=usage["prompt_tokens"] if usage else None,
         text="".join(text),
     )
