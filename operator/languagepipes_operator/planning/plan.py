@@ -422,5 +422,5 @@ def _reasons(
         )
     if facts.stored_dtype != sizes.dtype:
         narrows = sizes.dtype == "float16" and facts.stored_dtype in ("bfloat16", "float32")
-        risk = "; float16 ends at 65504, and values beyond become infinite" if narrows else ""
+        risk = "; float16 ends at 65504: larger weights are refused, larger activations overflow" if narrows else ""
         yield f"Stored as {facts.stored_dtype}, served as {sizes.dtype}{risk}."
