@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -110,6 +112,26 @@ def test_a_tokens_bytes_are_its_own_even_if_they_are_no_character(codec, smollm2
             tokens = chosen.encode(text)
             assert b"".join(map(chosen.token_bytes, tokens)) == text.encode()
     assert codec.token_bytes(2) == b"<|im_end|>"
+
+
+def test_a_long_prompt_does_not_hold_up_other_threads(codec):
+    text = "The quick brown fox jumps over the lazy dog. " * 20_000
+    longest, last, stop = 0.0, time.perf_counter(), threading.Event()
+
+    def tick():
+        nonlocal longest, last
+        while not stop.wait(0.002):
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    started = time.perf_counter()
+    codec.encode(text)
+    taken = time.perf_counter() - started
+    stop.set()
+    ticker.join()
+    assert longest < taken / 2
 
 
 @pytest.mark.parametrize(
