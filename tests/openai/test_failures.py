@@ -12,6 +12,7 @@ import time
 import httpx
 import openai
 import pytest
+from languagepipes_node.end_model.openai import generation
 from languagepipes_node.end_model.requests import EngineStatus, Failure
 from prometheus_client import REGISTRY
 from scripted_engine import forever, saying
@@ -152,6 +153,43 @@ def test_a_client_that_reads_nothing_holds_up_neither_the_engine_nor_other_clien
     text = received.count(b'"content":" h') + received.count(b'"content":"hello"')
     assert received.count(b'"finish_reason":"length"') == 1
     assert text > 0
+
+
+def test_a_client_that_reads_nothing_for_too_long_counts_as_gone(serve, codec, monkeypatch):
+    monkeypatch.setattr(generation, "_STALL_SECONDS", 0.3)
+    served = serve(forever(codec), max_context_length=10_000_000)
+    body = json.dumps({**CHAT, "stream": True}).encode()
+    host, port = served.address.split(":")
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        while not served.engine.submissions:
+            time.sleep(0.01)
+        served.wait_until_idle(10)
+    assert len(served.engine.cancellations) == 1
+
+
+def test_a_fault_of_the_server_is_a_500_that_quotes_nothing(serve, caplog):
+    served = serve()
+
+    def break_down(command):
+        raise RuntimeError("quoting hello")
+
+    served.engine.submit = break_down
+    response = httpx.post(f"{served.url}/v1/chat/completions", json=CHAT)
+    assert response.status_code == 500
+    assert response.json()["error"] == {
+        "message": "The server failed to handle the request.",
+        "type": "server_error",
+        "param": None,
+        "code": "internal_error",
+    }
+    assert "RuntimeError" in caplog.text
+    assert "quoting" not in caplog.text
+    assert served.bridge.open_sequences == 0
 
 
 def test_outcomes_are_counted_by_route(serve):

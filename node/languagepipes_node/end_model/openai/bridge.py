@@ -126,20 +126,26 @@ class EngineBridge:
         self._loop = asyncio.get_running_loop()
         exchange = Exchange(self, self._loop)
         now = time.perf_counter()
-        for index, sequence in enumerate(sequences):
-            request_id = next(self._request_ids)
-            self._routes[request_id] = _Route(exchange, index, now)
-            exchange._request_ids[index] = request_id
-            self.engine.submit(
-                Submission(
-                    request_id=request_id,
-                    prompt=sequence.prompt,
-                    max_tokens=sequence.max_tokens,
-                    sampling=sequence.sampling,
-                    stop_token_ids=sequence.stop_token_ids,
-                    logprobs=sequence.logprobs,
+        try:
+            for index, sequence in enumerate(sequences):
+                request_id = next(self._request_ids)
+                self._routes[request_id] = _Route(exchange, index, now)
+                exchange._request_ids[index] = request_id
+                self.engine.submit(
+                    Submission(
+                        request_id=request_id,
+                        prompt=sequence.prompt,
+                        max_tokens=sequence.max_tokens,
+                        sampling=sequence.sampling,
+                        stop_token_ids=sequence.stop_token_ids,
+                        logprobs=sequence.logprobs,
+                    )
                 )
-            )
+        except BaseException:
+            # An engine that takes no commands takes no cancellations either; its sequences must not count as open.
+            for request_id in exchange._request_ids.values():
+                self._routes.pop(request_id, None)
+            raise
         return exchange
 
     def _cancel(self, request_id: int) -> None:
