@@ -54,8 +54,8 @@ def test_a_member_that_comes_back_is_told_with_its_restarts() -> None:
 
 def test_a_source_that_is_tried_again_is_told_once() -> None:
     problem = Problem(reason="HubUnreachable", message="no route; tried again in 4 s")
-    before = Snapshot("tiny", problem=problem)
-    assert changes(None, before) == ["weights: HubUnreachable: no route; tried again in 4 s"]
+    before = Snapshot("tiny", store=StoreProgress(phase="Resolving", error=problem))
+    assert changes(None, before) == ["weights: resolving (HubUnreachable: no route; tried again in 4 s)"]
     assert changes(before, replace(before)) == []
 
 

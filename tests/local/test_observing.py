@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from languagepipes_api.facts import LayerFacts, ModelFacts
 from languagepipes_api.names import TLS_CA_FILE, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
-from languagepipes_operator.local.observe import Observer, Problem, SourceFailed, StoreObserver
+from languagepipes_operator.local.observe import Observer, Problem, SourceFailed, StoreObserver, StoreProgress
 from languagepipes_operator.local.pki import Credentials
 from local_waiting import eventually
 
@@ -127,7 +127,15 @@ def test_a_store_that_still_resolves_says_so(
 ) -> None:
     answers.by_path["/v1/facts"] = (503, {"error": {"reason": "HubUnreachable", "message": "tries again"}})
 
-    assert ask(serve(STORE)).facts() == Problem(reason="HubUnreachable", message="tries again")
+    answers.by_path["/v1/progress"] = (
+        200,
+        {"phase": "Resolving", "error": {"reason": "HubUnreachable", "message": "tries again"}},
+    )
+    store = ask(serve(STORE))
+    assert store.facts() is None
+    assert store.progress() == StoreProgress(
+        phase="Resolving", error=Problem(reason="HubUnreachable", message="tries again")
+    )
 
 
 def test_a_source_that_failed_for_good_raises_its_reason(

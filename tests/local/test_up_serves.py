@@ -35,14 +35,14 @@ spec:
 class Running:
     """`languagepipes up` as a user's shell runs it, with a private TMPDIR."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, source: str = "file://model") -> None:
         self.temporary = directory / "tmp"
         self.ready_file = directory / "ready.json"
         self.temporary.mkdir()
         write_tiny_llama(directory / "model")
         (directory / "secrets/keys").mkdir(parents=True)
         (directory / "secrets/keys/someone").write_text("secret-key\n")
-        (directory / "pipe.yaml").write_text(PIPE)
+        (directory / "pipe.yaml").write_text(PIPE.replace("file://model", source))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
@@ -80,10 +80,15 @@ class Running:
     def everything_is_gone(self, pids: list[int]) -> None:
         eventually(lambda: not any(alive(pid) for pid in pids))
         eventually(lambda: list(self.temporary.iterdir()) == [])
-        with socket.socket() as port:
-            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            port.bind(("127.0.0.1", self.port))
-            port.listen()
+        # A killed process is a zombie before the last of its threads has closed its sockets.
+        eventually(self.port_is_free)
+
+    def port_is_free(self) -> bool:
+        try:
+            socket.create_server(("127.0.0.1", self.port)).close()
+        except OSError:
+            return False
+        return True
 
 
 @pytest.fixture
@@ -130,6 +135,18 @@ def test_kill_9_of_up_leaves_neither_members_nor_keys(up: Running) -> None:
     up.process.kill()
     up.process.wait()
     up.everything_is_gone(pids)
+
+
+def test_a_mirror_that_is_away_is_shown_and_waited_for(tmp_path: Path) -> None:
+    up = Running(tmp_path, source="https://127.0.0.1:1/model")
+    try:
+        eventually(lambda: "weights: resolving (" in up.output.read_text(), 60)
+        assert up.process.poll() is None
+    finally:
+        up.process.send_signal(signal.SIGTERM)
+    assert up.process.wait(timeout=20) == 0
+    up.everything_is_gone([])
+    assert "127.0.0.1:1" in up.output.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

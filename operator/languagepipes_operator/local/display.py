@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from languagepipes_operator.local.observe import StoreProgress
-from languagepipes_operator.local.snapshot import MemberView, Snapshot
+from languagepipes_operator.local.snapshot import STORE, MemberView, Snapshot
 
 _STATE_STYLES = {
     "ready": "green",
@@ -127,8 +127,6 @@ def table(snapshot: Snapshot) -> RenderableType:
     parts: list[RenderableType] = [Text(f"pipe {snapshot.pipe}", style="bold")]
     if snapshot.store is not None and snapshot.store.phase != "Ready":
         parts.append(_fetch(snapshot.store))
-    elif snapshot.problem is not None:
-        parts.append(Text(f"{snapshot.problem.reason}: {snapshot.problem.message}", style="yellow"))
     parts += [members, _ring(snapshot)]
     return Group(*parts)
 
@@ -160,10 +158,11 @@ def where_layers_run(members: Sequence[MemberView]) -> list[str]:
 
 def _member_text(member: MemberView) -> str:
     words = [f"{member.name}:", member.state]
-    if member.state == "loading" and member.total_bytes:
+    if member.state == "loading" and member.total_bytes and member.name != STORE:
         words.append(format_bytes(member.total_bytes))
     # A countdown is no change of state.
-    if member.state in ("failed", "waiting", "joining", "silent") and member.detail:
+    # What the store waits for is told with the weights.
+    if member.state in ("failed", "waiting", "joining", "silent") and member.detail and member.name != STORE:
         words.append(f"({member.detail})")
     if member.state == "ready":
         words.append(f"({member.work})" if member.work else "")
@@ -175,7 +174,7 @@ def _member_text(member: MemberView) -> str:
 def _fetch_text(snapshot: Snapshot) -> str:
     store = snapshot.store
     if store is None:
-        return f"{snapshot.problem.reason}: {snapshot.problem.message}" if snapshot.problem else ""
+        return ""
     text = store.phase.lower()
     if store.total_bytes and store.phase != "Ready":
         tenths = store.done_bytes * 10 // store.total_bytes

@@ -91,10 +91,10 @@ class StoreObserver:
             base_url=f"https://{address}", verify=context, timeout=_ANSWER_SECONDS, trust_env=False
         )
 
-    def facts(self) -> ModelFacts | Problem | None:
-        """The facts, or why they are not there yet, or None without an answer. Raises SourceFailed."""
+    def facts(self) -> ModelFacts | None:
+        """None while there are none yet (`progress` says why) or no answer. Raises SourceFailed."""
         response = self._get("/v1/facts")
-        if response is None:
+        if response is None or response.status_code == 503:
             return None
         if response.status_code == 200:
             try:
@@ -109,8 +109,6 @@ class StoreObserver:
             problem = _Refusal.model_validate_json(response.content).error
         except ValidationError:
             problem = Problem(reason="StoreError", message=f"the store answers {response.status_code}")
-        if response.status_code == 503:
-            return problem
         raise SourceFailed(problem.reason, problem.message)
 
     def progress(self) -> StoreProgress | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from languagepipes_operator.local.observe import MemberReport, Observation, Problem, StoreProgress
+from languagepipes_operator.local.observe import MemberReport, Observation, StoreProgress
 from languagepipes_operator.local.processes import Member
 
 MemberState = Literal["starting", "waiting", "loading", "joining", "ready", "failed", "silent", "restarting"]
@@ -38,15 +38,11 @@ class MemberView:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything on display. store is None until the store first answers, epoch until a hello went round.
-
-    problem: why the facts are not there yet.
-    """
+    """Everything on display. store is None until it first answers, epoch until a hello went round."""
 
     pipe: str
     members: tuple[MemberView, ...] = ()
     store: StoreProgress | None = None
-    problem: Problem | None = None
     epoch: int | None = None
     url: str | None = None
 
@@ -69,7 +65,6 @@ def take(
     *,
     heard: Mapping[str, tuple[int, MemberReport]],
     now: float,
-    problem: Problem | None = None,
     url: str | None = None,
 ) -> Snapshot:
     """heard: what each member said last, and its pid then; a busy member may answer late.
@@ -91,7 +86,6 @@ def take(
         pipe=pipe,
         members=views,
         store=observation.progress,
-        problem=problem,
         epoch=None if end_model is None or not end_model.epoch else end_model.epoch,
         url=url,
     )

@@ -181,7 +181,6 @@ class _Up:
         self._work: dict[str, str] = {}
         self._telemetry: dict[str, str] = {}
         self._heard: dict[str, tuple[int, MemberReport]] = {}
-        self._problem: Problem | None = None
         self._plan: Plan | None = None
         self._announced = False
         self._ready_text: str | None = None
@@ -230,13 +229,11 @@ class _Up:
         """None if asked to stop meanwhile."""
         while not self._interrupts.stopping:
             try:
-                answer = store.facts()
+                facts = store.facts()
             except SourceFailed as error:
                 raise UpError(f"{error.reason}: {error}") from error
-            if isinstance(answer, ModelFacts):
-                self._problem = None
-                return answer
-            self._problem = answer
+            if facts is not None:
+                return facts
             self._tick()
         return None
 
@@ -309,7 +306,6 @@ class _Up:
             observation,
             heard=self._heard,
             now=time.monotonic(),
-            problem=self._problem,
             url=f"http://{self._start.api}/v1",
         )
 
@@ -318,7 +314,7 @@ class _Up:
         key = ' -H "Authorization: Bearer $API_KEY"' if self._start.secrets.api_keys_dir else ""
         return (
             f"{self._pipe.name} is ready at {seen.url}",
-            *where_layers_run([*seen.members[2:], *seen.members[1:2]]),
+            *where_layers_run([seen.members[-1], *seen.members[1:-1]]),
             f"  curl {seen.url}/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}",
         )
 
