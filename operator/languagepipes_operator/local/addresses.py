@@ -2,15 +2,14 @@
 
 A held port is bound with SO_REUSEADDR and never listens. Linux then lets a member with SO_REUSEADDR bind and
 listen on the same port, while port 0 and outgoing connections of other programs keep away from it
-(inet_csk_get_port): nobody gets it by chance between two lives of a member. Other systems refuse the second
-bind, so there the port is let go at once.
+(inet_csk_get_port): nobody gets it by chance between two lives of a member. (Other systems refuse the second bind;
+the node runs on Linux.)
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-import sys
 from types import TracebackType
 
 LOOPBACK = "127.0.0.1"
@@ -42,12 +41,8 @@ class HeldPorts:
                     f"port {port} on {LOOPBACK} is taken by another program: stop it, or choose another with --port"
                 ) from error
             raise
-        address = f"{LOOPBACK}:{holder.getsockname()[1]}"
-        if sys.platform == "linux":
-            self._sockets.append(holder)
-        else:
-            holder.close()
-        return address
+        self._sockets.append(holder)
+        return f"{LOOPBACK}:{holder.getsockname()[1]}"
 
     def release(self) -> None:
         """Let go of every port."""

@@ -22,8 +22,7 @@ def main(argv: list[str]) -> None:
     parent, command = int(argv[0]), argv[1:]
     # Hidden states count as text, and a core file would hold them.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # A parent that died before prctl took hold would never be noticed otherwise.
     if os.getppid() != parent:
         sys.exit(PARENT_GONE)
