@@ -82,6 +82,18 @@ def test_a_ring_that_is_down_is_a_503_and_not_ready(serve):
     assert served.engine.submissions == []
 
 
+def test_an_engine_that_ended_fails_what_is_open_and_what_comes(serve, codec):
+    served = serve(forever(codec), pace_seconds=0.01, max_context_length=100_000)
+    stream = served.client.chat.completions.create(model="tiny", messages=HI, stream=True)
+    next(stream)
+    served.bridge.engine_gone("another End Model holds the chain")
+    with pytest.raises(openai.APIError, match="another End Model holds the chain"):
+        list(stream)
+    with pytest.raises(openai.APIStatusError, match="another End Model holds the chain") as later:
+        served.client.chat.completions.create(model="tiny", messages=HI)
+    assert later.value.status_code == 503
+
+
 def test_more_answers_than_are_admitted_are_a_429(serve, codec):
     served = serve(forever(codec), pace_seconds=0.01, max_sequences=2)
     with served.client.chat.completions.create(model="tiny", messages=HI, stream=True, n=2) as stream:

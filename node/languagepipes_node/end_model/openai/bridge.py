@@ -45,8 +45,12 @@ class ClientGone(Exception):
     """The client closed its connection before the answer was complete."""
 
 
+class EngineGone(Exception):
+    """The engine will not answer any more; the message says why."""
+
+
 class TooManySequences(Exception):
-    """The server has as many sequences as it admits; `open` of at most `limit`, `asked` more were wanted."""
+    """The server has as many sequences as it admits: `open_sequences` of at most `limit`, and `asked` more."""
 
     def __init__(self, *, asked: int, open_sequences: int, limit: int) -> None:
         super().__init__(f"{open_sequences} sequences of at most {limit} are open, {asked} more were asked for")
@@ -88,6 +92,7 @@ class EngineBridge:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._routes: dict[int, _Route] = {}
         self._request_ids = itertools.count(1)
+        self._gone: str | None = None
 
     def attach(self, engine: EngineHandle) -> None:
         """Name the engine that commands go to; `create_app` does so."""
@@ -116,11 +121,25 @@ class EngineBridge:
                 raise
             # The server is gone and with it every client; the engine is about to be stopped too.
 
+    def engine_gone(self, reason: str) -> None:
+        """Fail every open request with "ring_down", and each that comes: the engine's thread has ended. Any thread."""
+        self._gone = reason
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._fail_open)
+
+    def _fail_open(self) -> None:
+        reason = self._gone or ""
+        self._dispatch([Failure(request_id, "ring_down", reason) for request_id in self._routes])
+
     def open(self, sequences: Sequence[SequenceRequest]) -> Exchange:
         """Submit `sequences` as one HTTP request's choices 0, 1, ….
 
-        Raises TooManySequences if they would exceed `max_sequences`; then none is submitted.
+        Raises TooManySequences if they would exceed `max_sequences`, and EngineGone after `engine_gone`; then none is
+        submitted.
         """
+        if self._gone is not None:
+            raise EngineGone(self._gone)
         if self.max_sequences is not None and len(self._routes) + len(sequences) > self.max_sequences:
             raise TooManySequences(asked=len(sequences), open_sequences=len(self._routes), limit=self.max_sequences)
         self._loop = asyncio.get_running_loop()

@@ -24,6 +24,7 @@ from languagepipes_node.end_model.openai.answers import Answer, Piece
 from languagepipes_node.end_model.openai.bridge import (
     ClientGone,
     EngineBridge,
+    EngineGone,
     Exchange,
     SequenceRequest,
     TooManySequences,
@@ -213,6 +214,8 @@ async def respond(
 def _admit(bridge: EngineBridge, generation: Generation) -> Exchange:
     try:
         return bridge.open(generation.sequences)
+    except EngineGone as error:
+        raise RingDown(f"The model is not being served any more: {error}") from None
     except TooManySequences as error:
         if error.asked > error.limit:
             raise InvalidRequest(
