@@ -81,8 +81,7 @@ def _complete(
 ) -> None:
     """Append to `stream` until it holds the whole file, and check its hash."""
     hasher = Hasher(file)
-    present = _hash_present(stream, file, hasher)
-    progress(present)
+    present = _hash_present(stream, file, hasher, progress)
     if present < file.size:
         begin, chunks = source.stream(snapshot, file, present)
         if begin != present:
@@ -103,15 +102,17 @@ def _complete(
     hasher.check(file)
 
 
-def _hash_present(stream: BinaryIO, file: SourceFile, hasher: Hasher) -> int:
+def _hash_present(stream: BinaryIO, file: SourceFile, hasher: Hasher, progress: Callable[[int], None]) -> int:
     """Hash what an earlier attempt left; more than the file's size is thrown away."""
-    if stream.seek(0, os.SEEK_END) > file.size:
+    present = stream.seek(0, os.SEEK_END)
+    if present > file.size:
         stream.truncate(0)
+        present = 0
     stream.seek(0)
-    present = 0
+    progress(present)
     while chunk := stream.read(_HASH_CHUNK_BYTES):
         hasher.update(chunk)
-        present += len(chunk)
+        progress(present)  # no more bytes, but a sign of life
     return present
 
 

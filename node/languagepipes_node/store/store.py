@@ -87,8 +87,9 @@ def _shower(shelf: Shelf, state: MemberState) -> Callable[[], None]:
         elif shelf.phase == "Ready":
             state.enter("ready", message)
         else:
-            # While the source is away there is no progress, and a restart would not help.
-            state.enter("waiting" if shelf.error is not None else "loading", message)
+            # Liveness counts progress in "loading" alone: a source that is away or slow to list is no fault of ours.
+            waiting = shelf.error is not None or shelf.phase == "Resolving"
+            state.enter("waiting" if waiting else "loading", message)
 
     return show
 

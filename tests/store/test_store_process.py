@@ -1,0 +1,104 @@
+"""The role `store` as the process that a pod runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from languagepipes_api.member import MemberSettings
+from languagepipes_node.weights.errors import StoreFailed
+from languagepipes_node.weights.remote import StoreClient
+from small_models import COMMIT, LAYERS, repository
+from stand_in_hub import StandIn
+from store_members import END_MODEL, STORE, TlsFor
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@contextmanager
+def store_process(settings: MemberSettings) -> Iterator[subprocess.Popen]:
+    environment = {**os.environ, **settings.to_environment()}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "languagepipes_node"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(address: str, path: str) -> tuple[int, str]:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://{address}{path}", timeout=5) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def settings(hub: StandIn, tls_for: TlsFor, tmp_path: Path) -> MemberSettings:
+    hub.add("org/tiny", COMMIT, repository(shards=2))
+    return MemberSettings(
+        role="store",
+        pipe="pipe",
+        tls_dir=tls_for(STORE).directory,
+        telemetry_listen=free_address(),
+        store_listen=free_address(),
+        source="hf://org/tiny",
+        cache_dir=tmp_path / "cache",
+    )
+
+
+def test_the_store_serves_facts_files_status_and_metrics_and_stops_on_sigterm(
+    settings: MemberSettings, tls_for: TlsFor
+) -> None:
+    with store_process(settings) as process:
+        with StoreClient(settings.store_listen or "", tls_for(END_MODEL), patience_seconds=60) as client:
+            assert client.facts().layer_count == LAYERS
+            info = client.info("model.norm.weight")
+            client.read_into("model.norm.weight", memoryview(bytearray(info.nbytes)))
+            while client.progress()["phase"] != "Ready":
+                time.sleep(0.02)
+        assert ask(settings.telemetry_listen, "/readyz") == (200, "ok\n")
+        status = json.loads(ask(settings.telemetry_listen, "/status")[1])
+        assert (status["role"], status["state"], status["progress"]["error"]) == ("store", "ready", None)
+        assert status["loaded_bytes"] == status["total_bytes"] == status["progress"]["total_bytes"]
+        metrics = ask(settings.telemetry_listen, "/metrics")[1]
+        assert f'store_served_bytes_total{{member="chain-0/end-model"}} {info.nbytes}.0' in metrics
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 0
+
+
+def test_a_store_that_failed_stays_up_and_says_why(settings: MemberSettings, tls_for: TlsFor) -> None:
+    wrong = settings.model_copy(update={"source": "hf://org/none"})
+    with store_process(wrong) as process:
+        with StoreClient(wrong.store_listen or "", tls_for(END_MODEL), patience_seconds=60) as client:
+            with pytest.raises(StoreFailed) as caught:
+                client.facts()
+            assert caught.value.reason == "RepositoryNotFound"
+        status, text = ask(wrong.telemetry_listen, "/readyz")
+        assert (status, "hf://org/none at 'main'" in text) == (503, True)
+        assert ask(wrong.telemetry_listen, "/healthz")[0] == 200
+        assert process.poll() is None
