@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from languagepipes_node.model.architecture import Architecture
 from thread_ring import ThreadRing, plan_of
 from tiny_models import FAMILIES, TinyModel
@@ -37,18 +36,23 @@ def test_greedy_tokens_equal_those_of_unsplit_transformers(model: TinyModel, spl
     assert answers == [model.generate(prompt, 12) for prompt in prompts]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_16_bit_ring_answers_what_the_same_stations_answer_in_one_process(
+# Natural-log probabilities, against float32: what 8 and 11 bits of mantissa do over six layers of these random models.
+TOLERANCES = {"bfloat16": 0.5, "float16": 0.1}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_a_16_bit_ring_gives_each_token_the_probability_that_float32_gives_it(
     model: TinyModel, dtype: str, tmp_path: Path
 ) -> None:
     architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
+    plan = plan_of(architecture, [(1, 2), (2, 4), (4, 6)], dtype=dtype, blocks=32)
     prompts = [model.prompt(length) for length in (5, 64, 70)]
-    answers = []
-    for name, ranges in (("whole", [(1, 6)]), ("split", [(1, 2), (2, 4), (4, 6)])):
-        plan = plan_of(architecture, ranges, dtype=dtype, blocks=32)
-        with ThreadRing(model.path, plan, tmp_path / name) as ring:
-            answers.append([ring.generate([prompt], tokens=12)[0] for prompt in prompts])
-    assert answers[0] == answers[1]
+    with ThreadRing(model.path, plan, tmp_path) as ring:
+        answers = ring.generate(prompts, tokens=12, logprobs=0)
+        logprobs = [ring.answers.logprobs[request_id] for request_id in sorted(ring.answers.tokens)]
+    for prompt, answer, found in zip(prompts, answers, logprobs, strict=True):
+        expected = model.logprobs(prompt, answer)
+        assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < TOLERANCES[dtype]
 
 
 def test_sequences_that_were_put_back_for_want_of_blocks_end_the_same(tiny_model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -60,4 +64,4 @@ def test_sequences_that_were_put_back_for_want_of_blocks_end_the_same(tiny_model
     with ThreadRing(model.path, plan, tmp_path) as ring:
         answers = ring.generate(prompts, tokens=24)
     assert answers == [model.generate(prompt, 24) for prompt in prompts]
-    assert torch.get_num_threads() >= 1
+

@@ -80,6 +80,7 @@ class Answers:
     """Collects what the engine delivers, by request."""
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
+    logprobs: dict[int, list[float]] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
     done: queue.Queue[int] = field(default_factory=queue.Queue)
 
@@ -87,6 +88,8 @@ class Answers:
         for output in outputs:
             if isinstance(output, TokenOutput):
                 self.tokens.setdefault(output.request_id, []).append(output.token)
+                if output.logprobs is not None:
+                    self.logprobs.setdefault(output.request_id, []).append(output.logprobs.logprob)
                 if output.finish is not None:
                     self.done.put(output.request_id)
             else:
@@ -175,16 +178,16 @@ class ThreadRing:
             waiting.wait(0.02)
         raise AssertionError(f"the ring is not ready: {self.engine.status.ring_error}")
 
-    def submit(self, prompt: list[int], tokens: int, sampling: SamplingParameters = GREEDY) -> int:
+    def submit(self, prompt: list[int], tokens: int, *, logprobs: int | None = None) -> int:
         request_id = next(self._ids)
-        self.engine.submit(Submission(request_id, tuple(prompt), tokens, sampling))
+        self.engine.submit(Submission(request_id, tuple(prompt), tokens, GREEDY, logprobs=logprobs))
         return request_id
 
-    def generate(self, prompts: list[list[int]], tokens: int, seconds: float = 120.0) -> list[list[int]]:
+    def generate(self, prompts: list[list[int]], tokens: int, *, logprobs: int | None = None) -> list[list[int]]:
         """Greedy tokens of all prompts, run together. AssertionError if one fails."""
-        ids = [self.submit(prompt, tokens) for prompt in prompts]
+        ids = [self.submit(prompt, tokens, logprobs=logprobs) for prompt in prompts]
         for _ in ids:
-            self.answers.done.get(timeout=seconds)
+            self.answers.done.get(timeout=120)
         assert not self.answers.failures, self.answers.failures
         return [self.answers.tokens[request_id] for request_id in ids]
 

@@ -88,3 +88,10 @@ class TinyModel:
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, use_cache=True
         )
         return [int(token) for token in output[0, len(prompt) :]]
+
+    def logprobs(self, prompt: list[int], answer: list[int]) -> list[float]:
+        """The oracle's natural-log probability of each token of `answer`, after what stands before it."""
+        with torch.no_grad():
+            logits = self.oracle(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        chosen = torch.log_softmax(logits.float(), -1).gather(1, torch.tensor(answer)[:, None])
+        return [float(value) for value in chosen[:, 0]]
