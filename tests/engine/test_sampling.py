@@ -89,7 +89,8 @@ def test_tokens_come_as_often_as_the_definition_says(parameters: SamplingParamet
 
 @settings(max_examples=150, deadline=None)
 @given(
-    logits=st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=600),
+    # Multiples of 1/64: what is equal in float64 is equal in float32, so that ties are the same ties.
+    logits=st.lists(st.integers(-1920, 1920).map(lambda n: n / 64), min_size=1, max_size=600),
     temperature=st.sampled_from([0.1, 0.7, 1.0, 3.0]),
     top_p=st.sampled_from([0.05, 0.5, 0.9, 0.999, 1.0]),
     top_k=st.sampled_from([0, 1, 2, 40, 1000]),
