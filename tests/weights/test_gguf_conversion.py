@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from languagepipes_node.weights.directory import SafetensorsDirectory
+from languagepipes_node.weights.errors import WeightsError
 from languagepipes_node.weights.facts import read_facts
 from languagepipes_node.weights.gguf_convert import convert, main
 from safetensors.torch import load_file
@@ -176,3 +177,26 @@ def test_an_existing_result_is_kept_and_a_failure_leaves_nothing(tmp_path: Path,
     assert main([str(tmp_path / "short.gguf"), "--output", str(tmp_path / "none")]) == 1
     assert "BrokenFile: short.gguf: tensor" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "short.gguf", "tiny.gguf"]
+
+
+def test_llama_3s_rope_scaling_is_recovered_from_its_factors(tmp_path: Path) -> None:
+    factors = []
+    for dimension in range(4):  # as llama.cpp's converter writes them for factor 32, over 8192 tokens
+        wavelength = 2 * np.pi * 500000.0 ** (dimension / 4)
+        smooth = min(1.0, max(0.0, (8192 / wavelength - 1) / 3))
+        factors.append(1 / ((1 - smooth) / 32 + smooth))
+    write_gguf_model(tmp_path / "tiny.gguf", rope_base=500000.0, rope_factors=factors, pre="llama-bpe")
+    config = json.loads(
+        (convert(tmp_path / "tiny.gguf", tmp_path / "out", dtype="float32") / "config.json").read_text()
+    )
+    assert config["rope_parameters"] == {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    write_gguf_model(tmp_path / "odd.gguf", rope_base=500000.0, rope_factors=[1, 2, 3, 4])
+    with pytest.raises(WeightsError, match="follows no known RoPE scaling"):
+        convert(tmp_path / "odd.gguf", tmp_path / "none", dtype="float32")

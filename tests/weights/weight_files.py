@@ -70,6 +70,8 @@ def write_gguf_model(
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     pre: str = "smollm",
     seed: int = 0,
+    rope_base: float = 10000.0,
+    rope_factors: list[float] | None = None,
 ) -> dict[str, np.ndarray]:
     """A tiny whole model as GGUF, written by the gguf library. Returns its tensors as float32 by GGUF name."""
     random = np.random.default_rng(seed)
@@ -81,7 +83,7 @@ def write_gguf_model(
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_freq_base(rope_base)
     writer.add_rope_dimension_count(HEAD_DIM)
     if architecture != "llama":
         writer.add_key_length(HEAD_DIM)
@@ -102,6 +104,8 @@ def write_gguf_model(
         writer.add_tensor(name, stored, raw_dtype=kind)
 
     add("token_embd.weight", VOCABULARY, HIDDEN)
+    if rope_factors is not None:
+        writer.add_tensor("rope_freqs.weight", np.array(rope_factors, dtype=np.float32))
     for layer in range(LAYERS):
         block = f"blk.{layer}"
         add(f"{block}.attn_norm.weight", HIDDEN)
