@@ -86,9 +86,7 @@ class Architecture:
         family = config.get("model_type")
         if family not in NATIVE_FAMILIES + FALLBACK_FAMILIES:
             supported = ", ".join(NATIVE_FAMILIES + FALLBACK_FAMILIES)
-            raise ArchitectureError(
-                f"model_type: {family!r} is not a supported family; supported are {supported}"
-            )
+            raise ArchitectureError(f"model_type: {family!r} is not a supported family; supported are {supported}")
         if config.get("quantization_config"):
             raise ArchitectureError(
                 "quantization_config: pre-quantised weights are not supported; use the unquantised checkpoint"
@@ -201,9 +199,7 @@ def _experts(config: dict[str, Any]) -> Experts:
     count = _integer(config, "num_experts" if config.get("num_experts") is not None else "num_local_experts")
     top_k = _integer(config, "num_experts_per_tok")
     if top_k > count:
-        raise ArchitectureError(
-            f"num_experts_per_tok: {top_k} is more than the {count} experts; the config is wrong"
-        )
+        raise ArchitectureError(f"num_experts_per_tok: {top_k} is more than the {count} experts; the config is wrong")
     return Experts(
         count=count,
         top_k=top_k,
@@ -242,15 +238,11 @@ def _sliding_windows(config: dict[str, Any], family: str, layer_count: int) -> t
         first = _integer(config, "max_window_layers", 28, smallest=0)
         return tuple(window if layer >= first else None for layer in range(layer_count))
     if not isinstance(types, list) or len(types) != layer_count:
-        raise ArchitectureError(
-            f"layer_types: has to be a list with one entry for each of the {layer_count} layers"
-        )
+        raise ArchitectureError(f"layer_types: has to be a list with one entry for each of the {layer_count} layers")
     known: dict[str, int | None] = {"full_attention": None, "sliding_attention": window}
     for kind in types:
         if kind not in known:
-            raise ArchitectureError(
-                f"layer_types: {kind!r} is not supported; supported are {', '.join(known)}"
-            )
+            raise ArchitectureError(f"layer_types: {kind!r} is not supported; supported are {', '.join(known)}")
     return tuple(known[kind] for kind in types)
 
 
@@ -260,9 +252,7 @@ def _rope(config: dict[str, Any], max_position: int) -> dict[str, Any]:
     where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     if not isinstance(given, dict):
         raise ArchitectureError(f"{where}: {given!r} is not an object")
-    rope: dict[str, Any] = {
-        name: value for name, value in given.items() if name != "type" and value is not None
-    }
+    rope: dict[str, Any] = {name: value for name, value in given.items() if name != "type" and value is not None}
     kind = rope.setdefault("rope_type", given.get("type") or "default")
     if kind not in _ROPE_FIELDS:
         raise ArchitectureError(
@@ -276,9 +266,7 @@ def _rope(config: dict[str, Any], max_position: int) -> dict[str, Any]:
             )
     rope["rope_theta"] = _number(rope, "rope_theta", _number(config, "rope_theta", 10_000.0))
     if kind in ("llama3", "yarn"):
-        original = config.get("original_max_position_embeddings") or rope.get(
-            "original_max_position_embeddings"
-        )
+        original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
         rope["original_max_position_embeddings"] = original or max_position
     if kind == "yarn" and "factor" not in rope:
         rope["factor"] = max_position / _number(rope, "original_max_position_embeddings")

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from languagepipes_node.model.kv import KvCache
 from languagepipes_node.model.step import Sequence, Span, Step
 
 # Temporaries for copied or converted keys and values stay below this many elements (a layer at a time).
@@ -36,13 +35,15 @@ _PRODUCT_TOKENS = 512
 class Single:
     """One sequence's queries: packed tokens `[token, token + count)` over `span`.
 
-    slots: of the span, if it is scattered. pieces: query rows `[begin, end)` each with an additive mask
-    [end - begin, len(span)]; a None mask with `causal` means that the span is the chunk itself.
+    slot: of the span's first token; slots: of all, if they are scattered. pieces: query
+    rows `[begin, end)` each with an additive mask [end - begin, len(span)]; a None mask with `causal` means that the
+    span is the chunk itself.
     """
 
     token: int
     count: int
     span: Span
+    slot: int
     slots: torch.Tensor | None
     pieces: tuple[tuple[int, int, torch.Tensor | None], ...]
     causal: bool
@@ -50,7 +51,11 @@ class Single:
 
 @dataclass(frozen=True)
 class Padded:
-    """Several decode tokens: `tokens` int64 [n] of the batch, blocks [n × blocks each], mask [kv heads × n, 1, slots]."""
+    """Several decode tokens.
+
+    tokens: int64 [n], their places in the batch; first: of the first, if they follow one another. blocks: int64
+    [n × blocks of the longest]. mask: [kv heads × n, 1, slots], additive.
+    """
 
     tokens: torch.Tensor
     first: int | None
@@ -95,8 +100,9 @@ def plan(step: Step, sizes: Sizes, window: int | None, dtype: torch.dtype, cache
     return jobs
 
 
-def attend(jobs: list[Job], queries: torch.Tensor, cache: torch.Tensor, sizes: Sizes, block_tokens: int,
-           scale: float) -> torch.Tensor:
+def attend(
+    jobs: list[Job], queries: torch.Tensor, cache: torch.Tensor, sizes: Sizes, block_tokens: int, scale: float
+) -> torch.Tensor:
     """queries: [tokens, heads, head_dim], rotated. cache: one layer's. Returns [tokens, heads × head_dim]."""
     tokens = queries.shape[0]
     if len(jobs) == 1 and isinstance(jobs[0], Single) and jobs[0].count == 1:
@@ -140,9 +146,7 @@ def _blocks(span: Span, block_tokens: int) -> int:
     return -(-span.stop // block_tokens) - span.first // block_tokens
 
 
-def _padded(
-    group: list[tuple[Sequence, Span]], sizes: Sizes, block_tokens: int, dtype: torch.dtype
-) -> Padded:
+def _padded(group: list[tuple[Sequence, Span]], sizes: Sizes, block_tokens: int, dtype: torch.dtype) -> Padded:
     group = sorted(group, key=lambda pair: pair[0].token)
     most = max(_blocks(span, block_tokens) for _, span in group)
     blocks = np.empty((len(group), most), dtype=np.int64)
@@ -170,9 +174,7 @@ def _padded(
     )
 
 
-def _single(
-    sequence: Sequence, span: Span, window: int | None, block_tokens: int, dtype: torch.dtype
-) -> Single:
+def _single(sequence: Sequence, span: Span, window: int | None, block_tokens: int, dtype: torch.dtype) -> Single:
     slots = None
     if span.slot is None:
         slots = torch.from_numpy(sequence.slots(span.first, span.stop, block_tokens))
@@ -191,7 +193,7 @@ def _single(
             if window is not None:
                 hidden |= key <= query - window
             pieces.append((begin, end, torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -math.inf)))
-    return Single(sequence.token, sequence.count, span, slots, tuple(pieces), causal)
+    return Single(sequence.token, sequence.count, span, span.slot or 0, slots, tuple(pieces), causal)
 
 
 def _keys_values(
@@ -200,8 +202,10 @@ def _keys_values(
     """Keys and values of kv heads `[begin, end)`, each [end - begin, len(span), head_dim] in `dtype`."""
     keys, values = cache[begin:end], cache[kv_heads + begin : kv_heads + end]
     if job.slots is None:
-        assert job.span.slot is not None
-        keys, values = keys.narrow(1, job.span.slot, len(job.span)), values.narrow(1, job.span.slot, len(job.span))
+        keys, values = (
+            keys.narrow(1, job.slot, len(job.span)),
+            values.narrow(1, job.slot, len(job.span)),
+        )
     else:
         keys, values = keys.index_select(1, job.slots), values.index_select(1, job.slots)
     if keys.dtype != dtype:
@@ -216,9 +220,7 @@ def _heads_at_once(job: Single, cache: torch.Tensor, sizes: Sizes, dtype: torch.
     return min(sizes.kv_heads, max(1, _COPY_ELEMENTS // (2 * len(job.span) * sizes.head_dim)))
 
 
-def _decode_one(
-    job: Single, query: torch.Tensor, cache: torch.Tensor, sizes: Sizes, scale: float
-) -> torch.Tensor:
+def _decode_one(job: Single, query: torch.Tensor, cache: torch.Tensor, sizes: Sizes, scale: float) -> torch.Tensor:
     """query: [heads, head_dim] (or with a leading 1). Returns [kv heads, group, head_dim]."""
     rows = query.reshape(sizes.kv_heads, sizes.group, sizes.head_dim)
     at_once = _heads_at_once(job, cache, sizes, query.dtype)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-
 from languagepipes_api.plan import LayerRange
+
 from languagepipes_node.model import loading
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.errors import BatchError
-from languagepipes_node.model.linear import Compute, measure, project
+from languagepipes_node.model.linear import Arithmetic, Compute, always, measure
 from languagepipes_node.model.names import Part, embedding_part, head_part, norm_part
 from languagepipes_node.model.stack import LayerStack
 from languagepipes_node.weights.source import TensorSource
@@ -48,7 +48,8 @@ class EndLayers:
         self.architecture = architecture
         self.dtype = dtype
         self.device = device
-        self._compute = compute
+        self._compute = compute or always(Arithmetic(dtype))
+        self._measures = compute is None
         self._local, self._tail = (
             LayerStack(
                 architecture,
@@ -80,7 +81,7 @@ class EndLayers:
         done = loading.fill(source, self._parts, weights, progress)
         self._weights = weights
         self._head = weights.get("head", weights["embedding"])
-        if self._compute is None:
+        if self._measures:
             self._compute = measure([self._head[: max(1, _MEASURED_ELEMENTS // self._head.shape[1])]])
             log.info("head: arithmetic in %s", self._compute)
         done = self._local.load(source, progress, done)
@@ -106,9 +107,9 @@ class EndLayers:
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """rows: [R, hidden]. Returns float32 [R, vocabulary]."""
-        assert self._compute is not None
         with torch.inference_mode():
-            rows = rows.to(self._compute.dtype_for(rows.shape[0]))
+            arithmetic = self._compute.for_rows(rows.shape[0])
+            rows = rows.to(arithmetic.dtype)
             norm = self._weights["norm"].to(rows.dtype)
             normed = F.rms_norm(rows, (rows.shape[1],), norm, self.architecture.rms_norm_eps)
-            return project(normed, self._head).float()
+            return arithmetic.product(normed, self._head, None).float()

@@ -1,4 +1,4 @@
-"""One decoder layer, described by data: pre-norm attention and a gated MLP, as Llama, Mistral, Qwen2 and Qwen3 have it."""
+"""One decoder layer, described by data: pre-norm attention and a gated MLP, as in Llama and Qwen3."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from languagepipes_node.model.activation import gated
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.attention import Sizes
-from languagepipes_node.model.linear import project
+from languagepipes_node.model.linear import Product
 from languagepipes_node.model.moe import ExpertMlp
 from languagepipes_node.model.rope import rotate_
 
@@ -52,31 +52,46 @@ class DecoderLayer:
             self._down, self._down_bias = weights["down"], weights.get("down_bias")
 
     def __call__(
-        self, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, attention: Attention
+        self,
+        x: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        attention: Attention,
+        product: Product,
     ) -> torch.Tensor:
-        """x: [tokens, hidden], overwritten with the result, which is returned. Arithmetic is in x's dtype."""
-        x.add_(self._attend(self._norm(x, self._input_norm), cosine, sine, attention))
-        return x.add_(self._mlp(self._norm(x, self._mlp_norm)))
+        """x: [tokens, hidden], overwritten with the result, which is returned. Arithmetic is in x's dtype.
+
+        cosine, sine: `Rope.at`. product: multiplies by a weight (`model.linear`).
+        """
+        x.add_(self._attend(self._norm(x, self._input_norm), cosine, sine, attention, product))
+        return x.add_(self._mlp(self._norm(x, self._mlp_norm), product))
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, self._hidden, weight if weight.dtype == x.dtype else weight.to(x.dtype), self._eps)
 
     def _attend(
-        self, x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, attention: Attention
+        self,
+        x: torch.Tensor,
+        cosine: torch.Tensor,
+        sine: torch.Tensor,
+        attention: Attention,
+        product: Product,
     ) -> torch.Tensor:
         sizes = self._sizes
-        heads = project(x, self._qkv, self._qkv_bias).view(x.shape[0], -1, sizes.head_dim)
+        heads = product(x, self._qkv, self._qkv_bias).view(x.shape[0], -1, sizes.head_dim)
         rotated = heads[:, : sizes.heads + sizes.kv_heads]  # queries and keys; values follow
         if self._qk_norm is not None:
             normed = F.rms_norm(rotated, (sizes.head_dim,), None, self._eps)
             torch.mul(normed, self._qk_norm, out=rotated)
         rotate_(rotated, cosine, sine)
         attended = attention(heads[:, : sizes.heads], heads[:, sizes.heads :])
-        return project(attended, self._output, self._output_bias)
+        return product(attended, self._output, self._output_bias)
 
-    def _mlp(self, x: torch.Tensor) -> torch.Tensor:
+    def _mlp(self, x: torch.Tensor, product: Product) -> torch.Tensor:
         if self._experts is not None:
-            return self._experts(x)
-        return project(
-            gated(project(x, self._gate_up, self._gate_up_bias), self._activation), self._down, self._down_bias
+            return self._experts(x, product)
+        return product(
+            gated(product(x, self._gate_up, self._gate_up_bias), self._activation),
+            self._down,
+            self._down_bias,
         )

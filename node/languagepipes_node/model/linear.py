@@ -2,9 +2,9 @@
 
 `project` multiplies in the dtype of its input. Where that is the weight's own, torch's kernel for it runs; where the
 input is float32 and the weight is not, the weight is widened tile by tile into a small float32 buffer, so that a
-station never needs a float32 copy of its weights. Which of the two is faster depends on the processor and on the
-number of rows (without AVX512-BF16 bfloat16 arithmetic is several times slower than float32 from a few rows on, and
-float16 is so on most); `measure` finds out at start-up.
+station never needs a float32 copy of its weights. The kernel of `model.kernels` widens in registers instead. Which of
+the three is fastest depends on the processor and on the number of rows (without AVX512-BF16, bfloat16 arithmetic is
+several times slower than float32 from a few rows on; float16 is so on most): `measure` finds out at start-up.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from languagepipes_node.model import kernels
+
 # Elements of the float32 buffer (4 MiB): large enough to hide the calls, small enough for a shared cache.
 _TILE_ELEMENTS = 1 << 20
 # Rows at which the pairings are compared; a step with a number of rows in between uses the decision below it.
@@ -23,6 +25,7 @@ ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 128)
 _REPEATS = 5
 _BUDGET_SECONDS = 1.5
 _HOPELESS = 3.0
+_NOISE = 1.03
 
 
 def project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -43,68 +46,101 @@ def project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
     return out if bias is None else out.add_(bias)
 
 
+def project_natively(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """As `project`, by this package's own kernel (model.kernels): x is float32, the weight of any dtype."""
+    out = kernels.linear(x, weight)
+    return out if bias is None else out.add_(bias)
+
+
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a station multiplies: the dtype of its activations, and by which kernel."""
+
+    dtype: torch.dtype
+    native: bool = False
+
+    @property
+    def product(self) -> Product:
+        return project_natively if self.native else project
+
+    def __str__(self) -> str:
+        return str(self.dtype).removeprefix("torch.") + (" by the native kernel" if self.native else "")
+
+
 @dataclass(frozen=True)
 class Compute:
-    """The dtype of a station's arithmetic by number of rows: (at least so many rows, dtype), ascending from 1."""
+    """A station's arithmetic by number of rows: (from so many rows on, how), ascending from 1."""
 
-    choices: tuple[tuple[int, torch.dtype], ...]
+    choices: tuple[tuple[int, Arithmetic], ...]
 
-    def dtype_for(self, rows: int) -> torch.dtype:
+    def for_rows(self, rows: int) -> Arithmetic:
         chosen = self.choices[0][1]
-        for least, dtype in self.choices:
+        for least, arithmetic in self.choices:
             if rows < least:
                 break
-            chosen = dtype
+            chosen = arithmetic
         return chosen
 
     def __str__(self) -> str:
-        return ", ".join(f"{str(dtype).removeprefix('torch.')} from {rows} rows" for rows, dtype in self.choices)
+        return ", ".join(f"{arithmetic} from {rows} rows" for rows, arithmetic in self.choices)
 
 
-def always(dtype: torch.dtype) -> Compute:
-    """One dtype whatever the number of rows."""
-    return Compute(((1, dtype),))
+def always(arithmetic: Arithmetic) -> Compute:
+    """The same whatever the number of rows."""
+    return Compute(((1, arithmetic),))
 
 
-def measure(
-    weights: Sequence[torch.Tensor], clock: Callable[[], float] = time.perf_counter
-) -> Compute:
-    """Time both pairings on these weights (one layer's, or a piece of the head) and keep the faster for each bucket.
+def candidates(storage: torch.dtype) -> list[Arithmetic]:
+    """Every way to multiply by weights of this dtype on this CPU; torch's own kernel for the dtype comes first."""
+    ways = [Arithmetic(storage)]
+    if storage != torch.float32:
+        ways.append(Arithmetic(torch.float32))
+    if kernels.available():
+        ways.append(Arithmetic(torch.float32, native=True))
+    return ways
 
-    Takes at most about two seconds. On a GPU, and for float32 weights, there is nothing to choose.
+
+def measure(weights: Sequence[torch.Tensor], clock: Callable[[], float] = time.perf_counter) -> Compute:
+    """Time every way on these weights (one layer's, or a piece of the head) and keep the fastest for each bucket.
+
+    Takes at most about two seconds. On a GPU there is nothing to choose.
     """
     storage = weights[0].dtype
-    if storage == torch.float32 or weights[0].device.type != "cpu":
-        return always(storage)
+    if weights[0].device.type != "cpu":
+        return always(Arithmetic(storage))
+    ways = candidates(storage)
     started = clock()
-    choices: list[tuple[int, torch.dtype]] = []
-    ratio = 0.0
+    choices: list[tuple[int, Arithmetic]] = []
     for rows in ROW_BUCKETS:
-        # Slower by this much at fewer rows, or out of time: the trend is known, since widening's cost is shared by all rows.
-        if choices and (ratio > _HOPELESS or clock() - started > _BUDGET_SECONDS):
-            dtype = torch.float32 if ratio > 1 else storage
-        else:
-            own = _seconds(weights, rows, storage, clock)
-            wide = _seconds(weights, rows, torch.float32, clock)
-            ratio = own / wide
-            dtype = torch.float32 if ratio > 1 else storage
-        if not choices or choices[-1][1] != dtype:
-            choices.append((rows, dtype))
+        if choices and clock() - started > _BUDGET_SECONDS:
+            break  # the last decision stands for more rows
+        seconds = _seconds(weights, rows, ways, clock)
+        best = min(seconds.values())
+        # The first that is as good as any: a lead within the noise changes nothing.
+        chosen = next(way for way in ways if seconds[way] <= best * _NOISE)
+        if not choices or choices[-1][1] != chosen:
+            choices.append((rows, chosen))
+        # What is this much slower is not faster at more rows either: all three read the same weights.
+        ways = [way for way in ways if seconds[way] < best * _HOPELESS]
     return Compute(tuple(choices))
 
 
 def _seconds(
-    weights: Sequence[torch.Tensor], rows: int, dtype: torch.dtype, clock: Callable[[], float]
-) -> float:
-    """The least of a few timings of all products: noise only ever adds."""
-    inputs = [torch.full((rows, weight.shape[1]), 0.01, dtype=dtype) for weight in weights]
-    best = float("inf")
+    weights: Sequence[torch.Tensor], rows: int, ways: Sequence[Arithmetic], clock: Callable[[], float]
+) -> dict[Arithmetic, float]:
+    """The least of a few timings of all products, each way in turn: noise only ever adds, and comes in bursts."""
+    best = dict.fromkeys(ways, float("inf"))
+    inputs = {way: [torch.full((rows, weight.shape[1]), 0.01, dtype=way.dtype) for weight in weights] for way in ways}
     for attempt in range(_REPEATS):
         begin = clock()
-        for x, weight in zip(inputs, weights, strict=True):
-            project(x, weight)
-        spent = clock() - begin
-        best = min(best, spent)
-        if attempt and spent > _BUDGET_SECONDS / 10:
+        for way in ways:
+            start = clock()
+            for x, weight in zip(inputs[way], weights, strict=True):
+                way.product(x, weight, None)
+            best[way] = min(best[way], clock() - start)
+        if attempt and clock() - begin > _BUDGET_SECONDS / 10:
             break
     return best

@@ -38,8 +38,7 @@ def allocate_targets(
 ) -> dict[str, torch.Tensor]:
     """One tensor for each packed weight of `parts`. Raises OutOfMemory."""
     return {
-        target: allocate(shape, dtype, device, f"{purpose} {target}")
-        for target, shape in target_shapes(parts).items()
+        target: allocate(shape, dtype, device, f"{purpose} {target}") for target, shape in target_shapes(parts).items()
     }
 
 
@@ -49,13 +48,9 @@ def check(source: TensorSource, parts: Iterable[Part]) -> None:
         try:
             info = source.info(part.name)
         except KeyError as error:
-            raise WrongWeights(
-                f"tensor {part.name}: missing from the weights, but config.json calls for it"
-            ) from error
+            raise WrongWeights(f"tensor {part.name}: missing from the weights, but config.json calls for it") from error
         if info.dtype not in TORCH_DTYPES:
-            raise WrongWeights(
-                f"tensor {part.name}: stored as {info.dtype}; supported are {', '.join(TORCH_DTYPES)}"
-            )
+            raise WrongWeights(f"tensor {part.name}: stored as {info.dtype}; supported are {', '.join(TORCH_DTYPES)}")
         if tuple(info.shape) != part.shape:
             raise WrongWeights(
                 f"tensor {part.name}: shape {list(info.shape)}, but config.json makes it {list(part.shape)}"
@@ -100,4 +95,4 @@ def read_tensor(source: TensorSource, name: str, place: torch.Tensor) -> None:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from languagepipes_node.model.architecture import Experts
 from languagepipes_node.model.activation import gated
-from languagepipes_node.model.linear import project
+from languagepipes_node.model.architecture import Experts
+from languagepipes_node.model.linear import Product
 
 
 class ExpertMlp:
-    """router: [experts, hidden]; gate_up: [experts, 2 × intermediate, hidden]; down: [experts, hidden, intermediate]."""
+    """router [experts, hidden]; gate_up [experts, 2 × intermediate, hidden]; down [experts, hidden, intermediate]."""
 
     def __init__(
-        self, experts: Experts, router: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, activation: str
+        self,
+        experts: Experts,
+        router: torch.Tensor,
+        gate_up: torch.Tensor,
+        down: torch.Tensor,
+        activation: str,
     ) -> None:
         self._experts = experts
         self._router = router
@@ -21,9 +26,9 @@ class ExpertMlp:
         self._down = down
         self._activation = activation
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, product: Product) -> torch.Tensor:
         """x: [tokens, hidden]. Tokens of one expert are computed together; a token's experts are added in id order."""
-        weights, chosen = self.route(x)  # [tokens, top_k] each
+        weights, chosen = self.route(x, product)  # [tokens, top_k] each
         flat = chosen.reshape(-1)
         order = flat.argsort(stable=True)
         tokens = order // self._experts.top_k
@@ -35,15 +40,15 @@ class ExpertMlp:
             if not count:
                 continue
             own = tokens[start : start + count]
-            inner = gated(project(x[own], self._gate_up[expert]), self._activation)
-            result = project(inner, self._down[expert])
+            inner = gated(product(x[own], self._gate_up[expert], None), self._activation)
+            result = product(inner, self._down[expert], None)
             out.index_add_(0, own, result.mul_(shares[start : start + count]))
             start += count
         return out
 
-    def route(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def route(self, x: torch.Tensor, product: Product) -> tuple[torch.Tensor, torch.Tensor]:
         """Each token's weights, in x's dtype, and experts, int64; the softmax is in float32 as in the reference."""
-        scores = project(x, self._router).softmax(-1, dtype=torch.float32)
+        scores = product(x, self._router, None).softmax(-1, dtype=torch.float32)
         weights, chosen = scores.topk(self._experts.top_k, dim=-1)
         if self._experts.normalise_top_k:
             weights = weights / weights.sum(-1, keepdim=True)

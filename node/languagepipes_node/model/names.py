@@ -1,4 +1,4 @@
-"""Which tensors a layer, the embedding, the final norm and the head consist of, and where in the packed weights they lie.
+"""Which tensors a layer, the embedding, the norm and the head consist of, and where in packed weights they lie.
 
 Names are the Hub's safetensors names. A packed weight ("target") is its parts one after another along dimension 0, so
 every part is one contiguous stretch of it and can be read straight into place. No torch here.
@@ -83,9 +83,7 @@ def target_shapes(parts: tuple[Part, ...]) -> dict[str, tuple[int, ...]]:
     return {target: (count, *tails[target]) for target, count in rows.items()}
 
 
-def _packed(
-    prefix: str, target: str, rows: tuple[tuple[str, int], ...], columns: int, *, bias: bool
-) -> list[Part]:
+def _packed(prefix: str, target: str, rows: tuple[tuple[str, int], ...], columns: int, *, bias: bool) -> list[Part]:
     parts, start = [], 0
     for name, count in rows:
         parts.append(Part(f"{prefix}{name}.weight", (count, columns), target, start))

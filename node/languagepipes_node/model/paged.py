@@ -1,8 +1,9 @@
-"""Attention of one step's packed tokens over the paged cache, on a GPU: torch's variable-length kernel with block tables."""
+"""Attention of one step's packed tokens over the paged cache, on a GPU: torch's kernel with block tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import torch
@@ -51,8 +52,7 @@ def prepare(
                 block_table=blocks,
                 num_splits=1,
             )
-            assert isinstance(out, torch.Tensor)
-            return out.reshape(out.shape[0], -1)
+            return cast("torch.Tensor", out).reshape(queries.shape[0], -1)
 
         return attend
 

@@ -71,9 +71,7 @@ def _llama3(inverse: torch.Tensor, parameters: dict[str, Any]) -> torch.Tensor:
     return torch.where(between, smoothed, slow)
 
 
-def _yarn(
-    inverse: torch.Tensor, parameters: dict[str, Any], head_dim: int, base: float
-) -> tuple[torch.Tensor, float]:
+def _yarn(inverse: torch.Tensor, parameters: dict[str, Any], head_dim: int, base: float) -> tuple[torch.Tensor, float]:
     factor, original = parameters["factor"], parameters["original_max_position_embeddings"]
 
     def mscale(scale: float, weight: float = 1.0) -> float:

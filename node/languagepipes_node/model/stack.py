@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-
 from languagepipes_api.plan import LayerRange
+
 from languagepipes_node.model import attention, loading, paged, step
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.attention import Sizes
@@ -16,7 +16,7 @@ from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.errors import BatchError
 from languagepipes_node.model.kv import KvCache
 from languagepipes_node.model.layers import Attention, DecoderLayer
-from languagepipes_node.model.linear import Compute, measure
+from languagepipes_node.model.linear import Arithmetic, Compute, always, measure
 from languagepipes_node.model.names import Part, layer_parts
 from languagepipes_node.model.rope import Rope
 from languagepipes_node.model.step import Step
@@ -135,7 +135,8 @@ class NativeLayers:
         self._layers = layers
         self._dtype = dtype
         self._device = device
-        self._compute = compute
+        self._compute = compute or always(Arithmetic(dtype))
+        self._measures = compute is None
         self._parts = [layer_parts(architecture, layer) for layer in range(layers.start, layers.stop)]
         self._windows = architecture.sliding_windows[layers.start : layers.stop]
         self._sizes = Sizes(architecture.attention_heads, architecture.kv_heads, architecture.head_dim)
@@ -154,20 +155,21 @@ class NativeLayers:
             weights = loading.allocate_targets(parts, self._dtype, self._device, f"layer {layer}")
             done = loading.fill(source, parts, weights, progress, done)
             self._decoders.append(DecoderLayer(self._architecture, layer, weights))
-            if self._compute is None:
+            if self._measures:
+                self._measures = False
                 self._compute = measure([weight for weight in weights.values() if weight.ndim == 2])
                 log.info("layers %s: arithmetic in %s", self._layers, self._compute)
         return done
 
     def run(self, hidden: torch.Tensor, step: Step, cache: KvCache) -> torch.Tensor:
-        assert self._compute is not None
-        dtype = self._compute.dtype_for(step.tokens)
+        arithmetic = self._compute.for_rows(step.tokens)
+        dtype, product = arithmetic.dtype, arithmetic.product
         x = hidden.to(dtype)
         cosine, sine = self._rope.at(torch.from_numpy(step.positions).to(self._device), dtype)
         slots = torch.from_numpy(step.slots).to(self._device)
         attentions = {window: self._attention(step, slots, window, dtype, cache) for window in set(self._windows)}
         for index, (decoder, window) in enumerate(zip(self._decoders, self._windows, strict=True)):
-            x = decoder(x, cosine, sine, attentions[window](index))
+            x = decoder(x, cosine, sine, attentions[window](index), product)
         return x.to(self._dtype)
 
     def _attention(

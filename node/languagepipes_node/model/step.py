@@ -33,7 +33,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Sequence:
-    """One sequence of a batch: packed tokens `[token, token + count)` at positions from `start`; its blocks in order."""
+    """Packed tokens `[token, token + count)` of a batch, at positions from `start`, and the blocks in order."""
 
     token: int
     count: int
@@ -79,9 +79,7 @@ def read(batch: Batch, *, blocks: int, block_tokens: int) -> Step:
     """Check a batch against a cache of `blocks` × `block_tokens` and lay it out. Raises BatchError."""
     counts, starts, run_counts, runs = batch.counts, batch.starts, batch.run_counts, batch.runs
     if len(counts) != len(starts) or len(counts) != len(run_counts):
-        raise BatchError(
-            f"batch: {len(counts)} counts, {len(starts)} starts and {len(run_counts)} run counts; has to be as many of each"
-        )
+        raise BatchError(f"batch: {len(counts)} counts, {len(starts)} starts and {len(run_counts)} run counts")
     if len(counts) == 0:
         raise BatchError("batch: it names no sequence")
     if int(counts.min()) < 1 or int(starts.min()) < 0 or int(run_counts.min()) < 1:
@@ -109,12 +107,17 @@ def read(batch: Batch, *, blocks: int, block_tokens: int) -> Step:
     token_starts = np.cumsum(counts, dtype=np.int64) - counts
     owner = np.repeat(np.arange(len(counts)), counts)
     tokens = int(counts.sum())
-    positions = np.arange(tokens, dtype=np.int64) - token_starts[owner] + starts[owner]
+    positions: Int64 = np.arange(tokens, dtype=np.int64) + (starts - token_starts)[owner]
     slots = block_ids[block_starts[owner] + positions // block_tokens] * block_tokens + positions % block_tokens
     sequences = tuple(
         Sequence(token, count, start, block_ids[block : block + held])
         for token, count, start, block, held in zip(
-            token_starts.tolist(), counts.tolist(), starts.tolist(), block_starts.tolist(), given.tolist(), strict=True
+            token_starts.tolist(),
+            counts.tolist(),
+            starts.tolist(),
+            block_starts.tolist(),
+            given.tolist(),
+            strict=True,
         )
     )
-    return Step(sequences, positions, slots, block_tokens)
+    return Step(sequences, positions, slots.astype(np.int64, copy=False), block_tokens)
