@@ -46,9 +46,7 @@ class KeyPair:
         return begin + (end - begin) * 2 / 3
 
 
-def new_ca(
-    namespace: str, pipe: str, *, now: datetime | None = None, lifetime: timedelta = CA_LIFETIME
-) -> KeyPair:
+def new_ca(namespace: str, pipe: str, *, now: datetime | None = None, lifetime: timedelta = CA_LIFETIME) -> KeyPair:
     """A self-signed authority that may sign members of one pipe and no further authorities."""
     # 64 characters is the limit of a common name (X.520 ub-common-name); it is for people alone.
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"languagepipes {namespace}/{pipe}"[:64])])
@@ -79,9 +77,7 @@ def issue(
     issuer = ca.x509
     ca_key = serialization.load_pem_private_key(ca.key, password=None)
     if not isinstance(ca_key, ec.EllipticCurvePrivateKey):
-        raise ValueError(
-            f"the key of {issuer.subject.rfc4514_string()} is not an EC key: make a new CA with new_ca"
-        )
+        raise ValueError(f"the key of {issuer.subject.rfc4514_string()} is not an EC key: make a new CA with new_ca")
     key = ec.generate_private_key(ec.SECP256R1())
     begin = (now or datetime.now(UTC)) - BACKDATE
     certificate = (
@@ -99,13 +95,9 @@ def issue(
             critical=False,
         )
         # Critical, as RFC 5280 (4.2.1.6) asks where the subject is empty.
-        .add_extension(
-            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity.uri)]), critical=True
-        )
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity.uri)]), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
     return _pair(certificate, key)

@@ -6,11 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-from wire_ring import identity, make_plan
-
 from languagepipes_node.wire.station import StageStation
 from languagepipes_node.wire.tls import TlsFiles
 from languagepipes_node.wire.transport import TlsTransport
+from wire_ring import identity, make_plan
 
 
 def main() -> None:

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_ring import int32, make_plan, tokens
-
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.wire import frame as frames
 from languagepipes_node.wire.errors import FrameError
 from languagepipes_node.wire.frame import FrameLimits
 from languagepipes_node.wire.hello import Close, Epoch, parse_close
+from wire_ring import int32, make_plan, tokens
 
 LIMITS = FrameLimits.from_plan(make_plan(kv_blocks=64, frame_tokens=96))
 EPOCH = Epoch(3, b"abcdefgh")
@@ -87,7 +86,7 @@ def test_the_largest_batch_fits_the_slot() -> None:
 
 
 def test_the_tensor_lies_at_a_multiple_of_64_bytes() -> None:
-    for count in range(0, 40):
+    for count in range(40):
         assert frames.tensor_offset(count) % 64 == 0
 
 
@@ -100,5 +99,7 @@ def test_the_last_stage_sends_the_wanted_rows_only() -> None:
 
 
 def test_a_close_message_keeps_the_reason_and_the_epoch_that_holds() -> None:
-    news = Close(code="superseded", station="stage 2 (cpu)", message="epoch 9 replaces 8", seen_counter=9, seen_id=b"x" * 8)
+    news = Close(
+        code="superseded", station="stage 2 (cpu)", message="epoch 9 replaces 8", seen_counter=9, seen_id=b"x" * 8
+    )
     assert parse_close(news.pack()) == news

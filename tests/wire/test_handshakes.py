@@ -7,6 +7,10 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from languagepipes_api.plan import LayerRange, Plan
+from languagepipes_node.wire.errors import RingDown, SupersededError
+from languagepipes_node.wire.station import EndStation, StageStation
+from languagepipes_node.wire.transport import MemoryNetwork
 from wire_ring import (
     FAST,
     RunningRing,
@@ -19,11 +23,6 @@ from wire_ring import (
     make_plan,
     one_token,
 )
-
-from languagepipes_api.plan import LayerRange, Plan
-from languagepipes_node.wire.errors import RingDown, SupersededError
-from languagepipes_node.wire.station import EndStation, StageStation
-from languagepipes_node.wire.transport import MemoryNetwork
 
 
 def ring_with_stage_two_of(plan: Plan, other: Plan, transports: TransportMaker, stack: ExitStack) -> RunningRing:
@@ -83,9 +82,7 @@ def test_an_absent_stage_is_named(transports: TransportMaker, stack: ExitStack) 
     stack.callback(end.close)
     with pytest.raises(RingDown) as raised:
         end.connect()
-    assert raised.value.reason == (
-        f"end-model: stage 1 (s1) at {addresses[1]} cannot be reached: Connection refused"
-    )
+    assert raised.value.reason == (f"end-model: stage 1 (s1) at {addresses[1]} cannot be reached: Connection refused")
     with pytest.raises(RingDown, match="cannot be reached"):
         end.send(1, one_token(), np.zeros((1, 8), np.float32), 1)
     with pytest.raises(RingDown, match="cannot be reached"):
@@ -97,9 +94,7 @@ def test_a_stage_that_does_not_take_its_turn_is_not_waited_for_longer_than_the_t
 ) -> None:
     addresses = free_addresses(transports(0), 2)
     plan, timing = make_plan(stages=1), dataclasses.replace(FAST, connect_seconds=0.3)
-    stage = StageStation(
-        identity(1), plan, None, addresses[1], addresses[0], timing=timing, transport=transports(1)
-    )
+    stage = StageStation(identity(1), plan, None, addresses[1], addresses[0], timing=timing, transport=transports(1))
     stage.start()  # and nobody calls receive: a step takes its time
     stack.callback(stage.close)
     end = EndStation(identity(0), plan, None, addresses[0], addresses[1], timing=timing, transport=transports(0))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import numpy as np
-from wire_ring import FAST, Pki, build_ring, identity, make_plan, tokens
-
 from languagepipes_node.wire.station import Timing
 from languagepipes_node.wire.transport import TlsTransport
+from wire_ring import FAST, Pki, build_ring, identity, make_plan, tokens
 
 
 def test_eight_mebibyte_frames_pass_buffers_of_4_kib_twice_as_many_as_there_are_stations(

@@ -11,9 +11,7 @@ from languagepipes_node.wire.errors import FrameError, RingDown
 from wire_ring import TransportMaker, build_ring, make_plan, one_token, tokens
 
 
-def test_a_step_goes_round_and_brings_home_the_wanted_rows(
-    transports: TransportMaker, stack: ExitStack
-) -> None:
+def test_a_step_goes_round_and_brings_home_the_wanted_rows(transports: TransportMaker, stack: ExitStack) -> None:
     ring = build_ring(make_plan(), transports, stack)
     info = ring.end.connect()
     assert [entry.name for entry in info.stations] == ["end-model", "s1", "s2", "s3"]
@@ -88,9 +86,7 @@ def test_a_stage_that_leaves_ends_the_epoch_everywhere_and_the_reason_comes_home
     while any(loop.station.state.epoch for loop in ring.loops):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    with pytest.raises(
-        RingDown, match=r"stage 1 \(s1\): stage 2 \(s2\) at .* cannot be reached: Connection refused"
-    ):
+    with pytest.raises(RingDown, match=r"stage 1 \(s1\): stage 2 \(s2\) at .* cannot be reached: Connection refused"):
         ring.end.connect()
 
 

@@ -14,20 +14,18 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from wire_ring import FAST, Pki, eventually, identity, make_plan
-
 from languagepipes_api.names import Identity
 from languagepipes_node.wire.epochs import Ring
 from languagepipes_node.wire.errors import LinkLost, TlsError
 from languagepipes_node.wire.frame import Kind, control_frame
 from languagepipes_node.wire.handshake import dial
-from languagepipes_node.wire.hello import Epoch, new_hello
+from languagepipes_node.wire.hello import Epoch, new_hello, parse_close
 from languagepipes_node.wire.link import read_control
-from languagepipes_node.wire.hello import parse_close
 from languagepipes_node.wire.station import StageStation
 from languagepipes_node.wire.tls import TlsFiles, identity_from_uri
 from languagepipes_node.wire.transport import TlsTransport, describe
 from languagepipes_operator.certificates import KeyPair, issue, new_ca, write_tls_dir
+from wire_ring import FAST, Pki, eventually, identity, make_plan
 
 PLAN = make_plan(stages=2)
 NOW = datetime.datetime.now(datetime.UTC)
@@ -58,9 +56,7 @@ def without_san(ca: KeyPair) -> KeyPair:
     )
     return KeyPair(
         certificate.public_bytes(serialization.Encoding.PEM),
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ),
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )
 
 
@@ -142,9 +138,12 @@ def test_a_client_without_a_certificate_is_refused(stage: StageStation, pki: Pki
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    with closing(_connect(stage)) as plain, context.wrap_socket(plain) as client:
-        with pytest.raises(ssl.SSLError, match="TLSV13_ALERT_CERTIFICATE_REQUIRED"):
-            client.recv(1)
+    with (
+        closing(_connect(stage)) as plain,
+        context.wrap_socket(plain) as client,
+        pytest.raises(ssl.SSLError, match="TLSV13_ALERT_CERTIFICATE_REQUIRED"),
+    ):
+        client.recv(1)
 
 
 def test_a_client_of_an_older_tls_is_refused(stage: StageStation, pki: Pki) -> None:
@@ -195,8 +194,8 @@ def test_the_server_must_be_the_successor(pki: Pki, stack: ExitStack) -> None:
     with pytest.raises(LinkLost) as raised:
         _dial(station, pki.files(identity(0)))
     assert str(raised.value) == (
-        f"end-model: {station.address} is spiffe://languagepipes.io/ns/default/pipe/p/chain/0/stage/2, not the successor "
-        "spiffe://languagepipes.io/ns/default/pipe/p/chain/0/stage/1"
+        f"end-model: {station.address} is spiffe://languagepipes.io/ns/default/pipe/p/chain/0/stage/2, "
+        "not the successor spiffe://languagepipes.io/ns/default/pipe/p/chain/0/stage/1"
     )
 
 
@@ -287,5 +286,3 @@ def _dial(stage: StageStation, files: TlsFiles) -> None:
         ring.own_entry(kv_id=b"k" * 8, seen=Epoch(0, bytes(8)))
     )
     dial(TlsTransport(files), stage.address, ring, hello, FAST).close(0)
-
-

@@ -8,8 +8,6 @@ from collections.abc import Callable
 import msgpack
 import numpy as np
 import pytest
-from wire_ring import identity, int32, make_plan, tokens
-
 from languagepipes_api.names import WIRE_VERSION
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.wire import frame as frames
@@ -17,6 +15,7 @@ from languagepipes_node.wire.epochs import Ring, judge_hello
 from languagepipes_node.wire.errors import FrameError, HelloError, VersionError
 from languagepipes_node.wire.frame import FrameLimits, Header
 from languagepipes_node.wire.hello import MAX_MESSAGE_BYTES, NO_EPOCH, Epoch, Hello, new_hello, parse_close, parse_hello
+from wire_ring import identity, int32, make_plan, tokens
 
 PLAN = make_plan()
 LIMITS = FrameLimits.from_plan(PLAN)
@@ -26,9 +25,7 @@ BATCH = Batch(int32(3, 2), int32(0, 30), int32(1, 2), int32(0, 1, 4, 1, 9, 1).re
 def raw_frame() -> tuple[np.ndarray, Header]:
     raw = np.zeros(LIMITS.max_frame_bytes, dtype=np.uint8)
     ints = raw[frames.HEADER_BYTES :][: (len(raw) - frames.HEADER_BYTES) // 4 * 4].view("<i4")
-    header = frames.build_step(
-        memoryview(raw), ints, limits=LIMITS, epoch=Epoch(1, b"abcdefgh"), step=1, batch=BATCH
-    )
+    header = frames.build_step(memoryview(raw), ints, limits=LIMITS, epoch=Epoch(1, b"abcdefgh"), step=1, batch=BATCH)
     return raw, header
 
 
@@ -188,9 +185,7 @@ def test_a_hello_that_cannot_be_read_is_refused_by_name(data: bytes, message: st
 
 
 def test_a_close_with_an_unknown_code_is_refused() -> None:
-    data = msgpack.packb(
-        {"code": "exec", "station": "s", "message": "m", "seen_counter": 0, "seen_id": bytes(8)}
-    )
+    data = msgpack.packb({"code": "exec", "station": "s", "message": "m", "seen_counter": 0, "seen_id": bytes(8)})
     with pytest.raises(HelloError, match="close: field code: Input should be 'wire_version', "):
         parse_close(data)
 

@@ -75,9 +75,7 @@ def tokens(count: int, *, wanted: tuple[int, ...] = (), block_tokens: int = 16) 
 
 
 def identity(index: int, *, pipe: str = "p") -> Identity:
-    return (
-        Identity("default", pipe, 0, "stage", index) if index else Identity("default", pipe, 0, "end-model")
-    )
+    return Identity("default", pipe, 0, "stage", index) if index else Identity("default", pipe, 0, "end-model")
 
 
 @dataclass
@@ -97,9 +95,7 @@ class Pki:
 class StageLoop:
     """A stage without layers: adds 1 to every number, on a thread of its own."""
 
-    def __init__(
-        self, station: StageStation, compute: Callable[[np.ndarray], np.ndarray] | None = None
-    ) -> None:
+    def __init__(self, station: StageStation, compute: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         self.station = station
         self.seen: list[tuple[int, int]] = []
         self._compute = compute or (lambda hidden: hidden + np.float32(1))
@@ -159,9 +155,7 @@ def build_ring(
     """All stations of a plan in this process, not connected yet."""
     count = len(plan.stages) + 1
     addresses = free_addresses(transports(0), count)
-    end = EndStation(
-        identity(0), plan, None, addresses[0], addresses[1], timing=timing, transport=transports(0)
-    )
+    end = EndStation(identity(0), plan, None, addresses[0], addresses[1], timing=timing, transport=transports(0))
     stack.callback(end.close)
     loops = []
     for index in range(1, count):

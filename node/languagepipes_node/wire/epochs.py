@@ -92,27 +92,19 @@ def judge_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:
     # The stations before this one; for the End Model, whose hello came home, all of them.
     expected = ring.stations[: ring.identity.index or None]
     if len(hello.entries) != len(expected):
-        return refuse(
-            "stations", f"the hello passed {len(hello.entries)} stations, {len(expected)} come before"
-        )
+        return refuse("stations", f"the hello passed {len(hello.entries)} stations, {len(expected)} come before")
     for entry, station in zip(hello.entries, expected, strict=True):
         if entry.index != station.index:
             return refuse("stations", f"station {entry.index} stands in the place of {station}")
         if tuple(entry.layers) != station.layers:
-            return refuse(
-                "layers", f"{station} runs layers {_span(entry.layers)}, not {_span(station.layers)}"
-            )
+            return refuse("layers", f"{station} runs layers {_span(entry.layers)}, not {_span(station.layers)}")
         if entry.dtype != plan.dtype:
             return refuse("dtype", f"{station} sends {entry.dtype}, not {plan.dtype}")
         if entry.kv_blocks != plan.kv_blocks:
-            return refuse(
-                "kv_blocks", f"{station} has {entry.kv_blocks} KV blocks, the plan has {plan.kv_blocks}"
-            )
+            return refuse("kv_blocks", f"{station} has {entry.kv_blocks} KV blocks, the plan has {plan.kv_blocks}")
     if ring.identity.index == 0:
         if hello.epoch != highest:
-            return refuse(
-                "stale_epoch", f"epoch {hello.epoch} is not the one being opened, {highest}", highest
-            )
+            return refuse("stale_epoch", f"epoch {hello.epoch} is not the one being opened, {highest}", highest)
     elif hello.counter <= highest.counter:
         return refuse("stale_epoch", f"epoch {hello.epoch} is not above epoch {highest}", highest)
     return None

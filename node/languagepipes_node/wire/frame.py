@@ -172,9 +172,7 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header:
     if header.magic != MAGIC:
         raise FrameError(f"frame begins with {header.magic.hex()}, must begin with {MAGIC.hex()}")
     if header.version != WIRE_VERSION:
-        raise VersionError(
-            f"wire version {header.version} is not {WIRE_VERSION}: run the same image at both ends"
-        )
+        raise VersionError(f"wire version {header.version} is not {WIRE_VERSION}: run the same image at both ends")
     kind = header.kind
     if kind == Kind.STEP:
         return header
@@ -184,9 +182,7 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header:
         raise FrameError(f"frame kind {kind} is unknown")
     limit = 0 if kind == Kind.HEARTBEAT else MAX_MESSAGE_BYTES
     if header.payload_bytes > limit:
-        raise FrameError(
-            f"{Kind(kind).name.lower()} frame has {header.payload_bytes} payload bytes, at most {limit}"
-        )
+        raise FrameError(f"{Kind(kind).name.lower()} frame has {header.payload_bytes} payload bytes, at most {limit}")
     if header.dtype or header.step or any(header[8:16]):
         raise FrameError(f"{Kind(kind).name.lower()} frame has a step's counts, must have zeros")
     return header
@@ -212,13 +208,9 @@ def check_step(header: Header, limits: FrameLimits, *, home: bool) -> None:
     if not 1 <= tokens <= limits.frame_tokens:
         raise FrameError(f"frame has {tokens} tokens, must have 1 to {limits.frame_tokens}")
     if not 1 <= header.sequences <= min(tokens, limits.max_sequences):
-        raise FrameError(
-            f"frame has {header.sequences} sequences, must have 1 to {min(tokens, limits.max_sequences)}"
-        )
+        raise FrameError(f"frame has {header.sequences} sequences, must have 1 to {min(tokens, limits.max_sequences)}")
     if not header.sequences <= header.runs <= limits.max_runs:
-        raise FrameError(
-            f"frame has {header.runs} block runs, must have {header.sequences} to {limits.max_runs}"
-        )
+        raise FrameError(f"frame has {header.runs} block runs, must have {header.sequences} to {limits.max_runs}")
     if header.rows > tokens:
         raise FrameError(f"frame wants {header.rows} rows of {tokens} tokens")
     tensor_rows = limits.home_rows(tokens=tokens, rows=header.rows) if home else tokens
@@ -254,9 +246,7 @@ def parse_step(frame: memoryview, header: Header, limits: FrameLimits) -> Step:
     return step
 
 
-def build_step(
-    frame: memoryview, ints: Int32, *, limits: FrameLimits, epoch: Epoch, step: int, batch: Batch
-) -> Header:
+def build_step(frame: memoryview, ints: Int32, *, limits: FrameLimits, epoch: Epoch, step: int, batch: Batch) -> Header:
     """Write header and arrays of an outgoing step into `frame` (writable, at least limits.max_frame_bytes),
     whose int32 after the header `ints` views. The caller puts the tensor behind them, at `tensor_offset`.
 
@@ -312,9 +302,7 @@ def _views(ints: Int32, sequences: int, runs: int, rows: int) -> tuple[Batch, In
     return batch, ints[row_place + rows :]
 
 
-def check_values(
-    ints: Int32, *, sequences: int, runs: int, rows: int, tokens: int, limits: FrameLimits
-) -> None:
+def check_values(ints: Int32, *, sequences: int, runs: int, rows: int, tokens: int, limits: FrameLimits) -> None:
     """Judge every int32 of a frame. Raises FrameError naming the sequence, the value and the limit."""
     if len(ints) <= _FEW_VALUES:
         _check_few(ints.tolist(), sequences, runs, rows, tokens, limits)
@@ -322,9 +310,7 @@ def check_values(
         _check_many(ints, sequences, runs, rows, tokens, limits)
 
 
-def _check_few(
-    values: Sequence[int], sequences: int, runs: int, rows: int, tokens: int, limits: FrameLimits
-) -> None:
+def _check_few(values: Sequence[int], sequences: int, runs: int, rows: int, tokens: int, limits: FrameLimits) -> None:
     run_place = 3 * sequences
     row_place = run_place + 2 * runs
     place, total = run_place, 0
@@ -362,16 +348,12 @@ def _check_few(
 
 def _check_many(ints: Int32, sequences: int, runs: int, rows: int, tokens: int, limits: FrameLimits) -> None:
     batch, busy = _views(ints, sequences, runs, rows)
-    counts, starts, run_counts = (
-        array.astype(np.int64) for array in (batch.counts, batch.starts, batch.run_counts)
-    )
+    counts, starts, run_counts = (array.astype(np.int64) for array in (batch.counts, batch.starts, batch.run_counts))
     firsts, lengths = batch.runs[:, 0].astype(np.int64), batch.runs[:, 1].astype(np.int64)
     context = limits.max_context
     wrong = (counts < 1) | (starts < 0) | (starts + counts > context) | (run_counts < 1) | (run_counts > runs)
     for sequence in np.flatnonzero(wrong)[:1].tolist():
-        _check_sequence(
-            sequence, int(counts[sequence]), int(starts[sequence]), int(run_counts[sequence]), limits
-        )
+        _check_sequence(sequence, int(counts[sequence]), int(starts[sequence]), int(run_counts[sequence]), limits)
         raise FrameError(f"run counts exceed the frame's {runs} block runs at sequence {sequence}")
     if (total := int(counts.sum())) != tokens:
         raise FrameError(f"token counts make {total}, the frame has {tokens} tokens")
@@ -380,9 +362,7 @@ def _check_many(ints: Int32, sequences: int, runs: int, rows: int, tokens: int, 
     ends = np.cumsum(run_counts)
     wrong = (firsts < 0) | (lengths < 1) | (firsts + lengths > limits.kv_blocks)
     for run in np.flatnonzero(wrong)[:1].tolist():
-        raise _bad_run(
-            int(np.searchsorted(ends, run, side="right")), int(firsts[run]), int(lengths[run]), limits
-        )
+        raise _bad_run(int(np.searchsorted(ends, run, side="right")), int(firsts[run]), int(lengths[run]), limits)
     covered = np.add.reduceat(lengths, ends - run_counts)
     for sequence in np.flatnonzero(covered != -(-(starts + counts) // limits.block_tokens))[:1].tolist():
         _check_cover(sequence, int(counts[sequence]), int(starts[sequence]), int(covered[sequence]), limits)
@@ -407,9 +387,7 @@ def _check_sequence(sequence: int, count: int, start: int, run_count: int, limit
 def _check_cover(sequence: int, count: int, start: int, covered: int, limits: FrameLimits) -> None:
     needed = -(-(start + count) // limits.block_tokens)
     if covered != needed:
-        raise FrameError(
-            f"sequence {sequence} names {covered} blocks, its {start + count} positions take {needed}"
-        )
+        raise FrameError(f"sequence {sequence} names {covered} blocks, its {start + count} positions take {needed}")
 
 
 def _bad_run(sequence: int, first: int, length: int, limits: FrameLimits) -> FrameError:

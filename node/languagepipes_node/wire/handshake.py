@@ -96,9 +96,7 @@ class Acceptor:
         log.warning("%s (from %s)", refusal, connection.peer)
         try:
             connection.set_timeout(_LINGER_SECONDS)
-            connection.write(
-                control_frame(Kind.CLOSE, bytes.fromhex(self._ring.plan.hash), NO_EPOCH, refusal.pack())
-            )
+            connection.write(control_frame(Kind.CLOSE, bytes.fromhex(self._ring.plan.hash), NO_EPOCH, refusal.pack()))
         except OSError:
             pass  # it went away by itself
         connection.close(_LINGER_SECONDS)
@@ -112,9 +110,7 @@ class Acceptor:
             head = _read_by(connection, HEADER_BYTES, deadline)
             header = parse_header(head)
             if header.kind != Kind.HELLO:
-                return self._refuse(
-                    "malformed", f"a {Kind(header.kind).name.lower()} frame came where a hello must"
-                )
+                return self._refuse("malformed", f"a {Kind(header.kind).name.lower()} frame came where a hello must")
             hello = parse_hello(_read_by(connection, header.payload_bytes, deadline))
         except VersionError as error:
             return self._refuse("wire_version", str(error))
@@ -148,21 +144,15 @@ def dial(transport: Transport, address: str, ring: Ring, hello: Hello, timing: T
     try:
         connection = transport.dial(address, seconds)
     except TimeoutError as error:
-        news = close(
-            ring.me, "unreachable", f"{ring.successor} at {address} did not answer within {seconds:.1f} s"
-        )
+        news = close(ring.me, "unreachable", f"{ring.successor} at {address} did not answer within {seconds:.1f} s")
         raise LinkLost(news) from error
     except (OSError, TlsError) as error:
-        news = close(
-            ring.me, "unreachable", f"{ring.successor} at {address} cannot be reached: {describe(error)}"
-        )
+        news = close(ring.me, "unreachable", f"{ring.successor} at {address} cannot be reached: {describe(error)}")
         raise LinkLost(news) from error
     expected = ring.identity_of(ring.successor)
     if connection.peer != expected:
         connection.close(0)
-        raise LinkLost(
-            close(ring.me, "unreachable", f"{address} is {connection.peer}, not the successor {expected}")
-        )
+        raise LinkLost(close(ring.me, "unreachable", f"{address} is {connection.peer}, not the successor {expected}"))
     try:
         connection.set_timeout(seconds)
         connection.write(control_frame(Kind.HELLO, bytes.fromhex(hello.plan), hello.epoch, hello.pack()))

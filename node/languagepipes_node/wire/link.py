@@ -130,6 +130,10 @@ class SendLink:
     def start(self) -> None:
         self._keeper.start()
 
+    def join(self, timeout_seconds: float) -> None:
+        """Wait until the link, closed before, has said why and is gone."""
+        self._keeper.join(timeout_seconds)
+
     def send(self, head: memoryview, tensor: memoryview | None = None) -> None:
         """Write one frame: all of it in `head`, or its tensor apart. Raises LinkLost with the news."""
         with self._lock:
@@ -156,9 +160,7 @@ class SendLink:
                 if not self._broken:
                     self._broken = True
                     self._connection.set_timeout(_CLOSE_WRITE_SECONDS)
-                    self._connection.write(
-                        control_frame(Kind.CLOSE, self._plan_hash, self._epoch, news.pack())
-                    )
+                    self._connection.write(control_frame(Kind.CLOSE, self._plan_hash, self._epoch, news.pack()))
             except OSError:
                 pass  # the peer is gone too
             finally:
@@ -271,6 +273,10 @@ class ReceiveLink:
             self._ended = news
         self._connection.interrupt()
 
+    def join(self, timeout_seconds: float) -> None:
+        """Wait until the link, closed before, has said why and is gone."""
+        self._reader.join(timeout_seconds)
+
     def wait_quiet(self, timeout_seconds: float) -> bool:
         """Wait until the link, closed before, touches no slot any more."""
         if not self._quiet.wait(timeout_seconds):
@@ -296,9 +302,7 @@ class ReceiveLink:
             self._lost(news)
         try:
             self._connection.set_timeout(_CLOSE_WRITE_SECONDS)
-            self._connection.write(
-                control_frame(Kind.CLOSE, self._limits.plan_hash, self._epoch, self._ended.pack())
-            )
+            self._connection.write(control_frame(Kind.CLOSE, self._limits.plan_hash, self._epoch, self._ended.pack()))
         except OSError:
             pass  # the peer is gone
         self._connection.close(_LINGER_SECONDS)
@@ -316,11 +320,7 @@ class ReceiveLink:
         epoch = tuple(self._epoch)
         while True:
             # The second look: a process that was stopped finds its time over although bytes have come.
-            if (
-                not connection.readable(silence_seconds)
-                and self._ended is None
-                and not connection.readable(0)
-            ):
+            if not connection.readable(silence_seconds) and self._ended is None and not connection.readable(0):
                 return self._ended or self._silence()
             if self._ended is not None:
                 return self._ended

@@ -46,6 +46,7 @@ __all__ = ["EndStation", "Inbound", "Returned", "RingInfo", "StageStation", "Sta
 
 _NOT_JOINED = "no hello has come yet"
 _MAX_BUSY = 2**31 - 1
+_GOODBYE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ class _Station:
         self._reason = _NOT_JOINED
         self._dropped = 0
         self._closed = False
+        self._last_inbound: ReceiveLink | None = None
         self._dropped_frames = FRAMES.labels("dropped")
         self._acceptor = Acceptor(transport.listen(listen), self._ring, timing=timing, offer=self._offer)
         self._started = False
@@ -220,6 +222,13 @@ class _Station:
             inbound.close(news)
         if outbound is not None:
             outbound.close(news)
+
+    def _leave(self, incarnation: _Incarnation) -> None:
+        """End the epoch because this process ends: the neighbours hear it before the process is gone."""
+        self._end(incarnation, self._news("shutdown", "is shutting down"))
+        for link in (incarnation.inbound, incarnation.outbound):
+            if link is not None:
+                link.join(_GOODBYE_SECONDS)
 
     def _attach_inbound(self, incarnation: _Incarnation, connection: Connection) -> None:
         link = ReceiveLink(
@@ -297,9 +306,7 @@ class StageStation(_Station):
         self._highest = NO_EPOCH
         self._pending: tuple[Connection, Hello, Epoch] | None = None
         self._queue: SimpleQueue[Inbound | None] = SimpleQueue()
-        super().__init__(
-            identity, plan, tls, listen, successor, timing=timing, kv_id=kv_id, transport=transport
-        )
+        super().__init__(identity, plan, tls, listen, successor, timing=timing, kv_id=kv_id, transport=transport)
         self._index = identity.index
         self._is_last = identity.index == len(plan.stages)
 
@@ -350,9 +357,7 @@ class StageStation(_Station):
             limits, slot, header = self._limits, inbound.slot, inbound.header
             tensor = _as_bytes(hidden)
             if self._is_last:
-                header = with_tensor_rows(
-                    header, limits.home_rows(tokens=header.tokens, rows=header.rows), limits
-                )
+                header = with_tensor_rows(header, limits.home_rows(tokens=header.tokens, rows=header.rows), limits)
                 write_header(slot.view, header)
             expected = header.tensor_rows * limits.row_bytes
             if len(tensor) != expected:
@@ -378,7 +383,7 @@ class StageStation(_Station):
         if pending is not None:
             pending[0].close(0)
         if incarnation is not None:
-            self._end(incarnation, self._news("shutdown", "is shutting down"))
+            self._leave(incarnation)
         self._queue.put(None)
 
     def _offer(self, connection: Connection, hello: Hello) -> Close | None:
@@ -418,15 +423,11 @@ class StageStation(_Station):
         self._last_inbound = incarnation.inbound
         entry = self._ring.own_entry(kv_id=self._kv_id, seen=seen)
         try:
-            onward = dial(
-                self._transport, self._successor_address, self._ring, hello.with_entry(entry), self._timing
-            )
+            onward = dial(self._transport, self._successor_address, self._ring, hello.with_entry(entry), self._timing)
         except LinkLost as lost:
             self._end(incarnation, lost.news)
             return
         self._attach_outbound(incarnation, onward)
-
-    _last_inbound: ReceiveLink | None = None
 
     def _drain(self) -> None:
         while True:
@@ -480,12 +481,11 @@ class EndStation(_Station):
             raise ValueError(f"{identity} is not an End Model")
         self._epochs = EndEpochs(os.urandom(8))
         self._queue: SimpleQueue[Returned | _Lost | _Home] = SimpleQueue()
-        super().__init__(
-            identity, plan, tls, listen, successor, timing=timing, kv_id=kv_id, transport=transport
-        )
+        super().__init__(identity, plan, tls, listen, successor, timing=timing, kv_id=kv_id, transport=transport)
         self._frame = SlotPool(self._limits).take() or Slot(self._slots, self._limits.max_frame_bytes)
         self._expected: deque[tuple[int, int]] = deque()  # (step, rows) of frames that are out
         self._unreleased: list[Returned] = []
+        self._joined: _Incarnation | None = None  # the epoch that send and receive belong to
 
     @property
     def state(self) -> StationState:
@@ -503,15 +503,14 @@ class EndStation(_Station):
         connect_seconds, SupersededError if another End Model has the chain and this process must exit.
         """
         self.start()
+        self._joined = None
         deadline = time.monotonic() + self._timing.connect_seconds
         with self._lock:
             old = self._incarnation
         if old is not None:
             self._end(
                 old,
-                self._news(
-                    "superseded", "opens a new epoch", Epoch(self._epochs.highest + 1, self._epochs.id)
-                ),
+                self._news("superseded", "opens a new epoch", Epoch(self._epochs.highest + 1, self._epochs.id)),
             )
         if self._last_inbound is not None:
             self._last_inbound.wait_quiet(self._timing.silence_seconds)
@@ -532,14 +531,10 @@ class EndStation(_Station):
                 break
         raise RingDown(str(news), news.code)
 
-    _last_inbound: ReceiveLink | None = None
-
     def _open(self, incarnation: _Incarnation, deadline: float) -> RingInfo:
         with self._lock:
             self._incarnation = incarnation
-        entry = self._ring.own_entry(
-            kv_id=self._kv_id, seen=Epoch(incarnation.epoch.counter - 1, NO_EPOCH.id)
-        )
+        entry = self._ring.own_entry(kv_id=self._kv_id, seen=Epoch(incarnation.epoch.counter - 1, NO_EPOCH.id))
         hello = new_hello(self._ring.plan, self._ring.identity, incarnation.epoch).with_entry(entry)
         self._attach_outbound(
             incarnation, dial(self._transport, self._successor_address, self._ring, hello, self._timing)
@@ -564,8 +559,6 @@ class EndStation(_Station):
                 self._joined = incarnation
                 return RingInfo(incarnation.epoch, tuple(item.hello.entries))
 
-    _joined: _Incarnation | None = None
-
     def send(self, step: int, batch: Batch, hidden: Buffer, tokens: int) -> None:
         """Send a step round the ring. hidden: bytes [tokens × hidden_size × itemsize], C-contiguous.
 
@@ -582,14 +575,10 @@ class EndStation(_Station):
             )
         if tokens != batch.tokens:
             raise FrameError(f"hidden has {tokens} rows, the batch has {batch.tokens} tokens")
-        header = build_step(
-            slot.view, slot.ints, limits=limits, epoch=incarnation.epoch, step=step, batch=batch
-        )
+        header = build_step(slot.view, slot.ints, limits=limits, epoch=incarnation.epoch, step=step, batch=batch)
         tensor = _as_bytes(hidden)
-        if len(tensor) != tokens * limits.row_bytes:
-            raise FrameError(
-                f"hidden has {len(tensor)} bytes, {tokens} rows of {limits.hidden_size} take {tokens * limits.row_bytes}"
-            )
+        if len(tensor) != (expected := tokens * limits.row_bytes):
+            raise FrameError(f"hidden has {len(tensor)} bytes, {tokens} rows of {limits.hidden_size} take {expected}")
         self._expected.append((step, limits.home_rows(tokens=tokens, rows=header.rows)))
         outbound = incarnation.outbound
         assert outbound is not None  # noqa: S101 (set before the hello came home)
@@ -649,7 +638,7 @@ class EndStation(_Station):
         with self._lock:
             incarnation = self._incarnation
         if incarnation is not None:
-            self._end(incarnation, self._news("shutdown", "is shutting down"))
+            self._leave(incarnation)
 
     def _require(self) -> _Incarnation:
         incarnation = self._joined

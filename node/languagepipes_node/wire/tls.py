@@ -55,9 +55,7 @@ def identity_from_certificate(certificate: Mapping[str, Any]) -> Identity:
     names = certificate.get("subjectAltName", ()) if certificate else ()
     uris = [value for kind, value in names if kind == "URI"]
     if len(uris) != 1:
-        raise TlsError(
-            f"certificate has {len(uris)} URI names, and must have exactly one: the member's identity"
-        )
+        raise TlsError(f"certificate has {len(uris)} URI names, and must have exactly one: the member's identity")
     return identity_from_uri(uris[0])
 
 

@@ -167,10 +167,8 @@ class TlsConnection:
     def readable(self, timeout_seconds: float) -> bool:
         if self._socket.pending():
             return True
-        for fd, _ in self._poll.poll(timeout_seconds * 1000):
-            if fd == self._fd:
-                return True
-        return False
+        ready = self._poll.poll(timeout_seconds * 1000)
+        return bool(ready) and any(fd == self._fd for fd, _ in ready)
 
     def write(self, data: memoryview | bytes) -> None:
         # SSLSocket.sendall would do, at twice the cost for a frame that fits into one TLS record.
@@ -331,9 +329,7 @@ class _Pipe:
 class MemoryConnection:
     """One end of a pair in memory, with the blocking, time-outs and ends of a TlsConnection."""
 
-    def __init__(
-        self, peer: Identity, incoming: _Pipe, outgoing: _Pipe, changed: threading.Condition
-    ) -> None:
+    def __init__(self, peer: Identity, incoming: _Pipe, outgoing: _Pipe, changed: threading.Condition) -> None:
         self._peer = peer
         self._incoming = incoming
         self._outgoing = outgoing
@@ -351,9 +347,7 @@ class MemoryConnection:
     def readable(self, timeout_seconds: float) -> bool:
         incoming = self._incoming
         with self._changed:
-            self._changed.wait_for(
-                lambda: incoming.data or incoming.ended or self._interrupted, timeout_seconds
-            )
+            self._changed.wait_for(lambda: incoming.data or incoming.ended or self._interrupted, timeout_seconds)
             return bool(incoming.data or incoming.ended)
 
     def read_into(self, view: memoryview) -> int:
