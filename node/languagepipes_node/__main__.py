@@ -50,6 +50,7 @@ def run(settings: MemberSettings) -> int:
 
     process.keep_out_of_core_dumps()
     process.limit_threads(settings.threads)  # before torch is imported
+    process.import_meanwhile("torch")
     if settings.role == "stage":
         from languagepipes_node.stage import main as stage
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import math
 import os
 import resource
@@ -47,6 +48,11 @@ def keep_out_of_core_dumps() -> None:
     """Hidden states count as text: a crash of this process leaves no core, not even to a core_pattern pipe."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def import_meanwhile(module: str) -> None:
+    """Import what takes seconds (torch) in a thread, while this process waits for its plan and its weights."""
+    threading.Thread(target=importlib.import_module, args=(module,), name=f"import {module}", daemon=True).start()
 
 
 def stop_on_signals() -> threading.Event:

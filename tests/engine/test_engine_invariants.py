@@ -6,13 +6,13 @@ import functools
 import random
 
 import torch
-from conftest import VOCABULARY, Client, Rig, ToyEnd, ToyLayer, alone, make_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from languagepipes_node.end_model.blocks import BlockLease
 from languagepipes_node.end_model.engine import Engine, EngineSettings
 from languagepipes_node.end_model.loopback import LoopbackRing
 from languagepipes_node.end_model.requests import Cancellation
+from toy_rig import VOCABULARY, Client, Rig, ToyEnd, ToyLayer, alone, make_plan
 
 
 @functools.cache

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MakeRig, Rig, alone
 from languagepipes_node.end_model.engine import EngineSettings
 from languagepipes_node.end_model.loopback import LoopbackFrame
 from languagepipes_node.end_model.requests import Failure
 from languagepipes_node.wire.errors import RingDown
+from toy_rig import MakeRig, Rig, alone
 
 PROMPT = list(range(10))
 QUICK = EngineSettings(reconnect_first_seconds=0.01, reconnect_most_seconds=0.02)

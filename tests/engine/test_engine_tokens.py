@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from conftest import VOCABULARY, MakeRig, alone
 from languagepipes_node.end_model.engine import EngineSettings
 from languagepipes_node.end_model.requests import Cancellation, Failure, SamplingParameters, TokenOutput
+from toy_rig import VOCABULARY, MakeRig, alone
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:

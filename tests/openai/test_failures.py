@@ -27,19 +27,19 @@ def failing(code, message="stage 2 went away", *, after=()):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("code", "status", "type"),
+    ("code", "status", "type", "lead"),
     [
-        ("queue_full", 429, "rate_limit_error"),
-        ("ring_down", 503, "server_error"),
-        ("internal", 500, "server_error"),
+        ("queue_full", 429, "rate_limit_error", ""),
+        ("ring_down", 503, "server_error", "the ring of stages is down, ask again in a moment: "),
+        ("internal", 500, "server_error", ""),
     ],
 )
-def test_a_failure_before_the_first_token_is_an_http_status(serve, code, status, type, stream):
+def test_a_failure_before_the_first_token_is_an_http_status(serve, code, status, type, lead, stream):
     served = serve(failing(code))
     response = httpx.post(f"{served.url}/v1/chat/completions", json={**CHAT, "stream": stream})
     assert response.status_code == status
     error = response.json()["error"]
-    assert (error["type"], error["message"]) == (type, "stage 2 went away")
+    assert (error["type"], error["message"]) == (type, f"{lead}stage 2 went away")
     assert error["code"] == (code if code != "internal" else "internal_error")
     assert ("retry-after" in response.headers) == (status != 500)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from languagepipes_node.wire.errors import FrameError, RingDown
-from wire_ring import TransportMaker, build_ring, make_plan, one_token, tokens
+from wire_ring import TransportMaker, build_ring, eventually, make_plan, one_token, tokens
 
 
 def test_a_step_goes_round_and_brings_home_the_wanted_rows(transports: TransportMaker, stack: ExitStack) -> None:
@@ -102,3 +104,13 @@ def test_a_dropped_epoch_names_its_reason_and_the_ring_serves_again(
     ring.end.connect()
     ring.end.send(1, one_token(), np.zeros((1, 8), np.float32), 1)
     assert ring.end.receive(2.0) is not None
+
+
+def test_many_epochs_leave_no_thread_and_no_descriptor_behind(transports: TransportMaker, stack: ExitStack) -> None:
+    ring = build_ring(make_plan(), transports, stack)
+    ring.end.connect()
+    threads, descriptors = threading.active_count(), len(os.listdir("/dev/fd"))
+    for _ in range(10):
+        ring.end.connect()
+    eventually(lambda: threading.active_count() <= threads)
+    eventually(lambda: len(os.listdir("/dev/fd")) <= descriptors)

@@ -56,7 +56,8 @@ def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Eve
 
     text = TextCodec.load(startup.store.file)
 
-    # Imported only now: the plan and the store are asked while other members import torch.
+    # Only now: torch has been on its way in since the process started (process.import_meanwhile).
+    state.enter("starting", "importing torch")
     import torch
 
     from languagepipes_node.end_model.engine import Engine, EngineSettings
@@ -134,6 +135,7 @@ def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Eve
             failures.append(error)
             raise
         finally:
+            bridge.engine_gone(str(failures[0]) if failures else "the server is shutting down")
             stopping.set()
 
     thread = threading.Thread(target=turn, name="engine")

@@ -43,7 +43,8 @@ def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Eve
         )
     assignment = plan.stages[settings.stage - 1]
 
-    # Imported only now: the plan and the store are asked while other members import torch.
+    # Only now: torch has been on its way in since the process started (process.import_meanwhile).
+    state.enter("starting", "importing torch")
     import torch
 
     from languagepipes_node.model.buffers import TORCH_DTYPES

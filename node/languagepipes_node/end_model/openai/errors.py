@@ -171,6 +171,6 @@ def from_failure(failure: Failure) -> ApiError:
         case "queue_full":
             return QueueFull(failure.message)
         case "ring_down":
-            return RingDown(failure.message)
+            return RingDown(f"the ring of stages is down, ask again in a moment: {failure.message}")
         case _:
             return InternalError(failure.message)

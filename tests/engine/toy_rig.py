@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pytest
 import torch
 from languagepipes_api.plan import EndModelAssignment, LayerRange, Plan, StageAssignment
 from languagepipes_node.end_model.engine import Engine, EngineSettings
@@ -188,44 +187,37 @@ class Rig:
         return self.client.tokens(request_id)
 
 
+def make_rig_of(
+    rings: list[LoopbackRing],
+    *,
+    settings: EngineSettings | None = None,
+    threads: bool = False,
+    join: bool = True,
+    alter: Callable[[LoopbackFrame], LoopbackFrame | None] | None = None,
+    **shape: int,
+) -> Rig:
+    """A rig of the given shape; its ring is appended to `rings`, to be closed."""
+    plan = make_plan(**shape)  # type: ignore[arg-type]
+    layers = [ToyLayer(stage.layers.start, plan) for stage in plan.stages]
+    end = ToyEnd(plan)
+    ring = LoopbackRing(
+        layers,
+        hidden_size=HIDDEN,
+        dtype=torch.float32,
+        tail_layers=bool(end.tail),
+        threads=threads,
+        alter=alter,
+    )
+    rings.append(ring)
+    client = Client()
+    settings = replace(settings or EngineSettings(), idle_seconds=0.01)
+    engine = Engine(end, ring, plan=plan, settings=settings, deliver=client.deliver)
+    if join:
+        engine.join_ring()
+    return Rig(plan, engine, ring, end, layers, client)
+
+
 MakeRig = Callable[..., Rig]
-
-
-@pytest.fixture
-def make_rig() -> Iterator[MakeRig]:
-    rings: list[LoopbackRing] = []
-
-    def make(
-        *,
-        settings: EngineSettings | None = None,
-        threads: bool = False,
-        join: bool = True,
-        alter: Callable[[LoopbackFrame], LoopbackFrame | None] | None = None,
-        **shape: int,
-    ) -> Rig:
-        plan = make_plan(**shape)  # type: ignore[arg-type]
-        layers = [ToyLayer(stage.layers.start, plan) for stage in plan.stages]
-        end = ToyEnd(plan)
-        ring = LoopbackRing(
-            layers,
-            hidden_size=HIDDEN,
-            dtype=torch.float32,
-            tail_layers=bool(end.tail),
-            threads=threads,
-            alter=alter,
-        )
-        rings.append(ring)
-        client = Client()
-        settings = replace(settings or EngineSettings(), idle_seconds=0.01)
-        engine = Engine(end, ring, plan=plan, settings=settings, deliver=client.deliver)
-        rig = Rig(plan, engine, ring, end, layers, client)
-        if join:
-            engine.join_ring()
-        return rig
-
-    yield make
-    for ring in rings:
-        ring.close()
 
 
 def alone(
