@@ -187,6 +187,7 @@ def measure_model(model: BenchmarkModel, effort: Effort, *, stages: int, peer: b
     figures = effort.figures(model)
     rings, starts = [], []
     with Generate(model.directory, threads=machine.cores()) as generate:
+        say(f"{model.title}: which dtype is faster for generate")
         dtypes = {figure: promising_dtypes(figure, generate) for figure in figures}
         with Ring(model, stages=stages) as ring:
             cost = bounds.model_cost(bounds.plan_of(ring.pipe_file), model)
