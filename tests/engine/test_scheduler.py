@@ -189,6 +189,13 @@ def test_nobody_gives_way_while_enough_blocks_are_on_their_way_home() -> None:
     assert shares(decision) == [(2, 9, 1, True)]
 
 
+def test_a_block_on_its_way_home_is_promised_to_one_stream_only() -> None:
+    running = (stream(1, length=17), stream(2, length=17), stream(3))
+    decision = decide(running=running, free=0, returning=1)
+    assert [s.arrival for s in decision.preempt] == [3]
+    assert shares(decision) == [(2, 16, 1, True)]
+
+
 def test_blocks_of_a_victim_in_flight_are_waited_for() -> None:
     decision = decide(
         running=(stream(1, length=17), View(2, 50, 20, 13, in_flight=1)), free=0, frames=(FrameView(0, 20),)

@@ -18,6 +18,7 @@ from languagepipes_node.end_model.requests import (
     TokenOutput,
 )
 from languagepipes_node.model.batch import Batch
+from prometheus_client import REGISTRY
 
 HIDDEN = 16
 VOCABULARY = 61
@@ -218,6 +219,11 @@ def make_rig_of(
 
 
 MakeRig = Callable[..., Rig]
+
+
+def preemptions() -> float:
+    """How many there were so far, as /metrics tells."""
+    return REGISTRY.get_sample_value("languagepipes_preemptions_total") or 0.0
 
 
 def alone(
