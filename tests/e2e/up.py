@@ -94,7 +94,7 @@ class Up:
         options = {"api_key": "none", "max_retries": 0, "timeout": 120, **options}
         return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", **options)
 
-    def metric(self, member: dict[str, Any], name: str, **labels: str) -> float:
+    def metric(self, member: dict[str, Any], name: str, /, **labels: str) -> float:
         """The sum of a member's samples called `name` that carry `labels`."""
         text = httpx.get(f"http://{member['telemetry']}/metrics").text
         return sum(
