@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from languagepipes_api.names import Identity
 from languagepipes_node.wire.epochs import Ring
-from languagepipes_node.wire.errors import LinkLost, TlsError
+from languagepipes_node.wire.errors import LinkLost, RingDown, TlsError
 from languagepipes_node.wire.frame import Kind, control_frame
 from languagepipes_node.wire.handshake import dial
 from languagepipes_node.wire.hello import Epoch, new_hello, parse_close
 from languagepipes_node.wire.link import read_control
-from languagepipes_node.wire.station import StageStation
+from languagepipes_node.wire.station import EndStation, StageStation
 from languagepipes_node.wire.tls import TlsFiles, identity_from_uri
 from languagepipes_node.wire.transport import TlsTransport, describe
 from languagepipes_operator.certificates import KeyPair, issue, new_ca, write_tls_dir
@@ -286,3 +286,11 @@ def _dial(stage: StageStation, files: TlsFiles) -> None:
         ring.own_entry(kv_id=b"k" * 8, seen=Epoch(0, bytes(8)))
     )
     dial(TlsTransport(files), stage.address, ring, hello, FAST).close(0)
+
+
+def test_an_end_model_whose_certificate_expired_is_told_so(stage: StageStation, pki: Pki, tmp_path: Path) -> None:
+    write_tls_dir(tmp_path, pki.ca, issue(pki.ca, identity(0), now=NOW - datetime.timedelta(days=91)))
+    end = EndStation(identity(0), PLAN, TlsFiles(tmp_path), "127.0.0.1:0", stage.address, timing=FAST)
+    with closing(end), pytest.raises(RingDown) as raised:
+        end.connect()
+    assert raised.value.reason == "end-model: link to stage 1 (s1) broke: TLS: sslv3 alert certificate expired"

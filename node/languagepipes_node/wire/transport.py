@@ -103,6 +103,8 @@ def describe(error: Exception) -> str:
     """An OSError, SSLError or TlsError in a few words for people."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {error.verify_message}"
+    if isinstance(error, ssl.SSLEOFError):
+        return "closed by the peer"
     if isinstance(error, ssl.SSLError):
         reason = error.reason or str(error)
         return f"TLS: {reason.lower().replace('_', ' ')}"
@@ -292,9 +294,10 @@ def _handshake(
     try:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.settimeout(timeout_seconds)
-        # do_handshake's time-out is one deadline for all of the handshake.
-        wrapped = context().wrap_socket(connected, server_side=server)
+        # Not on connect: a handshake that fails there closes the socket before the linger below.
+        wrapped = context().wrap_socket(connected, server_side=server, do_handshake_on_connect=False)
         tls_socket = wrapped
+        wrapped.do_handshake()  # its time-out is one deadline for all of the handshake
         return TlsConnection(wrapped, peer_identity(wrapped))
     except (OSError, TlsError):
         # A peer that speaks already must not have our alert, which says why, taken away by a reset.
