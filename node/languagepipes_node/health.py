@@ -98,7 +98,8 @@ def serve(
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
-            return metrics(environ, start_response)
+            body: Iterable[bytes] = metrics(environ, start_response)
+            return body
         if path == "/healthz":
             return _answer(start_response, state.alive, "ok" if state.alive else "loading makes no progress")
         if path == "/readyz":

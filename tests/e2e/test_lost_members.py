@@ -1,4 +1,4 @@
-"""A member goes away or falls silent: the others notice within a second or two, say so, and serve again by themselves."""
+"""A member goes away or falls silent: the others notice within seconds, say so, and serve again by themselves."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class _Recorded:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A frame as recorded. arrays: every int32 but the busy times; rows: tensor bytes [tensor_rows, hidden × itemsize]."""
+    """A frame as recorded. arrays: every int32 but the busy times; rows: bytes [tensor_rows, hidden × itemsize]."""
 
     kind: int
     counts: tuple[int, ...]
