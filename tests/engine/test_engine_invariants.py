@@ -72,7 +72,7 @@ class Watch:
         assert len(roster.running) <= self.rig.engine._settings.max_running
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_random_lives_keep_the_rules_and_give_every_request_its_tokens(data: st.DataObject) -> None:
     tail = data.draw(st.integers(0, 1), label="tail layers")

@@ -215,6 +215,12 @@ def test_nobody_overtakes_the_first_in_the_queue() -> None:
     assert decide(waiting=(View(1, 100), View(2, 4)), free=10).admit == ()
 
 
+def test_blocks_are_promised_to_one_newcomer_only() -> None:
+    # 12 tokens and the next one: 4 blocks each, and one in hand for the first.
+    assert [s.arrival for s in decide(waiting=(View(1, 12), View(2, 12)), free=7).admit] == [1]
+    assert [s.arrival for s in decide(waiting=(View(1, 12), View(2, 12)), free=8).admit] == [1, 2]
+
+
 def test_no_more_run_than_allowed() -> None:
     assert len(decide(waiting=tuple(View(n, 4) for n in range(5)), max_running=3).admit) == 3
 

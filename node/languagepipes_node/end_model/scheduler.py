@@ -125,14 +125,19 @@ def schedule(now: Snapshot[S]) -> Decision[S]:
     rows, preempt, free = _make_room(now, rows)
     shares = [Share(row, row.sent, 1, True) for row in rows]
 
-    budget = _chunk_budget(now, streams, micro_batches, rows=len(rows))
+    prompts = [
+        sequence
+        for sequence in now.running
+        if sequence.remaining and not sequence.streaming and sequence not in preempt
+    ]
     admit: list[S] = []
-    for sequence in now.running:
+    # The usual step has no prompt; then there is no budget to work out.
+    budget = _chunk_budget(now, streams, micro_batches, rows=len(rows)) if prompts or now.waiting else 0
+    for sequence in prompts:
         if budget < 1:
             break
-        if sequence.remaining and not sequence.streaming and sequence not in preempt:
-            shares.append(_chunk(sequence, budget))
-            budget -= shares[-1].count
+        shares.append(_chunk(sequence, budget))
+        budget -= shares[-1].count
     if not preempt:
         running = len(now.running)
         for sequence in now.waiting:
