@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from languagepipes_node.end_model.engine import EngineSettings
 from languagepipes_node.end_model.requests import Cancellation, Failure, SamplingParameters, TokenOutput
-from toy_rig import VOCABULARY, MakeRig, alone, preemptions
+from toy_rig import GREEDY, VOCABULARY, MakeRig, alone, preemptions
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
@@ -114,9 +115,10 @@ def test_without_a_seed_two_runs_differ(make_rig: MakeRig) -> None:
     assert rig.answer(1) != rig.answer(2)
 
 
-def test_penalties_count_generated_tokens_also_after_preemption(make_rig: MakeRig) -> None:
-    # With an overwhelming presence penalty no token comes twice, in spite of recomputation.
-    penalty = SamplingParameters(temperature=0.0, presence_penalty=1000.0)
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+def test_penalties_count_generated_tokens_also_after_preemption(make_rig: MakeRig, name: str) -> None:
+    # With an overwhelming penalty no token comes twice, in spite of recomputation.
+    penalty = replace(GREEDY, **{name: 1000.0})
     rig = make_rig(blocks=14, context=56)
     for request in range(4):
         rig.submit(request, prompt_of(6, request), max_tokens=26, sampling=penalty)

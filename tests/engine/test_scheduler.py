@@ -183,6 +183,12 @@ def test_the_youngest_itself_gives_way_if_it_is_the_one_in_need() -> None:
     assert shares(decision) == [(1, 9, 1, True)]
 
 
+def test_a_prompt_that_gives_way_is_not_in_the_frame() -> None:
+    decision = decide(running=(stream(1, length=17), View(2, 50, 20, 13)), free=0)
+    assert [s.arrival for s in decision.preempt] == [2]
+    assert shares(decision) == [(1, 16, 1, True)]
+
+
 def test_nobody_gives_way_while_enough_blocks_are_on_their_way_home() -> None:
     decision = decide(running=(stream(1, length=17), stream(2)), free=0, returning=4)
     assert decision.preempt == ()
