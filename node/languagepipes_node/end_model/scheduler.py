@@ -193,7 +193,7 @@ def _make_room(now: Snapshot[S], rows: list[S]) -> tuple[list[S], list[S], int]:
             served.append(row)
         else:
             returning -= needed  # Spoken for: this row waits for frames that are on their way home.
-    return [row for row in served if row not in preempt], preempt, free
+    return served, preempt, free
 
 
 def _chunk_budget(now: Snapshot[S], streams: int, micro_batches: int, *, rows: int) -> int:
