@@ -52,24 +52,38 @@ PLAN = make_plan()
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("other", "code", "why"),
     [
-        make_plan(revision="r2"),
-        make_plan(dtype="bfloat16"),
-        make_plan(kv_blocks=31),
-        with_layers(PLAN, 0, LayerRange(1, 3)),
-        dataclasses.replace(PLAN, wire_version=2),
+        (make_plan(revision="r2"), "plan_hash", "plan hash {plan} is not {other}"),
+        (make_plan(dtype="bfloat16"), "dtype", "end-model sends float32, not bfloat16"),
+        (make_plan(kv_blocks=31), "kv_blocks", "end-model has 32 KV blocks, the plan has 31"),
+        (
+            with_layers(PLAN, 0, LayerRange(1, 3)),
+            "layers",
+            "stage 1 (s1) is to run layers [1, 2), not [1, 3)",
+        ),
+        (
+            with_layers(PLAN, 1, LayerRange(2, 4)),
+            "layers",
+            "stage 2 (s2) is to run layers [2, 3), not [2, 4)",
+        ),
+        (
+            dataclasses.replace(PLAN, stages=(*PLAN.stages, PLAN.stages[-1])),
+            "stations",
+            "the hello's plan has 2 stages, not 3",
+        ),
+        (dataclasses.replace(PLAN, wire_version=2), "plan_hash", "plan hash {plan} is not {other}"),
     ],
-    ids=["revision", "dtype", "kv blocks", "layers", "wire version"],
+    ids=["revision", "dtype", "kv blocks", "a neighbour's layers", "its own layers", "stages", "wire version"],
 )
 def test_a_stage_of_another_plan_refuses_and_the_end_model_learns_who_and_why(
-    other: Plan, transports: TransportMaker, stack: ExitStack
+    other: Plan, code: str, why: str, transports: TransportMaker, stack: ExitStack
 ) -> None:
     ring = ring_with_stage_two_of(PLAN, other, transports, stack)
     with pytest.raises(RingDown) as raised:
         ring.end.connect()
-    assert raised.value.reason == f"stage 2 (s2): refused: plan hash {PLAN.hash} is not {other.hash}"
-    assert raised.value.code == "plan_hash"
+    assert raised.value.reason == f"stage 2 (s2): refused: {why.format(plan=PLAN.hash, other=other.hash)}"
+    assert raised.value.code == code
     eventually(lambda: ring.loops[0].station.state.epoch is None)
     assert ring.loops[0].station.state.reason == raised.value.reason
 

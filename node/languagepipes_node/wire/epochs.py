@@ -87,8 +87,12 @@ def judge_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:
             "pipe",
             f"pipe {theirs[0]}/{theirs[1]} chain {theirs[2]} is not {mine[0]}/{mine[1]} chain {mine[2]}",
         )
-    if hello.plan != plan.hash:
-        return refuse("plan_hash", f"plan hash {hello.plan} is not {plan.hash}")
+    # What differs is told before the hash, which only says that something does.
+    if len(hello.stages) != len(plan.stages):
+        return refuse("stations", f"the hello's plan has {len(hello.stages)} stages, not {len(plan.stages)}")
+    for station, layers in zip(ring.stations[1:], hello.stages, strict=True):
+        if tuple(layers) != station.layers:
+            return refuse("layers", f"{station} is to run layers {_span(layers)}, not {_span(station.layers)}")
     # The stations before this one; for the End Model, whose hello came home, all of them.
     expected = ring.stations[: ring.identity.index or None]
     if len(hello.entries) != len(expected):
@@ -102,6 +106,8 @@ def judge_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:
             return refuse("dtype", f"{station} sends {entry.dtype}, not {plan.dtype}")
         if entry.kv_blocks != plan.kv_blocks:
             return refuse("kv_blocks", f"{station} has {entry.kv_blocks} KV blocks, the plan has {plan.kv_blocks}")
+    if hello.plan != plan.hash:
+        return refuse("plan_hash", f"plan hash {hello.plan} is not {plan.hash}")
     if ring.identity.index == 0:
         if hello.epoch != highest:
             return refuse("stale_epoch", f"epoch {hello.epoch} is not the one being opened, {highest}", highest)

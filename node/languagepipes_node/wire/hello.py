@@ -89,7 +89,10 @@ class Entry(_Message):
 
 
 class Hello(_Message):
-    """Opens an epoch: sent by the End Model, carried round the ring, one entry added by every station."""
+    """Opens an epoch: sent by the End Model, carried round the ring, one entry added by every station.
+
+    stages: the layer range of every stage in the End Model's plan, so that one of another plan can say what differs.
+    """
 
     wire: Annotated[int, Field(ge=0, lt=2**16)]
     plan: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -98,6 +101,9 @@ class Hello(_Message):
     chain: Annotated[int, Field(ge=0, lt=2**31)]
     counter: Annotated[int, Field(ge=1, lt=2**63)]
     id: _EightBytes
+    stages: Annotated[
+        list[Annotated[list[_Layer], Field(min_length=2, max_length=2)]], Field(min_length=1, max_length=MAX_STATIONS - 1)
+    ]
     entries: Annotated[list[Entry], Field(min_length=1, max_length=MAX_STATIONS)]
 
     @property
@@ -176,6 +182,7 @@ def new_hello(plan: Plan, identity: Identity, epoch: Epoch) -> Hello:
         chain=identity.chain,
         counter=epoch.counter,
         id=epoch.id,
+        stages=[[stage.layers.start, stage.layers.stop] for stage in plan.stages],
         entries=[],
     )
 
