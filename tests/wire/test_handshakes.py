@@ -70,7 +70,7 @@ PLAN = make_plan()
         (
             dataclasses.replace(PLAN, stages=(*PLAN.stages, PLAN.stages[-1])),
             "stations",
-            "the hello's plan has 2 stages, not 3",
+            "the hello's plan has 3 stages, not 4",
         ),
         (dataclasses.replace(PLAN, wire_version=2), "plan_hash", "plan hash {plan} is not {other}"),
     ],
