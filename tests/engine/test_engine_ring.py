@@ -194,3 +194,25 @@ def test_outputs_come_in_one_list_a_step(make_rig: MakeRig) -> None:
     rig.run()
     assert sum(len(outputs) for outputs in rig.client.outputs.values()) == 50
     assert rig.client.lists <= 12
+
+
+def test_a_prompt_that_arrives_while_a_frame_is_out_is_sent_before_that_is_home(
+    make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]
+) -> None:
+    go_home = threading.Event()
+
+    def hold(frame: LoopbackFrame) -> LoopbackFrame:
+        assert go_home.wait(timeout=10)
+        return frame
+
+    rig = make_rig(threads=True, join=False, alter=hold)
+    run_thread(rig)
+    eventually(lambda: rig.engine.status.ring_ready)
+    rig.submit(1, PROMPT)
+    eventually(lambda: rig.ring.frames_sent == 1)
+    rig.submit(2, PROMPT)
+    eventually(lambda: rig.ring.frames_sent == 2)
+    assert rig.client.outputs == {}
+    go_home.set()
+    eventually(lambda: rig.client.finish(2) == "length")
+    assert rig.answer(1) == rig.answer(2) == alone(PROMPT, 8)
