@@ -47,7 +47,7 @@ class Architecture:
     attention. sparse_layers: per layer, whether its MLP is a mixture of experts. attention_bias: of the query, key and
     value projections; output_bias: of the attention's output projection. activation: "silu", "gelu" or "gelu_tanh".
     rope: the rope parameters (rope_type, rope_theta, …), as transformers 5 spells them. For fallback families these
-    fields say sizes only; their layers read config.json themselves.
+    fields say sizes only, and `config` holds config.json for transformers.
     """
 
     family: str
@@ -72,6 +72,7 @@ class Architecture:
     rope: dict[str, Any] = field(default_factory=dict)
     eos_token_ids: tuple[int, ...] = ()
     output_bias: bool = False
+    config: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def native(self) -> bool:
@@ -131,6 +132,7 @@ class Architecture:
             experts=experts,
             rope=_rope(config, max_position) if native else {},
             eos_token_ids=_eos_token_ids(config),
+            config={} if native else config,
         )
 
 

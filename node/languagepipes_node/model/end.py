@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,27 @@ from languagepipes_node.weights.source import TensorSource
 log = logging.getLogger(__name__)
 # The head is timed on so many of its elements: enough to be read from memory and not from a cache.
 _MEASURED_ELEMENTS = 8 << 20
+
+
+class Ends(Protocol):
+    """A family's embedding and final norm."""
+
+    def embed(self, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor: ...
+
+    def norm(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class NativeEnds:
+    """An embedding as it is, and a plain RMS norm."""
+
+    eps: float
+
+    def embed(self, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.embedding(tokens, weight)
+
+    def norm(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(rows, (rows.shape[1],), weight, self.eps)
 
 
 class EndLayers:
@@ -62,6 +85,11 @@ class EndLayers:
             )
             for layers in (local, tail)
         )
+        self._ends: Ends = NativeEnds(architecture.rms_norm_eps)
+        if not architecture.native:
+            from languagepipes_node.model.fallback import FallbackEnds  # imports transformers: seconds
+
+            self._ends = FallbackEnds(architecture, dtype, device)
         parts = [embedding_part(architecture), norm_part(architecture)]
         if not architecture.tied_embeddings:
             parts.append(head_part(architecture))
@@ -73,6 +101,11 @@ class EndLayers:
         """Resident bytes of embedding, head (once if tied), norm and layers."""
         own = loading.bytes_needed(self._parts, self.dtype)
         return own + self._local.weight_bytes + self._tail.weight_bytes
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether `back` takes the hidden states of all tokens, not of the wanted rows only."""
+        return len(self._tail.layers) > 0
 
     def load(self, source: TensorSource, progress: Callable[[int], None]) -> int:
         """As LayerStack.load. A tied embedding is read and kept once."""
@@ -90,7 +123,7 @@ class EndLayers:
     def front(self, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
         """tokens: int64 [tokens]. Returns the hidden states for stage 1, [tokens, hidden] in `dtype`."""
         with torch.inference_mode():
-            hidden = F.embedding(tokens.to(self.device), self._weights["embedding"])
+            hidden = self._ends.embed(tokens.to(self.device), self._weights["embedding"])
         return self._local.run(hidden, batch)
 
     def back(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -98,7 +131,7 @@ class EndLayers:
 
         With tail layers `hidden` holds all tokens; without, it is the R rows already. Raises BatchError.
         """
-        if not len(self._tail.layers):
+        if not self.has_tail:
             if hidden.shape[0] != batch.rows.shape[0]:
                 raise BatchError(f"hidden: {hidden.shape[0]} rows came home, {batch.rows.shape[0]} were wanted")
             return hidden
@@ -111,5 +144,5 @@ class EndLayers:
             arithmetic = self._compute.for_rows(rows.shape[0])
             rows = rows.to(arithmetic.dtype)
             norm = self._weights["norm"].to(rows.dtype)
-            normed = F.rms_norm(rows, (rows.shape[1],), norm, self.architecture.rms_norm_eps)
+            normed = self._ends.norm(rows, norm)
             return arithmetic.product(normed, self._head, None).float()
