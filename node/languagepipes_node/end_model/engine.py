@@ -79,7 +79,7 @@ class EngineSettings:
     shared_cores: bool = False
     prefill_frames: int | None = None
     deadline_factor: float = 3.0
-    deadline_slack_seconds: float = 0.5
+    deadline_slack_seconds: float = 2.0  # 0.5 once a broken ring is replayed: until then a false alarm costs requests
     deadline_unmeasured_seconds: float = 120.0
     idle_seconds: float = 0.2
     poll_seconds: float = 0.005

@@ -12,7 +12,7 @@ from typing import Any
 
 from languagepipes_api.member import MemberSettings
 
-from languagepipes_node import health, member, process, telemetry
+from languagepipes_node import health, member, process
 from languagepipes_node.health import MemberState
 from languagepipes_node.model.errors import ModelError
 from languagepipes_node.weights.errors import WeightsError
@@ -120,7 +120,6 @@ def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Eve
         "running": engine.status.running,
         "waiting": engine.status.waiting,
     }
-    telemetry.RING_READY.set_function(lambda: engine.status.ring_ready)
     ready.append(engine)
     state.enter("ready", "serving")
 
