@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Literal
 
@@ -100,15 +100,6 @@ class EngineSettings:
         )
 
 
-@dataclass
-class _Latencies:
-    """Measured on the way, observed once the next frame is out."""
-
-    first: list[float] = field(default_factory=list)
-    between: list[float] = field(default_factory=list)
-    tokens: int = 0
-
-
 class Engine:
     """`submit` and `status` are for any thread; everything else belongs to the thread of `run_forever`.
 
@@ -135,8 +126,8 @@ class Engine:
         self._hops = len(plan.stages) + 1
         self._context_limit = min(plan.max_context_length, plan.kv_blocks * plan.kv_block_tokens)
 
-        # (command, when it was submitted); None only wakes the engine.
-        self._inbox: SimpleQueue[tuple[EngineCommand, float] | None] = SimpleQueue()
+        # None only wakes the engine.
+        self._inbox: SimpleQueue[EngineCommand | None] = SimpleQueue()
         self._stopping = threading.Event()
         # Guards the pair (ring is up, inbox): what is accepted is seen by the step that runs while the ring
         # is up.
@@ -152,7 +143,7 @@ class Engine:
         self._arrivals = 0
         self._epoch = 0
         self._outputs: list[EngineOutput] = []
-        self._latencies = _Latencies()
+        self._tokens = 0  # sampled, and not counted yet: that is done once the next frame is out
 
         self.status = EngineStatus(kv_blocks_total=plan.kv_blocks)
         telemetry.KV_BLOCKS_TOTAL.set(plan.kv_blocks)
@@ -165,7 +156,7 @@ class Engine:
         with self._gate:
             error = self._ring_error
             if error is None:
-                self._inbox.put((command, time.perf_counter()))
+                self._inbox.put(command)
         if error is not None and isinstance(command, Submission):
             self._deliver([Failure(command.request_id, "ring_down", error)])
 
@@ -238,31 +229,26 @@ class Engine:
                 return
             self._take(item)
 
-    def _take(self, item: tuple[EngineCommand, float] | None) -> None:
-        if item is None:
+    def _take(self, command: EngineCommand | None) -> None:
+        if command is None:
             return
-        command, submitted_at = item
         sequence = self._roster.find(command.request_id)
         if isinstance(command, Submission):
             if sequence is not None:
                 self._fail(sequence, "internal", f"request_id={command.request_id} was submitted twice")
             else:
-                self._admit(command, submitted_at)
+                self._admit(command)
         elif sequence is not None:
             self._roster.end(sequence)
 
-    def _admit(self, submission: Submission, submitted_at: float) -> None:
+    def _admit(self, submission: Submission) -> None:
         settings = self._settings
         if len(self._roster) >= settings.max_running + settings.max_queued:
-            message = (
-                f"{len(self._roster)} requests are running or queued, which is the limit; try again later"
-            )
+            message = f"{len(self._roster)} requests are running or queued, which is the limit; try again later"
             self._outputs.append(Failure(submission.request_id, "queue_full", message))
             return
         try:
-            sequence = Sequence.of(
-                submission, arrival=self._arrivals, context_limit=self._context_limit, now=submitted_at
-            )
+            sequence = Sequence.of(submission, arrival=self._arrivals, context_limit=self._context_limit)
         except ValueError as error:
             self._outputs.append(Failure(submission.request_id, "internal", str(error)))
             return
@@ -352,9 +338,7 @@ class Engine:
         while not self._stopping.is_set():
             pause = self._settings.poll_seconds if self._could_send_more() else _STOP_SECONDS
             # An engine that was busy until now, or stopped, looks once more before it blames a station.
-            pause = (
-                self._settings.deadline_slack_seconds if late else min(pause, deadline - time.perf_counter())
-            )
+            pause = self._settings.deadline_slack_seconds if late else min(pause, deadline - time.perf_counter())
             returned = self._ring.receive(max(pause, 0.0))
             if returned is not None:
                 return returned
@@ -368,9 +352,7 @@ class Engine:
 
     def _could_send_more(self) -> bool:
         """Whether a request that arrives now might be sent before the next frame is home."""
-        alone = self._limits.decode_frames == 1 and any(
-            sequence.streaming for sequence in self._roster.running
-        )
+        alone = self._limits.decode_frames == 1 and any(sequence.streaming for sequence in self._roster.running)
         return len(self._flights) < (1 if alone else self._limits.prefill_frames)
 
     # Receiving.
@@ -397,7 +379,7 @@ class Engine:
         self._roster.home(flight.shares, flight.leases)
         now = time.perf_counter()
         for sequence, token in zip(flight.asking, sampled, strict=True):
-            self._accept(sequence, token, now)
+            self._accept(sequence, token)
         self._measure(flight, returned.busy_microseconds, home_at=home_at, done_at=now)
 
     def _sample(self, flight: Flight, returned: ReturnedPort) -> list[SampledToken | None]:
@@ -436,7 +418,7 @@ class Engine:
                 self._fail(share.sequence, "internal", _NOT_FINITE)
             first += share.count
 
-    def _accept(self, sequence: Sequence, sampled: SampledToken | None, now: float) -> None:
+    def _accept(self, sequence: Sequence, sampled: SampledToken | None) -> None:
         if sequence.ended:
             return
         if sampled is None:
@@ -444,18 +426,11 @@ class Engine:
             return
         finish = sequence.accept(sampled.token)
         self._outputs.append(TokenOutput(sequence.request_id, sampled.token, finish, sampled.logprobs))
-        if sequence.last_token_at is None:
-            self._latencies.first.append(now - sequence.submitted_at)
-        else:
-            self._latencies.between.append(now - sequence.last_token_at)
-        sequence.last_token_at = now
-        self._latencies.tokens += 1
+        self._tokens += 1
         if finish is not None:
             self._roster.end(sequence)
 
-    def _measure(
-        self, flight: Flight, busy_microseconds: list[int], *, home_at: float, done_at: float
-    ) -> None:
+    def _measure(self, flight: Flight, busy_microseconds: list[int], *, home_at: float, done_at: float) -> None:
         """Feed the running estimate of what frames cost, and the step metrics."""
         own_seconds = flight.front_seconds + done_at - home_at
         stages = [microseconds * 1e-6 for microseconds in busy_microseconds]
@@ -506,13 +481,9 @@ class Engine:
         if self._outputs:
             outputs, self._outputs = self._outputs, []
             self._deliver(outputs)
-        latencies, self._latencies = self._latencies, _Latencies()
-        for seconds in latencies.first:
-            telemetry.TIME_TO_FIRST_TOKEN.observe(seconds)
-        for seconds in latencies.between:
-            telemetry.TIME_BETWEEN_TOKENS.observe(seconds)
-        if latencies.tokens:
-            telemetry.GENERATED_TOKENS.inc(latencies.tokens)
+        tokens, self._tokens = self._tokens, 0
+        if tokens:
+            telemetry.GENERATED_TOKENS.inc(tokens)
         self._publish()
 
     def _publish(self) -> None:

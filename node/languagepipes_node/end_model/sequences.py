@@ -31,7 +31,6 @@ class Sequence:
     stop_token_ids: frozenset[int]
     logprobs: int | None
     seed: int
-    submitted_at: float
     sent: int = 0
     home: int = 0
     in_flight: int = 0
@@ -39,10 +38,9 @@ class Sequence:
     lease: BlockLease | None = None
     ended: bool = False
     counts: dict[int, int] = field(default_factory=dict)
-    last_token_at: float | None = None
 
     @classmethod
-    def of(cls, submission: Submission, *, arrival: int, context_limit: int, now: float) -> Sequence:
+    def of(cls, submission: Submission, *, arrival: int, context_limit: int) -> Sequence:
         """A sequence at its start. context_limit: most tokens, prompt included, that the ring may hold of it.
 
         Raises ValueError naming the field if the submission cannot be served at all.
@@ -51,9 +49,7 @@ class Sequence:
         if length < 1:
             raise ValueError("prompt=[]: at least one token is needed")
         if length >= context_limit:
-            raise ValueError(
-                f"prompt of {length} tokens: at most {context_limit - 1} leave room for an answer"
-            )
+            raise ValueError(f"prompt of {length} tokens: at most {context_limit - 1} leave room for an answer")
         if submission.max_tokens < 1:
             raise ValueError(f"max_tokens={submission.max_tokens}: at least 1 is needed")
         seed = submission.sampling.seed
@@ -67,7 +63,6 @@ class Sequence:
             stop_token_ids=submission.stop_token_ids,
             logprobs=submission.logprobs,
             seed=secrets.randbits(63) if seed is None else seed,
-            submitted_at=now,
         )
 
     @property

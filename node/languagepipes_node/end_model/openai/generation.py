@@ -19,7 +19,6 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from languagepipes_node import telemetry
 from languagepipes_node.end_model.openai.answers import Answer, Piece
 from languagepipes_node.end_model.openai.bridge import (
     ClientGone,
@@ -243,7 +242,6 @@ def _watch_client(receive: Receive, exchange: Exchange) -> Iterator[None]:
 
 async def _collect(exchange: Exchange, generation: Generation, answers: list[Answer], format: ResponseFormat) -> bytes:
     choices: list[list[Piece]] = [[] for _ in answers]
-    counted = False
     open_answers = len(answers)
     while open_answers:
         for index, output in await exchange.take():
@@ -257,7 +255,6 @@ async def _collect(exchange: Exchange, generation: Generation, answers: list[Ans
             if piece.finish is not None:
                 exchange.cancel(index)
                 open_answers -= 1
-        counted = counted or _count_prompt(generation)
     return format.whole(choices, _usage(generation, answers))
 
 
@@ -296,7 +293,6 @@ async def _stream(
                 if failure is not None:
                     raise failure
                 started = True
-                _count_prompt(generation)
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
             if failure is not None:
                 scope["languagepipes.outcome"] = failure.outcome
@@ -346,11 +342,6 @@ class _StallGuard:
         if self._stalled and kind is asyncio.CancelledError and self._task is not None:
             self._task.uncancel()
             raise ClientGone from error
-
-
-def _count_prompt(generation: Generation) -> bool:
-    telemetry.PROMPT_TOKENS.inc(generation.prompt_tokens)
-    return True
 
 
 def _usage(generation: Generation, answers: Sequence[Answer]) -> Usage:
