@@ -1,4 +1,4 @@
-"""Attention of one step's packed tokens over the paged cache, on a CPU.
+"""Attention of one step's packed tokens over the paged cache.
 
 The query heads that share one KV head are packed as rows of one small matrix, so that keys and values are read once
 for all of them. Three ways, chosen once a step and used by every layer:
@@ -81,22 +81,28 @@ class Sizes:
         return self.heads // self.kv_heads
 
 
-def plan(step: Step, sizes: Sizes, window: int | None, dtype: torch.dtype, cache_dtype: torch.dtype) -> list[Job]:
-    """How each sequence of a step will be attended to by layers with this window. dtype: of the queries."""
+def plan(step: Step, sizes: Sizes, window: int | None, dtype: torch.dtype, cache: torch.Tensor) -> list[Job]:
+    """How each sequence of a step will be attended to by layers with this window.
+
+    dtype: of the queries. cache: any layer's, for its dtype and device.
+    """
+    device = cache.device
     jobs: list[Job] = []
     decoding: list[tuple[Sequence, Span]] = []
     for sequence in step.sequences:
         span = sequence.span(window, step.block_tokens)
         if sequence.count > 1:
-            jobs.append(_single(sequence, span, window, step.block_tokens, dtype))
+            jobs.append(_single(sequence, span, window, step.block_tokens, dtype, device))
         else:
             decoding.append((sequence, span))
-    for group in _groups(decoding, sizes, step.block_tokens, plain=dtype == cache_dtype == torch.float32):
+    for group in _groups(
+        decoding, sizes, step.block_tokens, plain=device.type == "cpu" and dtype == cache.dtype == torch.float32
+    ):
         if len(group) == 1:
             sequence, span = group[0]
-            jobs.append(_single(sequence, span, window, step.block_tokens, dtype))
+            jobs.append(_single(sequence, span, window, step.block_tokens, dtype, device))
         else:
-            jobs.append(_padded(group, sizes, step.block_tokens, dtype))
+            jobs.append(_padded(group, sizes, step.block_tokens, dtype, device))
     return jobs
 
 
@@ -107,7 +113,7 @@ def attend(
     tokens = queries.shape[0]
     if len(jobs) == 1 and isinstance(jobs[0], Single) and jobs[0].count == 1:
         return _decode_one(jobs[0], queries, cache, sizes, scale).view(1, -1)
-    out = torch.empty((tokens, sizes.heads, sizes.head_dim), dtype=queries.dtype)
+    out = torch.empty((tokens, sizes.heads, sizes.head_dim), dtype=queries.dtype, device=queries.device)
     for job in jobs:
         if isinstance(job, Padded):
             _decode_many(job, queries, cache, sizes, block_tokens, scale, out)
@@ -146,7 +152,9 @@ def _blocks(span: Span, block_tokens: int) -> int:
     return -(-span.stop // block_tokens) - span.first // block_tokens
 
 
-def _padded(group: list[tuple[Sequence, Span]], sizes: Sizes, block_tokens: int, dtype: torch.dtype) -> Padded:
+def _padded(
+    group: list[tuple[Sequence, Span]], sizes: Sizes, block_tokens: int, dtype: torch.dtype, device: torch.device
+) -> Padded:
     group = sorted(group, key=lambda pair: pair[0].token)
     most = max(_blocks(span, block_tokens) for _, span in group)
     blocks = np.empty((len(group), most), dtype=np.int64)
@@ -160,24 +168,26 @@ def _padded(group: list[tuple[Sequence, Span]], sizes: Sizes, block_tokens: int,
         begin[row, 0] = span.first - first * block_tokens
         end[row, 0] = span.stop - first * block_tokens
     slot = np.arange(most * block_tokens)
-    hidden = torch.from_numpy((slot < begin) | (slot >= end))  # [n, slots]
-    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -math.inf)
+    hidden = torch.from_numpy((slot < begin) | (slot >= end)).to(device)  # [n, slots]
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf)
     mask = mask.expand(sizes.kv_heads, *mask.shape).reshape(sizes.kv_heads * len(group), 1, -1)
     tokens = [sequence.token for sequence, _ in group]
     together = tokens[-1] - tokens[0] == len(tokens) - 1
     return Padded(
-        tokens=torch.tensor(tokens),
+        tokens=torch.tensor(tokens, device=device),
         first=tokens[0] if together else None,
         count=len(tokens),
-        blocks=torch.from_numpy(blocks.reshape(-1)),
+        blocks=torch.from_numpy(blocks.reshape(-1)).to(device),
         mask=mask,
     )
 
 
-def _single(sequence: Sequence, span: Span, window: int | None, block_tokens: int, dtype: torch.dtype) -> Single:
+def _single(
+    sequence: Sequence, span: Span, window: int | None, block_tokens: int, dtype: torch.dtype, device: torch.device
+) -> Single:
     slots = None
     if span.slot is None:
-        slots = torch.from_numpy(sequence.slots(span.first, span.stop, block_tokens))
+        slots = torch.from_numpy(sequence.slots(span.first, span.stop, block_tokens)).to(device)
     slides = window is not None and sequence.length > window
     causal = sequence.count > 1 and sequence.start == 0 and not slides
     pieces: list[tuple[int, int, torch.Tensor | None]] = []
@@ -187,12 +197,14 @@ def _single(sequence: Sequence, span: Span, window: int | None, block_tokens: in
         rows = max(1, _MASK_ELEMENTS // len(span))
         for begin in range(0, sequence.count, rows):
             end = min(begin + rows, sequence.count)
-            query = torch.arange(sequence.start + begin, sequence.start + end)[:, None]
-            key = torch.arange(span.first, span.stop)[None, :]
+            query = torch.arange(sequence.start + begin, sequence.start + end, device=device)[:, None]
+            key = torch.arange(span.first, span.stop, device=device)[None, :]
             hidden = key > query
             if window is not None:
                 hidden |= key <= query - window
-            pieces.append((begin, end, torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -math.inf)))
+            pieces.append(
+                (begin, end, torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf))
+            )
     return Single(sequence.token, sequence.count, span, span.slot or 0, slots, tuple(pieces), causal)
 
 

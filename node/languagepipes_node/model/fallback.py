@@ -17,7 +17,7 @@ from languagepipes_api.plan import LayerRange
 from transformers import AttentionInterface
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from languagepipes_node.model import attention, loading, paged
+from languagepipes_node.model import attention, loading
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.attention import Sizes
 from languagepipes_node.model.errors import UnsupportedModel
@@ -48,9 +48,7 @@ class _StepState:
 
     def _prepare(self, window: int | None, scale: float, dtype: torch.dtype) -> Callable[[int], Attention]:
         cache = self.cache
-        if cache.paged:
-            return paged.prepare(self.step, self.slots, window, self.sizes, scale, cache)
-        jobs = attention.plan(self.step, self.sizes, window, dtype, cache.layers[0].dtype)
+        jobs = attention.plan(self.step, self.sizes, window, dtype, cache.layers[0])
 
         def of_layer(index: int) -> Attention:
             def attend(queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:

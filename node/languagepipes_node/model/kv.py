@@ -1,8 +1,7 @@
 """The paged KV cache of one station: blocks × block_tokens slots for each of its layers, allocated once.
 
-The layout is private to a station. On a CPU a layer is [2 × kv heads, slot, head_dim], keys before values: a run of
-consecutive blocks is a view for every head, and a step's keys and values are written by one call. On a GPU it is
-[keys or values, block, offset, kv head, head_dim], as paged attention kernels read it.
+The layout is private to a station: a layer is [2 × kv heads, slot, head_dim], keys before values, so that a run of
+consecutive blocks is a view for every head, and a step's keys and values are written by one call.
 """
 
 from __future__ import annotations
@@ -29,11 +28,7 @@ class KvCache:
         """Raises OutOfMemory with the bytes asked for."""
         self.blocks = blocks
         self.block_tokens = block_tokens
-        self.kv_heads = kv_heads
-        self.paged = device.type == "cuda"
-        shape: tuple[int, ...] = (2 * kv_heads, blocks * block_tokens, head_dim)
-        if self.paged:
-            shape = (2, blocks, block_tokens, kv_heads, head_dim)
+        shape = (2 * kv_heads, blocks * block_tokens, head_dim)
         self.bytes = layers * 2 * kv_heads * blocks * block_tokens * head_dim * dtype.itemsize
         try:
             # Zeros, not uninitialised memory: attention multiplies slots that were never written by a weight of zero,
@@ -48,9 +43,4 @@ class KvCache:
     def write(self, layer: int, slots: torch.Tensor, keys_values: torch.Tensor) -> None:
         """Store a step's keys and values. slots: int64 [tokens]; keys_values: [tokens, 2 × kv heads, head_dim]."""
         cache = self.layers[layer]
-        if self.paged:
-            flat = cache.view(2, -1, *cache.shape[3:])  # [2, slot, kv head, head_dim]
-            tokens = keys_values.shape[0]
-            flat.index_copy_(1, slots, keys_values.view(tokens, 2, self.kv_heads, -1).transpose(0, 1).to(cache.dtype))
-            return
         cache.index_copy_(1, slots, keys_values.transpose(0, 1).to(cache.dtype))

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from languagepipes_api.plan import LayerRange
 
-from languagepipes_node.model import attention, loading, paged, step
+from languagepipes_node.model import attention, loading, step
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.attention import Sizes
 from languagepipes_node.model.batch import Batch
@@ -177,9 +177,7 @@ class NativeLayers:
     ) -> Callable[[int], Attention]:
         """What the layers with one window share in a step; called with a layer's index in the cache."""
         sizes, scale = self._sizes, self._scale
-        if cache.paged:
-            return paged.prepare(step, slots, window, sizes, scale, cache)
-        jobs = attention.plan(step, sizes, window, dtype, self._dtype)
+        jobs = attention.plan(step, sizes, window, dtype, cache.layers[0])
 
         def of_layer(index: int) -> Attention:
             def attend(queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
