@@ -147,6 +147,30 @@ def test_a_frame_that_does_not_come_home_in_time_ends_the_epoch(make_rig: MakeRi
         rig.ring.receive(0)
 
 
+def test_a_ring_that_has_become_much_slower_serves_again_after_one_lost_epoch(
+    make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]
+) -> None:
+    pause = [0.0]
+
+    def slow_down(frame: LoopbackFrame) -> LoopbackFrame:
+        time.sleep(pause[0])
+        return frame
+
+    settings = replace(QUICK, deadline_slack_seconds=0.05)
+    rig = make_rig(threads=True, join=False, settings=settings, alter=slow_down)
+    run_thread(rig)
+    eventually(lambda: rig.engine.status.ring_ready)
+    rig.submit(1, PROMPT)
+    eventually(lambda: rig.client.finish(1) == "length")
+    pause[0] = 0.3  # a stage moved to a machine that takes many times longer
+    rig.submit(2, PROMPT, max_tokens=2)
+    eventually(lambda: rig.client.finish(2) == "ring_down")
+    eventually(lambda: rig.engine.status.ring_ready)
+    rig.submit(3, PROMPT, max_tokens=2)
+    eventually(lambda: rig.client.finish(3) is not None)
+    assert rig.answer(3) == alone(PROMPT, 2)
+
+
 def test_a_frame_of_another_step_ends_the_epoch(make_rig: MakeRig) -> None:
     def misnumber(frame: LoopbackFrame) -> LoopbackFrame:
         frame.step += 1

@@ -196,6 +196,8 @@ class Engine:
         """One attempt at a new epoch. Raises RingDown."""
         info = self._ring.connect()
         self._epoch = info.epoch.counter
+        # Other machines may compute in this epoch: by the old ones' times every frame could be overdue, for ever.
+        self._costs = RingCost.of(len(self._costs.stations) - 1)
         telemetry.RING_EPOCHS.labels(reason=self._loss_code).inc()
         telemetry.EPOCH.set(self._epoch)
         telemetry.RING_READY.set(1)
