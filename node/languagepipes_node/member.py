@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from languagepipes_api.member import MemberSettings
 from languagepipes_api.plan import Plan
@@ -12,6 +13,9 @@ from languagepipes_node.health import MemberState
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.weights.remote import StoreClient
 from languagepipes_node.wire.tls import TlsFiles
+
+if TYPE_CHECKING:
+    import torch
 
 
 class SettingsError(Exception):
@@ -34,9 +38,7 @@ def prepare(settings: MemberSettings, state: MemberState) -> Startup:
     Raises SettingsError for a plan that cannot be read, WeightsError if the store gave up for good.
     """
     if settings.plan_file is None or settings.store_address is None:
-        raise SettingsError(
-            "LANGUAGEPIPES_PLAN_FILE and LANGUAGEPIPES_STORE_ADDRESS must be set for this role"
-        )
+        raise SettingsError("LANGUAGEPIPES_PLAN_FILE and LANGUAGEPIPES_STORE_ADDRESS must be set for this role")
     try:
         plan = Plan.from_json(json.loads(settings.plan_file.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -49,6 +51,21 @@ def prepare(settings: MemberSettings, state: MemberState) -> Startup:
     store = StoreClient(settings.store_address, tls)
     architecture = Architecture.from_config(json.loads(store.file("config.json")))
     return Startup(plan, tls, store, architecture)
+
+
+def torch_device(device: Literal["CPU", "GPU"]) -> torch.device:
+    """Where this member computes. Raises SettingsError if there is no GPU that torch can use."""
+    import torch
+
+    if device == "CPU":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise SettingsError(
+            f"LANGUAGEPIPES_DEVICE: GPU, but torch {torch.__version__} (built {build}) finds none on this machine: "
+            "give the member a GPU, or set its device to CPU"
+        )
+    return torch.device("cuda")
 
 
 def required(value: str | None, name: str) -> str:

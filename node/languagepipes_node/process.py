@@ -55,6 +55,20 @@ def import_meanwhile(module: str) -> None:
     threading.Thread(target=importlib.import_module, args=(module,), name=f"import {module}", daemon=True).start()
 
 
+def end_on_signals() -> None:
+    """SIGTERM or SIGINT ends this process at once, with status 0: it waits or loads, and serves nobody yet.
+
+    Not by default actions, which the first process of a container does not have, and without Python's clean-up, which
+    would meet a thread in the middle of importing torch.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+
+
 def stop_on_signals() -> threading.Event:
     """An event that SIGTERM or SIGINT sets, in place of their default actions."""
     stopping = threading.Event()

@@ -112,9 +112,7 @@ def test_an_idle_engine_sleeps_and_wakes_at_once(
     assert thread.is_alive()
 
 
-def test_stopping_answers_what_is_left(
-    make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]
-) -> None:
+def test_stopping_answers_what_is_left(make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]) -> None:
     rig = make_rig(threads=True, join=False, context=200)
     thread = run_thread(rig)
     eventually(lambda: rig.engine.status.ring_ready)

@@ -26,7 +26,7 @@ _SWITCH_INTERVAL_SECONDS = 0.0005
 
 def run(settings: MemberSettings) -> int:
     """Returns 0 after SIGTERM, 1 if this End Model can never serve; the reason is the last line on stderr."""
-    stopping = process.stop_on_signals()
+    process.end_on_signals()
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
     state = MemberState("end-model")
     ready: list[Any] = []  # the engine, once it runs
@@ -39,7 +39,7 @@ def run(settings: MemberSettings) -> int:
 
     server = health.serve(settings.telemetry_listen, state, ready=readiness)
     try:
-        return _serve(settings, state, stopping, ready)
+        return _serve(settings, state, ready)
     except (member.SettingsError, ModelError, WeightsError, WireError, OSError) as error:
         state.enter("failed", str(error))
         print(f"end-model: {error}", file=sys.stderr)
@@ -48,18 +48,19 @@ def run(settings: MemberSettings) -> int:
         server.shutdown()
 
 
-def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Event, ready: list[Any]) -> int:
+def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> int:
     startup = member.prepare(settings, state)
     plan = startup.plan
 
-    from languagepipes_node.end_model.text import TextCodec
+    from languagepipes_node.end_model.text import TextCodec, TextError
 
-    text = TextCodec.load(startup.store.file)
+    try:
+        text = TextCodec.load(startup.store.file)
+    except TextError as error:
+        raise member.SettingsError(str(error)) from error
 
     # Only now: torch has been on its way in since the process started (process.import_meanwhile).
     state.enter("starting", "importing torch")
-    import torch
-
     from languagepipes_node.end_model.engine import Engine, EngineSettings
     from languagepipes_node.end_model.openai.app import create_app
     from languagepipes_node.end_model.openai.auth import ApiKeys
@@ -74,7 +75,7 @@ def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Eve
         plan.end_model.local_layers,
         plan.end_model.tail_layers,
         dtype=TORCH_DTYPES[plan.dtype],
-        device=torch.device("cuda" if settings.device == "GPU" else "cpu"),
+        device=member.torch_device(settings.device),
         block_tokens=plan.kv_block_tokens,
         blocks=plan.kv_blocks,
     )
@@ -120,6 +121,7 @@ def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Eve
         "running": engine.status.running,
         "waiting": engine.status.waiting,
     }
+    stopping = process.stop_on_signals()
     ready.append(engine)
     state.enter("ready", "serving")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from typing import Any
 
 from languagepipes_api.member import MemberSettings
@@ -20,11 +19,11 @@ log = logging.getLogger(__name__)
 
 def run(settings: MemberSettings) -> int:
     """Returns 0 after SIGTERM, 1 if this stage can never serve; the reason is the last line on stderr."""
-    stopping = process.stop_on_signals()
+    process.end_on_signals()
     state = MemberState("stage")
     server = health.serve(settings.telemetry_listen, state)
     try:
-        _serve(settings, state, stopping)
+        _serve(settings, state)
     except (member.SettingsError, ModelError, WeightsError, WireError, OSError) as error:
         state.enter("failed", str(error))
         print(f"stage {settings.stage}: {error}", file=sys.stderr)
@@ -34,7 +33,7 @@ def run(settings: MemberSettings) -> int:
     return 0
 
 
-def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Event) -> None:
+def _serve(settings: MemberSettings, state: MemberState) -> None:
     startup = member.prepare(settings, state)
     plan = startup.plan
     if not 1 <= settings.stage <= len(plan.stages):
@@ -45,8 +44,6 @@ def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Eve
 
     # Only now: torch has been on its way in since the process started (process.import_meanwhile).
     state.enter("starting", "importing torch")
-    import torch
-
     from languagepipes_node.model.buffers import TORCH_DTYPES
     from languagepipes_node.model.stack import LayerStack
     from languagepipes_node.stage.loop import StageLoop
@@ -57,7 +54,7 @@ def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Eve
         startup.architecture,
         assignment.layers,
         dtype=dtype,
-        device=torch.device("cuda" if settings.device == "GPU" else "cpu"),
+        device=member.torch_device(settings.device),
         block_tokens=plan.kv_block_tokens,
         blocks=plan.kv_blocks,
     )
@@ -80,6 +77,7 @@ def _serve(settings: MemberSettings, state: MemberState, stopping: threading.Eve
         return {"epoch": now.epoch.counter if now.epoch else 0, "ring_error": now.reason}
 
     state.extra = ring
+    stopping = process.stop_on_signals()
     station.start()
     state.enter("ready", f"layers {assignment.layers}")
     log.info("stage %s (%s) ready with layers %s", settings.stage, assignment.name, assignment.layers)
