@@ -17,9 +17,9 @@ from languagepipes_api.plan import LayerRange
 from transformers import AttentionInterface
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from languagepipes_node.model import attention, loading
+from languagepipes_node.model import attention, attention_plan, loading
 from languagepipes_node.model.architecture import Architecture
-from languagepipes_node.model.attention import Sizes
+from languagepipes_node.model.attention_plan import Sizes
 from languagepipes_node.model.errors import UnsupportedModel
 from languagepipes_node.model.kv import KvCache
 from languagepipes_node.model.layers import Attention
@@ -48,12 +48,14 @@ class _StepState:
 
     def _prepare(self, window: int | None, scale: float, dtype: torch.dtype) -> Callable[[int], Attention]:
         cache = self.cache
-        jobs = attention.plan(self.step, self.sizes, window, dtype, cache.layers[0])
+        todo = attention_plan.plan(
+            self.step, self.sizes, window=window, scale=scale, dtype=dtype, cache=cache.layers[0]
+        )
 
         def of_layer(index: int) -> Attention:
             def attend(queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
                 cache.write(index, self.slots, keys_values)
-                return attention.attend(jobs, queries, cache.layers[index], self.sizes, self.step.block_tokens, scale)
+                return attention.attend(todo, queries, cache.layers[index])
 
             return attend
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from languagepipes_node.model.activation import gated
 from languagepipes_node.model.architecture import Architecture
-from languagepipes_node.model.attention import Sizes
+from languagepipes_node.model.attention_plan import Sizes
 from languagepipes_node.model.linear import Product
 from languagepipes_node.model.moe import ExpertMlp
 from languagepipes_node.model.rope import rotate_

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from languagepipes_api.plan import LayerRange
 
-from languagepipes_node.model import attention, loading, step
+from languagepipes_node.model import attention, attention_plan, loading, step
 from languagepipes_node.model.architecture import Architecture
-from languagepipes_node.model.attention import Sizes
+from languagepipes_node.model.attention_plan import Sizes
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.errors import BatchError
 from languagepipes_node.model.kv import KvCache
@@ -157,7 +157,10 @@ class NativeLayers:
             self._decoders.append(DecoderLayer(self._architecture, layer, weights))
             if self._measures:
                 self._measures = False
-                self._compute = measure([weight for weight in weights.values() if weight.ndim == 2])
+                self._compute = measure(
+                    # Experts see other numbers of rows than the step has.
+                    [w for name, w in weights.items() if w.ndim == 2 and not name.startswith("experts")]
+                )
                 log.info("layers %s: arithmetic in %s", self._layers, self._compute)
         return done
 
@@ -176,13 +179,14 @@ class NativeLayers:
         self, step: Step, slots: torch.Tensor, window: int | None, dtype: torch.dtype, cache: KvCache
     ) -> Callable[[int], Attention]:
         """What the layers with one window share in a step; called with a layer's index in the cache."""
-        sizes, scale = self._sizes, self._scale
-        jobs = attention.plan(step, sizes, window, dtype, cache.layers[0])
+        todo = attention_plan.plan(
+            step, self._sizes, window=window, scale=self._scale, dtype=dtype, cache=cache.layers[0]
+        )
 
         def of_layer(index: int) -> Attention:
             def attend(queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
                 cache.write(index, slots, keys_values)
-                return attention.attend(jobs, queries, cache.layers[index], sizes, step.block_tokens, scale)
+                return attention.attend(todo, queries, cache.layers[index])
 
             return attend
 

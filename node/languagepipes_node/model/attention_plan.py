@@ -1,0 +1,240 @@
+"""How one step's packed tokens will attend to the paged cache: decided once a step, used by every layer.
+
+The query heads that share one KV head are packed as rows of one small matrix, so that keys and values are read once
+for all of them. Three ways:
+
+- a decode token alone: its keys and values as a view of the cache (copied first if its blocks are scattered);
+- several decode tokens: their blocks copied side by side, padded to the longest, one batched product for all;
+- a prefill chunk: one call with a causal mask over the chunk's tokens and all that came before.
+
+docs/decisions/0001-decoder-layer-on-cpu.md has the measurements behind the thresholds.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from languagepipes_node.model.step import Sequence, Span, Step
+
+# Temporaries for copied or converted keys and values stay below this many elements (a layer at a time).
+COPY_ELEMENTS = 8 << 20
+# Elements of one explicit mask; longer prefill chunks are cut into rows of queries.
+_MASK_ELEMENTS = 4 << 20
+# In float32, SDPA over a view beats copy-and-multiply from about this many cached tokens on; in bfloat16 it never does.
+_COPY_TOKENS_FLOAT32 = 192
+# One sequence in bfloat16: from here on two batched products beat SDPA.
+_PRODUCT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shape of a model's attention."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def group(self) -> int:
+        """Query heads to a KV head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class Single:
+    """One sequence's queries: packed tokens `[token, token + count)` over `span`.
+
+    slot: of the span's first token; slots: of all, if they are scattered. pieces: query rows `[begin, end)` each with
+    an additive mask [end - begin, len(span)]; a None mask with `causal` means that the span is the chunk itself.
+    products: two batched products instead of SDPA.
+    """
+
+    token: int
+    count: int
+    span: Span
+    slot: int
+    slots: torch.Tensor | None
+    pieces: tuple[tuple[int, int, torch.Tensor | None], ...]
+    causal: bool
+    products: bool
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Several decode tokens.
+
+    tokens: int64 [n], their places in the batch; first: of the first, if they follow one another. blocks: int64
+    [n × blocks of the longest]. mask: [kv heads × n, 1, slots], additive.
+    """
+
+    tokens: torch.Tensor
+    first: int | None
+    count: int
+    blocks: torch.Tensor
+    mask: torch.Tensor
+
+
+Job = Single | Padded
+
+
+@dataclass(frozen=True)
+class StepAttention:
+    """All jobs of a step. dtype: of queries, scores and results; keys and values of another one are converted."""
+
+    jobs: tuple[Job, ...]
+    dtype: torch.dtype
+    sizes: Sizes
+    block_tokens: int
+    scale: float
+
+
+def plan(
+    step: Step, sizes: Sizes, *, window: int | None, scale: float, dtype: torch.dtype, cache: torch.Tensor
+) -> StepAttention:
+    """How each sequence of a step will be attended to by layers with this window.
+
+    dtype: of the layers' activations. cache: any layer's, for its dtype and device.
+    """
+    quick = dtype != torch.float32 and quick_products(dtype, cache.device)
+    if (dtype == torch.float16 and not quick) or (dtype == torch.bfloat16 and not quick and step.tokens > 1):
+        dtype = torch.float32
+    jobs: list[Job] = []
+    decoding: list[tuple[Sequence, Span]] = []
+    maker = _Maker(sizes, step.block_tokens, window, dtype, cache.device, quick)
+    for sequence in step.sequences:
+        span = sequence.span(window, step.block_tokens)
+        if sequence.count > 1:
+            jobs.append(maker.single(sequence, span))
+        else:
+            decoding.append((sequence, span))
+    # A view is better than a copy only where nothing has to be converted.
+    views = cache.device.type == "cpu" and dtype == cache.dtype == torch.float32
+    for group in _groups(decoding, sizes, step.block_tokens, longest=_COPY_TOKENS_FLOAT32 if views else None):
+        jobs.append(maker.single(*group[0]) if len(group) == 1 else maker.padded(group))
+    return StepAttention(tuple(jobs), dtype, sizes, step.block_tokens, scale)
+
+
+@functools.cache
+def quick_products(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether batched products in this dtype are at least as fast as in float32 here. Measured: a few milliseconds."""
+    if device.type != "cpu":
+        return True
+    seconds = {}
+    for kind in (dtype, torch.float32):
+        rows, keys = torch.ones(8, 4, 64, dtype=kind), torch.ones(8, 512, 64, dtype=kind)
+        best = math.inf
+        for _ in range(8):
+            begin = time.perf_counter()
+            torch.bmm(rows, keys.transpose(1, 2))
+            best = min(best, time.perf_counter() - begin)
+        seconds[kind] = best
+    return seconds[dtype] <= seconds[torch.float32]
+
+
+def _groups(
+    decoding: list[tuple[Sequence, Span]], sizes: Sizes, block_tokens: int, *, longest: int | None
+) -> list[list[tuple[Sequence, Span]]]:
+    """Decode tokens that are worth padding to one length: at least half of what is copied is wanted.
+
+    Those with more than `longest` cached tokens stay alone.
+    """
+    alone = [[pair] for pair in decoding if longest is not None and len(pair[1]) > longest]
+    rest = [pair for pair in decoding if longest is None or len(pair[1]) <= longest]
+    groups: list[list[tuple[Sequence, Span]]] = []
+    wanted = 0
+    for sequence, span in sorted(rest, key=lambda pair: (-len(pair[1]), pair[0].token)):
+        if groups:
+            group = groups[-1]
+            copied = _blocks(group[0][1], block_tokens) * block_tokens * (len(group) + 1)
+            fits = copied * 2 * sizes.kv_heads * sizes.head_dim <= COPY_ELEMENTS
+            slack = block_tokens * (len(group) + 1)  # the last block of each is rarely full
+            if fits and copied <= 2 * (wanted + len(span) + slack):
+                group.append((sequence, span))
+                wanted += len(span)
+                continue
+        groups.append([(sequence, span)])
+        wanted = len(span)
+    return alone + groups
+
+
+def _blocks(span: Span, block_tokens: int) -> int:
+    return -(-span.stop // block_tokens) - span.first // block_tokens
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the jobs of one step: index tensors and masks, on the cache's device."""
+
+    sizes: Sizes
+    block_tokens: int
+    window: int | None
+    dtype: torch.dtype
+    device: torch.device
+    quick: bool
+
+    def single(self, sequence: Sequence, span: Span) -> Single:
+        slots = None
+        if span.slot is None:
+            slots = torch.from_numpy(sequence.slots(span.first, span.stop, self.block_tokens)).to(self.device)
+        slides = self.window is not None and sequence.length > self.window
+        causal = sequence.count > 1 and sequence.start == 0 and not slides
+        pieces: list[tuple[int, int, torch.Tensor | None]] = []
+        if sequence.count == 1 or causal:
+            pieces.append((0, sequence.count, None))
+        else:
+            rows = max(1, _MASK_ELEMENTS // len(span))
+            for begin in range(0, sequence.count, rows):
+                end = min(begin + rows, sequence.count)
+                pieces.append((begin, end, self._causal(sequence.start + begin, sequence.start + end, span)))
+        return Single(
+            token=sequence.token,
+            count=sequence.count,
+            span=span,
+            slot=span.slot or 0,
+            slots=slots,
+            pieces=tuple(pieces),
+            causal=causal,
+            products=self.quick and len(span) >= _PRODUCT_TOKENS,
+        )
+
+    def padded(self, group: list[tuple[Sequence, Span]]) -> Padded:
+        group = sorted(group, key=lambda pair: pair[0].token)
+        most = max(_blocks(span, self.block_tokens) for _, span in group)
+        blocks = np.empty((len(group), most), dtype=np.int64)
+        begin = np.empty((len(group), 1), dtype=np.int64)
+        end = np.empty((len(group), 1), dtype=np.int64)
+        for row, (sequence, span) in enumerate(group):
+            first = span.first // self.block_tokens
+            own = sequence.blocks[first : -(-span.stop // self.block_tokens)]
+            blocks[row, : len(own)] = own
+            blocks[row, len(own) :] = own[-1]  # any block of its own: masked, and finite
+            begin[row, 0] = span.first - first * self.block_tokens
+            end[row, 0] = span.stop - first * self.block_tokens
+        slot = np.arange(most * self.block_tokens)
+        mask = self._additive(torch.from_numpy((slot < begin) | (slot >= end)).to(self.device))  # [n, slots]
+        tokens = [sequence.token for sequence, _ in group]
+        return Padded(
+            tokens=torch.tensor(tokens, device=self.device),
+            first=tokens[0] if tokens[-1] - tokens[0] == len(tokens) - 1 else None,
+            count=len(tokens),
+            blocks=torch.from_numpy(blocks.reshape(-1)).to(self.device),
+            mask=mask.repeat(self.sizes.kv_heads, 1).unsqueeze(1),
+        )
+
+    def _causal(self, begin: int, end: int, span: Span) -> torch.Tensor:
+        """[end - begin, len(span)]: which keys the queries at positions `[begin, end)` must not see."""
+        query = torch.arange(begin, end, device=self.device)[:, None]
+        key = torch.arange(span.first, span.stop, device=self.device)[None, :]
+        hidden = key > query
+        if self.window is not None:
+            hidden |= key <= query - self.window
+        return self._additive(hidden)
+
+    def _additive(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -math.inf)
