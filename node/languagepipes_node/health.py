@@ -6,6 +6,7 @@ Liveness depends on this process alone: it fails only after a minute without pro
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -73,6 +74,10 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
 
+class _ServerIPv6(_Server):
+    address_family = socket.AF_INET6
+
+
 class _QuietHandler(WSGIRequestHandler):
     timeout = 10  # a client that connects and says nothing holds the port no longer
 
@@ -80,10 +85,8 @@ class _QuietHandler(WSGIRequestHandler):
         pass
 
 
-def serve(
-    listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, str]] | None = None
-) -> WSGIServer:
-    """Serve health and metrics on `listen` ("host:port") from a daemon thread.
+def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, str]] | None = None) -> WSGIServer:
+    """Serve health and metrics on `listen` ("host:port", an IPv6 host in brackets) from a daemon thread.
 
     ready: asked at each /readyz for (ready, reason); by default a member is ready in state "ready". Raises OSError if
     the address cannot be bound.
@@ -98,8 +101,8 @@ def serve(
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
-            body: Iterable[bytes] = metrics(environ, start_response)
-            return body
+            shown: Iterable[bytes] = metrics(environ, start_response)
+            return shown
         if path == "/healthz":
             return _answer(start_response, state.alive, "ok" if state.alive else "loading makes no progress")
         if path == "/readyz":
@@ -107,15 +110,15 @@ def serve(
             return _answer(start_response, is_ready, "ok" if is_ready else reason)
         if path == "/status":
             body = json.dumps(state.snapshot()).encode()
-            start_response(
-                "200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-            )
+            start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
             return [body]
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"this port serves /metrics, /healthz, /readyz and /status\n"]
 
     host, _, port = listen.rpartition(":")
-    server = make_server(host.strip("[]"), int(port), application, _Server, _QuietHandler)
+    host = host.strip("[]")
+    kind = _ServerIPv6 if ":" in host else _Server
+    server = make_server(host, int(port), application, kind, _QuietHandler)
     threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
     return server
 
