@@ -30,14 +30,17 @@ RING_EPOCHS = Counter("languagepipes_ring_epochs", "Epochs opened, by why the la
 RING_STEP = Histogram(
     "languagepipes_ring_step_seconds", "One micro-batch's way round the ring.", buckets=_TOKEN_SECONDS
 )
+HOP = Histogram(
+    "languagepipes_hop_seconds",
+    "Per-hop cost: the ring's time less all stations' busy time, a hop.",
+    buckets=_HOP_SECONDS,
+)
 FRAMES_IN_FLIGHT = Gauge("languagepipes_frames_in_flight", "Frames sent that are not home yet.")
 
 # Every station's (stages and End Model)
 KV_BLOCKS_TOTAL = Gauge("languagepipes_kv_blocks_total", "KV blocks planned.")
 KV_BLOCKS_USED = Gauge("languagepipes_kv_blocks_used", "KV blocks in use (End Model) or named by the last frames.")
 STEP = Histogram("languagepipes_step_seconds", "Compute for one frame at this station.", buckets=_TOKEN_SECONDS)
-HOP = Histogram("languagepipes_hop_seconds", "Per-hop cost: the ring's time less all stations' busy time, a hop.",
-                buckets=_HOP_SECONDS)
 FRAMES = Counter("languagepipes_frames", "Frames by direction.", ["direction"])
 WIRE_BYTES = Counter("languagepipes_wire_bytes", "Bytes of frames by direction.", ["direction"])
 EPOCH = Gauge("languagepipes_epoch", "The epoch's counter.")
