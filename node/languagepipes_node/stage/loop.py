@@ -59,8 +59,9 @@ class StageLoop:
             rows = torch.from_numpy(inbound.batch.rows).to(hidden.device)
             hidden = hidden.index_select(0, rows)  # [rows, hidden]
         data = bytes_of(hidden)
+        blocks = int(inbound.batch.runs[:, 1].sum())  # now: once forwarded, the next frame may lie in the slot
         busy_seconds = time.perf_counter() - started
         self._station.forward(inbound, data, round(busy_seconds * 1e6))
         telemetry.STEP.observe(busy_seconds)
-        telemetry.KV_BLOCKS_USED.set(int(inbound.batch.runs[:, 1].sum()))
+        telemetry.KV_BLOCKS_USED.set(blocks)
         return True
