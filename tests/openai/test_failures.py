@@ -231,3 +231,16 @@ def test_stopping_the_server_lets_running_answers_end(serve):
     assert text == "The quick brown fox jumps over the lazy dog"
     with pytest.raises(openai.APIConnectionError):
         served.client.chat.completions.create(model="tiny", messages=HI)
+
+
+def test_an_answer_that_a_stopping_server_cuts_off_does_not_count_as_ok(serve, codec):
+    def count(outcome: str) -> float:
+        labels = {"route": "/v1/chat/completions", "outcome": outcome}
+        return REGISTRY.get_sample_value("languagepipes_requests_total", labels) or 0.0
+
+    served = serve(forever(codec), pace_seconds=0.02, max_context_length=100_000)
+    before = {outcome: count(outcome) for outcome in ("ok", "cancelled")}
+    with served.client.chat.completions.create(model="tiny", messages=HI, stream=True) as stream:
+        next(stream)
+        served.server.stop()
+    assert {outcome: count(outcome) - before[outcome] for outcome in before} == {"ok": 0, "cancelled": 1}

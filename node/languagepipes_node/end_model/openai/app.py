@@ -124,12 +124,12 @@ class _Guard:
             started = True
             await send(message)
 
-        outcome = "ok"
+        outcome = "cancelled"  # what remains if this task is: the server stops and waits no longer
         try:
             if path not in _OPEN_ROUTES:
                 self._check_key(scope)
             await self._app(scope, receive, noting_send)
-            outcome = scope.get("languagepipes.outcome", outcome)
+            outcome = scope.get("languagepipes.outcome", "ok")
         except ClientGone:
             outcome = "cancelled"
         except ApiError as error:
