@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import openai
-import pytest
 from languagepipes_node.end_model.openai.bridge import EngineBridge
 from languagepipes_node.end_model.openai.server import ApiServer
 from languagepipes_node.end_model.requests import (
@@ -26,9 +25,11 @@ from languagepipes_node.end_model.requests import (
     TokenOutput,
 )
 from languagepipes_node.end_model.text import TextCodec
+from languagepipes_node.weights.gguf_convert import convert
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-SMOLLM2 = Path(__file__).parents[2] / ".cache" / "models" / "smollm2-float32"
+MODELS = Path(__file__).parents[2] / ".cache" / "models"
+SMOLLM2 = MODELS / "smollm2-float32"
 CHATML = (
     "{% for message in messages %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
@@ -173,8 +174,9 @@ class Served:
 
 
 def smollm2_file(name: str) -> bytes:
-    if not (SMOLLM2 / "tokenizer.json").is_file():
-        pytest.skip("SmolLM2's tokenizer is not here: `make demo` gets it")
+    gguf = MODELS / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert gguf.is_file(), f"{gguf} is not there: run `make model`"
+    convert(gguf, SMOLLM2, dtype="float32")
     try:
         return (SMOLLM2 / name).read_bytes()
     except FileNotFoundError:
