@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from languagepipes_node.model import kernels
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C compiler at install, or a CPU without AVX2")
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no C compiler at install, or a CPU without AVX2")
+
+
+def test_it_was_built_wherever_there_is_a_compiler_and_a_cpu_for_it() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    if shutil.which("cc") and {"avx2", "fma", "f16c"} <= set(flags):
+        assert kernels.available()
 
 
 @pytest.fixture(params=[2, 3], ids=["AVX2", "AVX-512"], autouse=True)
@@ -16,6 +25,7 @@ def level(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
     kernels.use_level(3)
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 33])
 @pytest.mark.parametrize("width", [1, 32, 65])
@@ -27,6 +37,7 @@ def test_it_equals_the_same_product_in_float32(dtype: torch.dtype, rows: int, wi
         assert torch.allclose(kernels.linear(x, weight).double(), expected, rtol=1e-5, atol=2e-4)
 
 
+@needs_kernels
 def test_it_refuses_what_it_cannot_multiply() -> None:
     with pytest.raises(ValueError, match=r"cannot multiply torch.float32 \(2, 4\) by torch.bfloat16 \(3, 5\)"):
         kernels.linear(torch.zeros(2, 4), torch.zeros(3, 5, dtype=torch.bfloat16))
