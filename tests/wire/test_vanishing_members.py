@@ -9,6 +9,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,10 +18,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from languagepipes_node.wire.errors import RingDown
+from languagepipes_node.wire.errors import LinkLost, RingDown
+from languagepipes_node.wire.hello import Epoch, close, stations
+from languagepipes_node.wire.link import SendLink
 from languagepipes_node.wire.station import EndStation, RingInfo, StageStation
-from languagepipes_node.wire.transport import TlsTransport
-from wire_ring import Pki, RunningRing, StageLoop, eventually, free_addresses, identity, make_plan, one_token, tokens
+from languagepipes_node.wire.transport import Connection, TlsTransport
+from wire_ring import (
+    FAST,
+    Pki,
+    RunningRing,
+    StageLoop,
+    eventually,
+    free_addresses,
+    identity,
+    make_plan,
+    one_token,
+    tokens,
+)
 
 NOTICED_SECONDS = 2.0
 
@@ -165,3 +179,33 @@ def test_a_stopped_end_model_is_noticed_by_the_stages(pki: Pki) -> None:
             assert ring.loops[0].station.state.reason == "stage 1 (s1): no bytes from end-model for 1.0 s"
         connect_again(ring.end)
         serve_one(ring.end)
+
+
+def test_a_frame_that_the_successor_does_not_take_ends_the_link_by_name(pki: Pki) -> None:
+    listener = TlsTransport(pki.files(identity(1))).listen("127.0.0.1:0")
+    taken: list[Connection] = []
+
+    def accept() -> None:
+        arrival = listener.accept()
+        assert arrival is not None
+        taken.append(arrival.establish(2.0))
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    connection = TlsTransport(pki.files(identity(0))).dial(listener.address, 2.0)
+    accepting.join()
+    me, successor = stations(make_plan(stages=1))
+    link = SendLink(
+        connection, me=me, successor=successor, plan_hash=bytes(8), epoch=Epoch(1, b"endmodel"), timing=FAST,
+        lost=lambda news: None,
+    )  # fmt: skip
+    link.start()
+    try:
+        with pytest.raises(LinkLost, match=r"stage 1 \(s1\) has taken no bytes for 0\.4 s"):
+            link.send(memoryview(bytearray(64 << 20)))
+    finally:
+        link.close(close(me, "shutdown", "the test is over"))
+        link.join(2.0)
+        taken[0].close(0)
+        listener.close()
+        listener.accept()

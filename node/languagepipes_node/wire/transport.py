@@ -153,10 +153,7 @@ class TlsConnection:
         self._socket = tls_socket
         self._peer = peer
         self._wake = _Wake()
-        self._poll = select.poll()
         self._fd = tls_socket.fileno()
-        self._poll.register(self._fd, select.POLLIN)
-        self._poll.register(self._wake.reader, select.POLLIN)
         self._closed = False
         self.set_timeout = tls_socket.settimeout
         self.read_into = tls_socket.recv_into
@@ -169,7 +166,11 @@ class TlsConnection:
     def readable(self, timeout_seconds: float) -> bool:
         if self._socket.pending():
             return True
-        ready = self._poll.poll(timeout_seconds * 1000)
+        # Made for each call: a send that failed listens while another thread does, and no poll object serves two.
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.register(self._wake.reader, select.POLLIN)
+        ready = poll.poll(timeout_seconds * 1000)
         return bool(ready) and any(fd == self._fd for fd, _ in ready)
 
     def write(self, data: memoryview | bytes) -> None:
