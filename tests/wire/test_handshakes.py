@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from languagepipes_api.plan import LayerRange, Plan
+from languagepipes_node.wire.epochs import Ring
 from languagepipes_node.wire.errors import RingDown, SupersededError
+from languagepipes_node.wire.frame import Kind
+from languagepipes_node.wire.handshake import dial
+from languagepipes_node.wire.hello import NO_EPOCH, Epoch, new_hello, parse_close
+from languagepipes_node.wire.link import read_control
 from languagepipes_node.wire.station import EndStation, StageStation
-from languagepipes_node.wire.transport import MemoryNetwork
+from languagepipes_node.wire.transport import Connection, MemoryNetwork
 from wire_ring import (
     FAST,
     RunningRing,
@@ -115,6 +122,46 @@ def test_a_stage_that_does_not_take_its_turn_is_not_waited_for_longer_than_the_t
     stack.callback(end.close)
     with pytest.raises(RingDown, match=r"end-model: the hello did not come home within 0\.3 s"):
         end.connect()
+
+
+def test_a_hello_that_comes_while_another_is_adopted_is_adopted_next(
+    transports: TransportMaker, stack: ExitStack
+) -> None:
+    addresses = free_addresses(transports(0), 2)
+    plan = make_plan(stages=1)
+    ring = Ring(identity(0), plan)
+
+    def say_hello(counter: int) -> Connection:
+        epoch = Epoch(counter, b"endmodel")
+        hello = new_hello(plan, identity(0), epoch).with_entry(ring.own_entry(kv_id=bytes(8), seen=NO_EPOCH))
+        connection = dial(transports(0), addresses[1], ring, hello, FAST)
+        stack.callback(connection.close, 0)
+        return connection
+
+    class Station(StageStation):
+        second: Connection | None = None
+
+        def _drain(self) -> None:
+            if self.second is None:
+                self.second = say_hello(2)
+                eventually(lambda: self._pending is not None)
+            super()._drain()
+
+    stage = Station(identity(1), plan, None, addresses[1], addresses[0], timing=FAST, transport=transports(1))
+    stage.start()
+    stack.callback(stage.close)
+    say_hello(1)
+    begin = time.monotonic()
+    thread = threading.Thread(target=stage.receive, args=(3.0,))
+    thread.start()
+    stack.callback(thread.join)
+    # Nobody listens where the hello is to go on to, so that whoever is adopted hears of it.
+    eventually(lambda: stage.second is not None)
+    assert stage.second is not None
+    stage.second.set_timeout(3.0)
+    _, body = read_control(stage.second, kinds=(Kind.CLOSE,))
+    assert parse_close(body).code == "unreachable"
+    assert time.monotonic() - begin < 2.0
 
 
 def test_a_new_end_model_goes_above_what_the_stages_have_seen(transports: TransportMaker, stack: ExitStack) -> None:

@@ -330,7 +330,7 @@ class StageStation(_Station):
         offered, which closes the old links and dials the successor (at most handshake_seconds)."""
         deadline = time.monotonic() + timeout_seconds
         while True:
-            if self._pending is not None:
+            while self._pending is not None:
                 self._adopt()
             try:
                 inbound = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
