@@ -102,7 +102,8 @@ class Hello(_Message):
     counter: Annotated[int, Field(ge=1, lt=2**63)]
     id: _EightBytes
     stages: Annotated[
-        list[Annotated[list[_Layer], Field(min_length=2, max_length=2)]], Field(min_length=1, max_length=MAX_STATIONS - 1)
+        list[Annotated[list[_Layer], Field(min_length=2, max_length=2)]],
+        Field(min_length=1, max_length=MAX_STATIONS - 1),
     ]
     entries: Annotated[list[Entry], Field(min_length=1, max_length=MAX_STATIONS)]
 
