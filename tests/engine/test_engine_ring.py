@@ -12,6 +12,8 @@ import pytest
 import torch
 from languagepipes_node.end_model.engine import EngineSettings
 from languagepipes_node.end_model.loopback import LoopbackFrame
+from languagepipes_node.end_model.main import drive
+from languagepipes_node.end_model.openai.bridge import EngineBridge, EngineGone
 from languagepipes_node.end_model.requests import Failure
 from languagepipes_node.wire.errors import RingDown
 from toy_rig import MakeRig, Rig, alone
@@ -238,3 +240,26 @@ def test_a_prompt_that_arrives_while_a_frame_is_out_is_sent_before_that_is_home(
     go_home.set()
     eventually(lambda: rig.client.finish(2) == "length")
     assert rig.answer(1) == rig.answer(2) == alone(PROMPT, 8)
+
+
+def test_an_engine_that_fails_tells_nobody_what_it_choked_on(
+    make_rig: MakeRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    def choke(frame: LoopbackFrame) -> LoopbackFrame:
+        raise ValueError(f"what to do with token {4700 + 11}?")
+
+    rig = make_rig(join=False, alter=choke)
+    bridge = EngineBridge()
+    bridge.attach(rig.engine)
+    reasons: list[str | None] = []
+    thread = threading.Thread(target=lambda: reasons.append(drive(rig.engine, bridge)))
+    thread.start()
+    eventually(lambda: rig.engine.status.ring_ready)
+    rig.submit(1, PROMPT)
+    thread.join(timeout=10)
+    assert reasons == ["the engine failed: ValueError"]
+    assert rig.client.outputs[1] == [Failure(1, "ring_down", "the engine failed")]
+    with pytest.raises(EngineGone, match=r"^the engine failed: ValueError$"):
+        bridge.open([])
+    assert "in choke" in caplog.text
+    assert "4711" not in caplog.text

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from typing import Any
+import traceback
+from typing import TYPE_CHECKING, Any
 
 from languagepipes_api.member import MemberSettings
 
@@ -17,6 +18,10 @@ from languagepipes_node.health import MemberState
 from languagepipes_node.model.errors import ModelError
 from languagepipes_node.weights.errors import WeightsError
 from languagepipes_node.wire.errors import WireError
+
+if TYPE_CHECKING:
+    from languagepipes_node.end_model.engine import Engine
+    from languagepipes_node.end_model.openai.bridge import EngineBridge
 
 log = logging.getLogger(__name__)
 
@@ -125,18 +130,13 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> in
     ready.append(engine)
     state.enter("ready", "serving")
 
-    failures: list[BaseException] = []
+    failures: list[str] = []
 
     def turn() -> None:
         try:
-            engine.run_forever()
-        except WireError as error:  # another End Model holds the chain
-            failures.append(error)
-        except BaseException as error:
-            failures.append(error)
-            raise
+            if reason := drive(engine, bridge):
+                failures.append(reason)
         finally:
-            bridge.engine_gone(str(failures[0]) if failures else "the server is shutting down")
             stopping.set()
 
     thread = threading.Thread(target=turn, name="engine")
@@ -149,7 +149,23 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> in
     thread.join()
     station.close()
     if failures:
-        state.enter("failed", str(failures[0]))
+        state.enter("failed", failures[0])
         print(f"end-model: {failures[0]}", file=sys.stderr)
         return 1
     return 0
+
+
+def drive(engine: Engine, bridge: EngineBridge) -> str | None:
+    """Run the engine until it is stopped: None, or why it ended. Open requests are answered by then."""
+    reason = None
+    try:
+        engine.run_forever()
+    except WireError as error:  # another End Model holds the chain
+        reason = str(error)
+    except Exception as error:
+        # Its message may quote what it choked on, which may be of a request: type and place are enough.
+        reason = f"the engine failed: {type(error).__name__}"
+        log.error("%s in\n%s", reason, "".join(traceback.format_tb(error.__traceback__)))
+    finally:
+        bridge.engine_gone(reason or "the server is shutting down")
+    return reason
