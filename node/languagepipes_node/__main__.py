@@ -15,9 +15,7 @@ from pydantic import ValidationError
 def main(argv: list[str] | None = None) -> int:
     """Run the role that the environment names until SIGTERM. Returns the exit status: 0, or 2 for wrong settings."""
     arguments = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if arguments[:1] == ["facts"]:
         from languagepipes_node.store import inspect
@@ -41,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(settings: MemberSettings) -> int:
     """Import what this role needs and nothing else, then run it."""
+    from languagepipes_node import telemetry
+
+    telemetry.show_only(settings.role)
     if settings.role == "store":
         from languagepipes_node.store import store
 

@@ -6,7 +6,9 @@ lengths and times, nothing of content.
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from typing import Literal
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 _FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -52,3 +54,28 @@ LOAD_TOTAL_BYTES = Gauge("languagepipes_load_total_bytes", "Bytes of weights to 
 STORE_FETCHED_BYTES = Gauge("languagepipes_store_fetched_bytes", "Bytes fetched or found in the cache.")
 STORE_TOTAL_BYTES = Gauge("languagepipes_store_total_bytes", "Bytes to fetch.")
 STORE_SERVED_BYTES = Counter("languagepipes_store_served_bytes", "Bytes of weights served, by member.", ["member"])
+
+_OF_END_MODEL = (
+    REQUESTS, TIME_TO_FIRST_TOKEN, TIME_BETWEEN_TOKENS, PROMPT_TOKENS, GENERATED_TOKENS, RUNNING_SEQUENCES,
+    WAITING_SEQUENCES, PREEMPTIONS, RING_READY, RING_EPOCHS, RING_STEP, HOP, FRAMES_IN_FLIGHT,
+)  # fmt: skip
+_OF_STATIONS = (
+    KV_BLOCKS_TOTAL, KV_BLOCKS_USED, STEP, FRAMES, WIRE_BYTES, EPOCH, REFUSED_HELLOS, LOAD_BYTES, LOAD_TOTAL_BYTES,
+)  # fmt: skip
+_OF_STORE = (STORE_FETCHED_BYTES, STORE_TOTAL_BYTES, STORE_SERVED_BYTES)
+
+
+def show_only(role: Literal["store", "stage", "end-model"]) -> None:
+    """Take other roles' metrics off this process's /metrics: there they are no zeros, they are nothing.
+
+    A store or a stage that says `languagepipes_ring_ready 0` would set off alerts.
+    """
+    others: list[Counter | Gauge | Histogram] = []
+    if role != "end-model":
+        others += _OF_END_MODEL
+    if role == "store":
+        others += _OF_STATIONS
+    else:
+        others += _OF_STORE
+    for metric in others:
+        REGISTRY.unregister(metric)

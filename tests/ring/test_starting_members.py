@@ -21,7 +21,7 @@ from tiny_models import TinyModel
 
 
 @pytest.mark.parametrize("role", ["stage", "end-model"])
-def test_a_member_that_waits_for_the_store_ends_at_sigterm(role: str, tiny_model, tmp_path: Path) -> None:
+def test_a_member_that_waits_for_the_store_says_so_and_ends_at_sigterm(role: str, tiny_model, tmp_path: Path) -> None:
     model: TinyModel = tiny_model("qwen3")
     architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
     plan_file = tmp_path / "plan.json"
@@ -52,6 +52,11 @@ def test_a_member_that_waits_for_the_store_ends_at_sigterm(role: str, tiny_model
         assert "waiting for the weights store" in process.stderr.readline()
         with urllib.request.urlopen(f"http://{telemetry}/status", timeout=5) as response:
             assert json.load(response)["state"] == "waiting"
+        with urllib.request.urlopen(f"http://{telemetry}/metrics", timeout=5) as response:
+            metrics = response.read().decode()
+        assert "languagepipes_epoch 0.0" in metrics
+        assert ("languagepipes_ring_ready 0.0" in metrics) == (role == "end-model")
+        assert "languagepipes_store" not in metrics
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=3) == 0
         assert "Traceback" not in process.stderr.read()
