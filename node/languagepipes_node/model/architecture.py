@@ -22,7 +22,8 @@ _ROPE_FIELDS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
-_LARGEST = 1 << 31  # no count in a config.json is larger; keeps products of two of them within 64 bits
+_LARGEST = (1 << 31) - 1  # no count in a config.json is larger; keeps products of two of them within 64 bits
+_MOST_LAYERS = _MOST_EXPERTS = 4096  # their descriptions are held one by one
 
 
 class ArchitectureError(ModelError):
@@ -92,7 +93,7 @@ class Architecture:
             raise ArchitectureError(
                 "quantization_config: pre-quantised weights are not supported; use the unquantised checkpoint"
             )
-        layer_count = _integer(config, "num_hidden_layers")
+        layer_count = _integer(config, "num_hidden_layers", largest=_MOST_LAYERS)
         hidden_size = _integer(config, "hidden_size")
         heads = _integer(config, "num_attention_heads")
         kv_heads = _integer(config, "num_key_value_heads", heads)
@@ -136,19 +137,21 @@ class Architecture:
         )
 
 
-def _whole(name: str, value: Any, smallest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value < _LARGEST:
-        raise ArchitectureError(f"{name}: {value!r} is not a whole number from {smallest} to {_LARGEST - 1}")
+def _whole(name: str, value: Any, smallest: int, largest: int = _LARGEST) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
+        raise ArchitectureError(f"{name}: {value!r} is not a whole number from {smallest} to {largest}")
     return value
 
 
-def _integer(config: dict[str, Any], name: str, default: int | None = None, *, smallest: int = 1) -> int:
+def _integer(
+    config: dict[str, Any], name: str, default: int | None = None, *, smallest: int = 1, largest: int = _LARGEST
+) -> int:
     value = config.get(name)
     if value is None:
         value = default
     if value is None:
         raise ArchitectureError(f"{name}: missing from config.json; it is needed to describe the model")
-    return _whole(name, value, smallest)
+    return _whole(name, value, smallest, largest)
 
 
 def _number(config: dict[str, Any], name: str, default: float | None = None) -> float:
@@ -198,7 +201,8 @@ def _eos_token_ids(config: dict[str, Any]) -> tuple[int, ...]:
 
 def _experts(config: dict[str, Any]) -> Experts:
     # transformers 5 writes num_local_experts where the Hub's files say num_experts.
-    count = _integer(config, "num_experts" if config.get("num_experts") is not None else "num_local_experts")
+    name = "num_experts" if config.get("num_experts") is not None else "num_local_experts"
+    count = _integer(config, name, largest=_MOST_EXPERTS)
     top_k = _integer(config, "num_experts_per_tok")
     if top_k > count:
         raise ArchitectureError(f"num_experts_per_tok: {top_k} is more than the {count} experts; the config is wrong")

@@ -16,4 +16,4 @@ def tensor_from(data: memoryview, *, dtype: torch.dtype, width: int, device: tor
 def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The raw little-endian bytes of `tensor`, row-major: a view if it is contiguous and on a CPU, else of a copy."""
     flat = tensor.detach().to("cpu").contiguous()
-    return memoryview(flat.view(torch.uint8).numpy().reshape(-1))  # flat: a cast refuses zero rows
+    return flat.view(torch.uint8).numpy().reshape(-1).data  # flat: a cast refuses zero rows

@@ -1,7 +1,7 @@
 """From a TensorSource into packed weights: every tensor checked, then its bytes read straight to where they stay.
 
 Where the stored dtype is the planned one and the device is a CPU, the source writes into the packed weight itself. In
-every other case one tensor at a time goes through a temporary of its own stored size.
+every other case it goes through a temporary of at most 16 MiB (or one row), some rows at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from languagepipes_node.model.buffers import TORCH_DTYPES
 from languagepipes_node.model.errors import OutOfMemory, WrongWeights
 from languagepipes_node.model.names import Part, target_shapes
 from languagepipes_node.weights.source import TensorSource
+
+_TEMPORARY_BYTES = 16 << 20
 
 
 def bytes_needed(parts: Iterable[Part], dtype: torch.dtype) -> int:
@@ -87,11 +89,14 @@ def read_tensor(source: TensorSource, name: str, place: torch.Tensor) -> None:
     if place.device.type == "cpu" and stored == place.dtype:
         source.read_into(name, _bytes(place))
         return
-    temporary = torch.empty(place.shape, dtype=stored)
-    source.read_into(name, _bytes(temporary))
-    place.copy_(temporary)
-    if place.dtype == torch.float16 and stored != torch.float16 and not bool(torch.isfinite(place).all()):
-        raise WrongWeights(f"tensor {name}: a value is beyond float16's range: use bfloat16 or float32")
+    height = max(1, min(place.shape[0], _TEMPORARY_BYTES * place.shape[0] // (place.numel() * stored.itemsize)))
+    temporary = torch.empty((height, *place.shape[1:]), dtype=stored)
+    for first in range(0, place.shape[0], height):
+        rows = min(height, place.shape[0] - first)
+        source.read_rows_into(name, first, rows, _bytes(temporary[:rows]))
+        converted = place[first : first + rows].copy_(temporary[:rows])
+        if place.dtype == torch.float16 != stored and not bool(torch.isfinite(converted).all()):
+            raise WrongWeights(f"tensor {name}: a value is beyond float16's range: use bfloat16 or float32")
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

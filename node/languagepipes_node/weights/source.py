@@ -39,6 +39,10 @@ class TensorSource(Protocol):
         """
         ...
 
+    def read_rows_into(self, name: str, first_row: int, rows: int, destination: memoryview) -> None:
+        """As `read_into`, for rows `[first_row, first_row + rows)` of the tensor's first dimension."""
+        ...
+
     def file(self, name: str) -> bytes:
         """A small file beside the weights (config.json, tokenizer.json, …). Raises KeyError if there is none."""
         ...
