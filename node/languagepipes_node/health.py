@@ -50,6 +50,10 @@ class MemberState:
         self.progressed_at = time.monotonic()
         telemetry.LOAD_BYTES.set(self.loaded_bytes)
 
+    def moving(self) -> None:
+        """Loading is not stuck: a piece of a tensor came, or the store is away, which is not this member's fault."""
+        self.progressed_at = time.monotonic()
+
     def to_load(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
         telemetry.LOAD_TOTAL_BYTES.set(total_bytes)

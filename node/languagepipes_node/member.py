@@ -48,7 +48,7 @@ def prepare(settings: MemberSettings, state: MemberState) -> Startup:
         ) from error
     tls = TlsFiles(settings.tls_dir)
     state.enter("waiting", "waiting for the weights store")
-    store = StoreClient(settings.store_address, tls)
+    store = StoreClient(settings.store_address, tls, moving=state.moving)
     architecture = Architecture.from_config(json.loads(store.file("config.json")))
     return Startup(plan, tls, store, architecture)
 

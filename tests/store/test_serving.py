@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 from languagepipes_api.names import Identity
 from languagepipes_node import telemetry
+from languagepipes_node.health import MemberState
 from languagepipes_node.store import server as server_module
 from languagepipes_node.store.server import StoreServer
 from languagepipes_node.store.shelf import Shelf
+from languagepipes_node.weights import remote
 from languagepipes_node.weights.errors import HashMismatch, StoreFailed, StoreRefused, StoreUnavailable
 from languagepipes_node.weights.remote import StoreClient
 from languagepipes_node.wire.tls import TlsFiles
@@ -228,6 +230,37 @@ def test_a_client_waits_until_the_file_is_verified(shelf: Shelf, serve: Serve, t
         client.read_into("model.norm.weight", memoryview(data))
         assert bytes(data) == tensors()["model.norm.weight"].tobytes()
     assert len(pauses) == 4
+
+
+def test_a_member_stays_alive_while_a_large_tensor_comes_in_pieces(
+    shelf: Shelf, serve: Serve, tls_for: TlsFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_PIECE_BYTES", 1024)
+    state, alive_half_way = MemberState("stage", "loading"), []
+    data = bytearray(tensors()["model.embed_tokens.weight"].nbytes)
+
+    def moving() -> None:
+        state.moving()
+        if not any(data[-1024:]):
+            alive_half_way.append(state.alive)
+
+    with client_of(serve(shelf), tls_for(STAGE), moving=moving) as client:
+        client.index()
+        state.progressed_at -= 3600
+        client.read_into("model.embed_tokens.weight", memoryview(data))
+    assert all(alive_half_way)
+    assert len(alive_half_way) >= 2
+
+
+def test_a_member_stays_alive_while_its_store_is_away(shelf: Shelf, serve: Serve, tls_for: TlsFor) -> None:
+    server = serve(shelf)
+    server.stop()
+    state = MemberState("stage", "loading")
+    state.progressed_at -= 3600
+    client = client_of(server, tls_for(STAGE), patience_seconds=0.2, moving=state.moving)
+    with client, pytest.raises(StoreUnavailable):
+        client.index()
+    assert state.alive
 
 
 def test_a_store_that_failed_for_good_ends_the_wait_with_its_reason(serve: Serve, tls_for: TlsFor) -> None:

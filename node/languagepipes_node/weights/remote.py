@@ -32,6 +32,7 @@ _CONNECT_TIMEOUT_SECONDS = 5.0
 _READ_TIMEOUT_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 3.0
+_PIECE_BYTES = 4 * 1024 * 1024
 _MAX_INDEX_BYTES = 256 * 1024 * 1024
 
 
@@ -40,6 +41,7 @@ class StoreClient:
 
     pipe: (namespace, pipe) that the store's certificate must name; None takes any store of the CA, which is the pipe's
     own. patience_seconds: how long to wait for a store that is away or not ready; None for as long as it takes.
+    moving: called whenever bytes came and at each pause of a wait: whoever loads is not stuck.
     bytes_read: bodies received so far.
     """
 
@@ -51,6 +53,7 @@ class StoreClient:
         pipe: tuple[str, str] | None = None,
         patience_seconds: float | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        moving: Callable[[], None] = lambda: None,
     ) -> None:
         host, _, port = address.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
@@ -59,6 +62,7 @@ class StoreClient:
         self._pipe = pipe
         self._patience_seconds = patience_seconds
         self._sleep = sleep
+        self._moving = moving
         self._connection: _StoreConnection | None = None
         self._index: WeightsIndex | None = None
         self.bytes_read = 0
@@ -139,11 +143,12 @@ class StoreClient:
                 if response.status != 206 or response.length != last - first + 1:
                     self._refuse(response, path)
                 while filled < len(destination):
-                    count = response.readinto(destination[filled:])
+                    count = response.readinto(destination[filled : filled + _PIECE_BYTES])
                     if not count:
                         raise http.client.IncompleteRead(b"", len(destination) - filled)
                     filled += count
                     self.bytes_read += count
+                    self._moving()
                 response.read()  # marks the response as done, so that the connection is used again
 
         if len(destination):
@@ -196,6 +201,7 @@ class StoreClient:
             if str(unavailable) != last_message:
                 last_message = str(unavailable)
                 log.info("waiting for the weights store: %s", last_message)
+            self._moving()
             self._sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads members out, no secret
             pause = min(pause * 1.6, _LONGEST_PAUSE_SECONDS)
 
