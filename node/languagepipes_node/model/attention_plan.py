@@ -101,9 +101,11 @@ def plan(
 
     dtype: of the layers' activations. cache: any layer's, for its dtype and device.
     """
-    quick = dtype != torch.float32 and quick_products(dtype, cache.device)
-    if (dtype == torch.float16 and not quick) or (dtype == torch.bfloat16 and not quick and step.tokens > 1):
-        dtype = torch.float32
+    # Scores in the cache's dtype wherever that is no slower, so that keys and values are converted only where it is:
+    # without 16-bit instructions one bfloat16 token alone is still best left to SDPA, float16 never.
+    quick = cache.dtype != torch.float32 and quick_products(cache.dtype, cache.device)
+    alone = cache.dtype == torch.bfloat16 and dtype == torch.bfloat16 and step.tokens == 1
+    dtype = cache.dtype if quick or alone else torch.float32
     jobs: list[Job] = []
     decoding: list[tuple[Sequence, Span]] = []
     maker = _Maker(sizes, step.block_tokens, window, dtype, cache.device, quick)

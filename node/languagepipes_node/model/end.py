@@ -22,7 +22,7 @@ from languagepipes_node.weights.source import TensorSource
 
 log = logging.getLogger(__name__)
 # The head is timed on so many of its elements: enough to be read from memory and not from a cache.
-_MEASURED_ELEMENTS = 8 << 20
+_MEASURED_ELEMENTS = 24 << 20
 
 
 class Ends(Protocol):
@@ -115,7 +115,7 @@ class EndLayers:
         self._weights = weights
         self._head = weights.get("head", weights["embedding"])
         if self._measures:
-            self._compute = measure([self._head[: max(1, _MEASURED_ELEMENTS // self._head.shape[1])]])
+            self._compute = measure([[self._head[: max(1, _MEASURED_ELEMENTS // self._head.shape[1])]]])
             log.info("head: arithmetic in %s", self._compute)
         done = self._local.load(source, progress, done)
         return self._tail.load(source, progress, done)

@@ -26,6 +26,8 @@ _REPEATS = 5
 _BUDGET_SECONDS = 1.5
 _HOPELESS = 3.0
 _NOISE = 1.03
+_MEASURED_BYTES = 64 << 20
+_ARITHMETIC_ROWS = 16
 
 
 def project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -103,21 +105,29 @@ def candidates(storage: torch.dtype) -> list[Arithmetic]:
     return ways
 
 
-def measure(weights: Sequence[torch.Tensor], clock: Callable[[], float] = time.perf_counter) -> Compute:
-    """Time every way on these weights (one layer's, or a piece of the head) and keep the fastest for each bucket.
+def measure(layers: Sequence[Sequence[torch.Tensor]], clock: Callable[[], float] = time.perf_counter) -> Compute:
+    """Time every way on the weights of these layers (or of the head alone) and keep the fastest for each bucket.
 
-    Takes at most about two seconds. On a GPU there is nothing to choose.
+    A few rows read enough layers for the weights to come from memory and not from a cache, as in a real step; more
+    rows are bound by arithmetic, and one layer says it all. Takes at most about two seconds. On a GPU there is nothing
+    to choose.
     """
-    storage = weights[0].dtype
-    if weights[0].device.type != "cpu":
+    storage = layers[0][0].dtype
+    if layers[0][0].device.type != "cpu":
         return always(Arithmetic(storage))
+    one = list(layers[0])
+    several: list[torch.Tensor] = []
+    for weights in layers:
+        several.extend(weights)
+        if sum(weight.nbytes for weight in several) > _MEASURED_BYTES:
+            break
     ways = candidates(storage)
     started = clock()
     choices: list[tuple[int, Arithmetic]] = []
     for rows in ROW_BUCKETS:
         if choices and clock() - started > _BUDGET_SECONDS:
             break  # the last decision stands for more rows
-        seconds = _seconds(weights, rows, ways, clock)
+        seconds = _seconds(several if rows < _ARITHMETIC_ROWS else one, rows, ways, clock)
         best = min(seconds.values())
         # The first that is as good as any: a lead within the noise changes nothing.
         chosen = next(way for way in ways if seconds[way] <= best * _NOISE)

@@ -151,17 +151,17 @@ class NativeLayers:
         every: list[Part] = [part for parts in self._parts for part in parts]
         loading.check(source, every)
         self._rope = Rope(self._architecture.rope, self._architecture.head_dim, self._device)
+        products: list[list[torch.Tensor]] = []
         for layer, parts in enumerate(self._parts, self._layers.start):
             weights = loading.allocate_targets(parts, self._dtype, self._device, f"layer {layer}")
             done = loading.fill(source, parts, weights, progress, done)
             self._decoders.append(DecoderLayer(self._architecture, layer, weights))
-            if self._measures:
-                self._measures = False
-                self._compute = measure(
-                    # Experts see other numbers of rows than the step has.
-                    [w for name, w in weights.items() if w.ndim == 2 and not name.startswith("experts")]
-                )
-                log.info("layers %s: arithmetic in %s", self._layers, self._compute)
+            # Experts see other numbers of rows than the step has.
+            products.append([w for name, w in weights.items() if w.ndim == 2 and not name.startswith("experts")])
+        if self._measures and products:
+            self._measures = False
+            self._compute = measure(products)
+            log.info("layers %s: arithmetic in %s", self._layers, self._compute)
         return done
 
     def run(self, hidden: torch.Tensor, step: Step, cache: KvCache) -> torch.Tensor:
