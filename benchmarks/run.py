@@ -308,7 +308,7 @@ def measure_peer(
     """
     result = PeerResult()
     cores = machine.cores()
-    deadline = time.monotonic() + effort.peer_seconds
+    left = effort.peer_seconds  # starts are not counted
     groups = {cores: [figure for figure in figures if figure.streams == 1]}
     groups.setdefault(max(1, cores // 2), []).extend(figure for figure in figures if figure.streams > 1)
     for threads, group in groups.items():
@@ -316,8 +316,10 @@ def measure_peer(
         try:
             with Peer(model, threads=threads) as peer:
                 result.start_seconds = result.start_seconds or peer.start_seconds
+                deadline = time.monotonic() + left
                 for figure in group:
                     _measure_peer_figure(peer, figure, prompts, effort, deadline, result)
+                left = deadline - time.monotonic()
         except (PeerMissing, ServerFailed, StreamFailed) as error:
             result.problems.append(f"{threads} threads a node: {error}")
     return result
