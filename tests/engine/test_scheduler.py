@@ -96,8 +96,8 @@ def test_prompts_share_a_frame_in_order_of_arrival() -> None:
 
 def test_all_ready_streams_and_a_chunk_travel_together() -> None:
     decision = decide(running=(stream(1), stream(2)), waiting=(View(3, 100),), ring=costs(token=0.001))
-    # 2 rows cost 12 ms a station, three times that is 36 ms: 26 tokens, 2 of them the rows'.
-    assert shares(decision) == [(1, 9, 1, True), (2, 9, 1, True), (3, 0, 24, False)]
+    # A step of the 3 rows to come takes 13 ms a station, three times that is 39 ms: 29 tokens, 2 of them the rows'.
+    assert shares(decision) == [(1, 9, 1, True), (2, 9, 1, True), (3, 0, 27, False)]
     assert decision.decode_rows == 2
 
 
@@ -127,7 +127,16 @@ def test_on_cores_of_their_own_a_chunk_fills_idle_stations_beside_the_streams_fr
         decode_frames=4,
         ring=costs(token=0.001),
     )
-    assert shares(decision) == [(2, 0, 22, False)]
+    # 3 × a decode step of the two rows that there will be, less the row that runs.
+    assert shares(decision) == [(2, 0, 25, False)]
+
+
+def test_one_stream_ahead_of_a_burst_does_not_hold_it_back() -> None:
+    waiting = tuple(View(arrival, 10) for arrival in range(2, 17))
+    alone = decide(running=(busy_stream(1),), waiting=(View(2, 100),), ring=costs(token=0.001))
+    burst = decide(running=(busy_stream(1),), waiting=waiting, ring=costs(token=0.001))
+    # 3 × a decode step of 2 rows, and of the 8 that may run, less the row that runs.
+    assert (alone.tokens, burst.tokens) == (25, 43)
 
 
 def test_frames_never_exceed_the_plans_number() -> None:

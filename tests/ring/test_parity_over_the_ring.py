@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,8 @@ def test_greedy_tokens_equal_those_of_unsplit_transformers(model: TinyModel, spl
     assert answers == [model.generate(prompt, 12) for prompt in prompts]
 
 
-# Natural-log probabilities, against float32: what 8 and 11 bits of mantissa do over six layers of these random models.
-TOLERANCES = {"bfloat16": 0.5, "float16": 0.1}
-
-
-@pytest.mark.parametrize("dtype", TOLERANCES)
-def test_a_16_bit_ring_gives_each_token_the_probability_that_float32_gives_it(
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_16_bit_ring_is_as_close_to_float32_as_unsplit_transformers_in_that_dtype(
     model: TinyModel, dtype: str, tmp_path: Path
 ) -> None:
     architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
@@ -50,9 +47,14 @@ def test_a_16_bit_ring_gives_each_token_the_probability_that_float32_gives_it(
     with ThreadRing(model.path, plan, tmp_path) as ring:
         answers = ring.generate(prompts, tokens=12, logprobs=0)
         logprobs = [ring.answers.logprobs[request_id] for request_id in sorted(ring.answers.tokens)]
+    ours, theirs = [], []
     for prompt, answer, found in zip(prompts, answers, logprobs, strict=True):
-        expected = model.logprobs(prompt, answer)
-        assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < TOLERANCES[dtype]
+        exact = model.logprobs(prompt, answer)
+        rounded = model.logprobs(prompt, answer, dtype=dtype)
+        ours += [abs(a - b) for a, b in zip(found, exact, strict=True)]
+        theirs += [abs(a - b) for a, b in zip(rounded, exact, strict=True)]
+    # The median: a rounded router may choose another expert for a token, in either of them.
+    assert statistics.median(ours) <= 1.5 * statistics.median(theirs)
 
 
 def test_sequences_that_were_put_back_for_want_of_blocks_end_the_same(tiny_model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,10 @@ class TinyModel:
         )
         return [int(token) for token in output[0, len(prompt) :]]
 
-    def logprobs(self, prompt: list[int], answer: list[int]) -> list[float]:
-        """The oracle's natural-log probability of each token of `answer`, after what stands before it."""
+    def logprobs(self, prompt: list[int], answer: list[int], *, dtype: str = "float32") -> list[float]:
+        """The oracle's natural-log probability, computed in `dtype`, of each token of `answer` after what precedes it."""
+        oracle = self.oracle if dtype == "float32" else copy.deepcopy(self.oracle).to(getattr(torch, dtype))
         with torch.no_grad():
-            logits = self.oracle(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            logits = oracle(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         chosen = torch.log_softmax(logits.float(), -1).gather(1, torch.tensor(answer)[:, None])
         return [float(value) for value in chosen[:, 0]]

@@ -66,7 +66,7 @@ class EngineSettings:
 
     max_running: sequences that hold KV blocks at once. max_queued: admitted beyond those; more are refused with
     "queue_full". shared_cores: members share cores, so one decode micro-batch is in flight.
-    prefill_frames: frames with prompt chunks in flight; None: 2 with shared cores, else what the plan allows.
+    prefill_frames: frames with prompt chunks in flight; None: 1 with shared cores, else what the plan allows.
     deadline_*: a frame that is not home in factor × the expected time of the frames ahead + slack ends the epoch;
     unmeasured: the limit while no frame of that size was measured (the first may page in all weights).
     idle_seconds: how soon an idle engine notices a lost ring.
@@ -89,7 +89,7 @@ class EngineSettings:
     def limits(self, plan: Plan) -> Limits:
         """The scheduler's limits under `plan`."""
         frames = max(1, plan.frames_in_flight)
-        prefill = (2 if self.shared_cores else frames) if self.prefill_frames is None else self.prefill_frames
+        prefill = (1 if self.shared_cores else frames) if self.prefill_frames is None else self.prefill_frames
         return Limits(
             frame_tokens=plan.frame_tokens,
             frames_in_flight=frames,

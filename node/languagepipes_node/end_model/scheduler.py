@@ -212,8 +212,11 @@ def _chunk_budget(now: Snapshot[S], streams: int, micro_batches: int, *, rows: i
     if not costs.measured:
         budget = UNMEASURED_CHUNK
     else:
+        # A decode step as it will be once these prompts stream too: one stream ahead of a burst does not hold it back.
+        coming = min(len(now.running) + len(now.waiting), limits.max_running)
+        coming_rows = max(typical_rows, -(-coming // micro_batches))
         allowed = [
-            min(CHUNK_DECODE_STEPS * station.seconds(typical_rows), CHUNK_STATION_SECONDS)
+            min(CHUNK_DECODE_STEPS * station.seconds(coming_rows), CHUNK_STATION_SECONDS)
             for station in costs.stations
         ]
         budget = costs.tokens_within(allowed, most=limits.frame_tokens) - typical_rows
