@@ -22,9 +22,7 @@ HERE = Path(__file__).parent
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "pipe", nargs="?", type=Path, default=HERE / "smollm2.yaml", help="a LanguagePipe (YAML)"
-    )
+    parser.add_argument("pipe", nargs="?", type=Path, default=HERE / "smollm2.yaml", help="a LanguagePipe (YAML)")
     parser.add_argument("--question", default="What is the capital of France?")
     parser.add_argument("--port", default="8000")
     options = parser.parse_args()

@@ -27,16 +27,12 @@ class MemberSettings(BaseModel):
     namespace: str = "default"
     pipe: str
     chain: int = 0
-    stage: int = Field(
-        default=0, ge=0, le=64, description="The stage's 1-based place in its chain; 0 for other roles."
-    )
+    stage: int = Field(default=0, ge=0, le=64, description="The stage's 1-based place in its chain; 0 for other roles.")
     tls_dir: Path = Field(description="Holds ca.crt, tls.crt and tls.key; read anew for each connection.")
     telemetry_listen: str = Field(
         default="0.0.0.0:9090", description="Where /metrics, /healthz and /readyz are served."
     )
-    threads: int | None = Field(
-        default=None, ge=1, description="Compute threads; default: the container's CPU limit."
-    )
+    threads: int | None = Field(default=None, ge=1, description="Compute threads; default: the container's CPU limit.")
     shared_cores: bool = Field(
         default=False, description="True where members share cores: one decode micro-batch in flight."
     )
@@ -45,9 +41,7 @@ class MemberSettings(BaseModel):
     plan_file: Path | None = Field(default=None, description="The plan, as JSON.")
     store_address: str | None = None
     ring_listen: str | None = None
-    successor: str | None = Field(
-        default=None, description="The next station; the last stage's is the End Model."
-    )
+    successor: str | None = Field(default=None, description="The next station; the last stage's is the End Model.")
     device: Literal["CPU", "GPU"] = "CPU"
 
     # end-model
@@ -68,7 +62,9 @@ class MemberSettings(BaseModel):
     )
     cache_dir: Path | None = None
     token_file: Path | None = None
-    volumes_dir: Path | None = Field(default=None, description="Where the claims of pvc:// sources are mounted, by name.")
+    volumes_dir: Path | None = Field(
+        default=None, description="Where the claims of pvc:// sources are mounted, by name."
+    )
 
     @property
     def identity(self) -> Identity:
@@ -86,10 +82,6 @@ class MemberSettings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> MemberSettings:
-        """Raises pydantic.ValidationError naming each wrong variable. Unknown LANGUAGEPIPES_ variables are wrong too."""
-        values = {
-            name[len(PREFIX) :].lower(): value
-            for name, value in environment.items()
-            if name.startswith(PREFIX)
-        }
+        """Raises pydantic.ValidationError naming each wrong variable. Unknown LANGUAGEPIPES_ variables are wrong."""
+        values = {name[len(PREFIX) :].lower(): value for name, value in environment.items() if name.startswith(PREFIX)}
         return cls.model_validate(values)

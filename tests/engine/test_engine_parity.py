@@ -45,9 +45,7 @@ class Oracle:
 
     def generate(self, prompt: list[int], tokens: int) -> list[int]:
         ids = torch.tensor([prompt])
-        output = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
-        )
+        output = self.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
         return [int(token) for token in output[0, len(prompt) :]]
 
 
@@ -58,9 +56,7 @@ def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if request.param == "llama":
         config = transformers.LlamaConfig(**SHAPE, tie_word_embeddings=True)
     else:
-        config = transformers.Qwen3Config(
-            **SHAPE, use_sliding_window=True, sliding_window=12, max_window_layers=2
-        )
+        config = transformers.Qwen3Config(**SHAPE, use_sliding_window=True, sliding_window=12, max_window_layers=2)
     torch.manual_seed(5)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     path = tmp_path_factory.mktemp("model")
@@ -103,9 +99,7 @@ def start(oracle: Oracle) -> Iterator[Any]:
         end.load(source, lambda done: None)
         stacks = []
         for stage in plan.stages:
-            stacks.append(
-                LayerStack(architecture, LayerRange(stage.layers.start, stage.layers.stop), **options)
-            )
+            stacks.append(LayerStack(architecture, LayerRange(stage.layers.start, stage.layers.stop), **options))
             stacks[-1].load(source, lambda done: None)
         ring = LoopbackRing(stacks, hidden_size=plan.hidden_size, dtype=torch.float32, tail_layers=tail > 0)
         rings.append(ring)
@@ -130,9 +124,7 @@ def prompt_of(length: int) -> list[int]:
 
 
 @pytest.mark.parametrize("tail", [0, 1])
-def test_staggered_prompts_around_block_and_chunk_edges_equal_generate(
-    oracle: Oracle, start: Any, tail: int
-) -> None:
+def test_staggered_prompts_around_block_and_chunk_edges_equal_generate(oracle: Oracle, start: Any, tail: int) -> None:
     run = start(tail=tail, blocks=200, block_tokens=8, context=128, frame_tokens=32, frames_in_flight=4)
     lengths = [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 90]
     for request, length in enumerate(lengths):

@@ -17,9 +17,7 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40])
 @pytest.mark.parametrize("tail", [0, 2])
-def test_prompts_around_block_and_chunk_edges_give_the_same_tokens(
-    make_rig: MakeRig, length: int, tail: int
-) -> None:
+def test_prompts_around_block_and_chunk_edges_give_the_same_tokens(make_rig: MakeRig, length: int, tail: int) -> None:
     rig = make_rig(tail=tail)
     rig.submit(1, prompt_of(length), max_tokens=9)
     rig.run()

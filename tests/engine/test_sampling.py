@@ -132,9 +132,7 @@ def test_a_token_depends_on_its_own_row_seed_and_position_alone() -> None:
 
 def test_seeds_and_positions_give_unrelated_draws() -> None:
     sampler = Sampler()
-    draws = {
-        (seed, position): sampler.uniform(seed, position) for seed in range(-5, 50) for position in range(50)
-    }
+    draws = {(seed, position): sampler.uniform(seed, position) for seed in range(-5, 50) for position in range(50)}
     assert len(set(draws.values())) == len(draws)
     assert abs(sum(draws.values()) / len(draws) - 0.5) < 0.03
     assert sampler.uniform(3, 7) == draws[3, 7]

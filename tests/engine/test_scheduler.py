@@ -112,9 +112,7 @@ def test_prompts_go_forward_however_slow_chunks_are() -> None:
 
 
 def test_with_shared_cores_a_chunk_waits_for_the_streams_frame() -> None:
-    decision = decide(
-        running=(busy_stream(1),), waiting=(View(2, 100),), frames=(FrameView(1, 0),), prefill_frames=2
-    )
+    decision = decide(running=(busy_stream(1),), waiting=(View(2, 100),), frames=(FrameView(1, 0),), prefill_frames=2)
     assert decision == Decision()
 
 
@@ -241,9 +239,7 @@ def test_no_more_run_than_allowed() -> None:
 
 
 def test_a_sequence_put_back_waits_until_its_frames_are_home() -> None:
-    assert (
-        decide(waiting=(View(1, 10, in_flight=1),), frames=(FrameView(1, 0),), prefill_frames=2).admit == ()
-    )
+    assert decide(waiting=(View(1, 10, in_flight=1),), frames=(FrameView(1, 0),), prefill_frames=2).admit == ()
 
 
 @pytest.mark.parametrize(

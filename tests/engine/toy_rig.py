@@ -46,12 +46,9 @@ def make_plan(
         layer_count=layers,
         hidden_size=hidden_size,
         dtype=dtype,  # type: ignore[arg-type]
-        end_model=EndModelAssignment(
-            LayerRange(0, 1), LayerRange(layers - tail, layers), "CPU", 0, 0, 0, 0, ""
-        ),
+        end_model=EndModelAssignment(LayerRange(0, 1), LayerRange(layers - tail, layers), "CPU", 0, 0, 0, 0, ""),
         stages=tuple(
-            StageAssignment(f"s{i}", LayerRange(1 + i, 2 + i), "CPU", 0, 0, 0, 0, None, "")
-            for i in range(stages)
+            StageAssignment(f"s{i}", LayerRange(1 + i, 2 + i), "CPU", 0, 0, 0, 0, None, "") for i in range(stages)
         ),
         max_context_length=context,
         kv_block_tokens=block_tokens,
@@ -78,9 +75,7 @@ class ToyLayer:
             torch.randn(HIDDEN, HIDDEN, generator=generator, dtype=torch.float64) / 2 for _ in range(3)
         )
         self.block_tokens = plan.kv_block_tokens
-        self.cache = torch.full(
-            (plan.kv_blocks, plan.kv_block_tokens, 2, HIDDEN), torch.nan, dtype=torch.float64
-        )
+        self.cache = torch.full((plan.kv_blocks, plan.kv_block_tokens, 2, HIDDEN), torch.nan, dtype=torch.float64)
         self.batches: list[Batch] = []
 
     def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -66,4 +66,3 @@ def test_sequences_that_were_put_back_for_want_of_blocks_end_the_same(tiny_model
     with ThreadRing(model.path, plan, tmp_path) as ring:
         answers = ring.generate(prompts, tokens=24)
     assert answers == [model.generate(prompt, 24) for prompt in prompts]
-

@@ -30,7 +30,9 @@ def _config(family: str) -> transformers.PretrainedConfig:
             **_SIZES, num_attention_heads=3, num_key_value_heads=1, head_dim=16, tie_word_embeddings=False
         )
     if family == "llama tied":
-        return transformers.LlamaConfig(**_SIZES, num_attention_heads=6, num_key_value_heads=3, tie_word_embeddings=True)
+        return transformers.LlamaConfig(
+            **_SIZES, num_attention_heads=6, num_key_value_heads=3, tie_word_embeddings=True
+        )
     if family == "qwen3":
         return transformers.Qwen3Config(
             **_SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True
@@ -91,7 +93,7 @@ class TinyModel:
         return [int(token) for token in output[0, len(prompt) :]]
 
     def logprobs(self, prompt: list[int], answer: list[int], *, dtype: str = "float32") -> list[float]:
-        """The oracle's natural-log probability, computed in `dtype`, of each token of `answer` after what precedes it."""
+        """The oracle's natural-log probability, in `dtype`, of each token of `answer` after what precedes it."""
         oracle = self.oracle if dtype == "float32" else copy.deepcopy(self.oracle).to(getattr(torch, dtype))
         with torch.no_grad():
             logits = oracle(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]

@@ -108,9 +108,7 @@ class RingCost:
 
     def trusted(self, tokens: int) -> bool:
         """Whether an estimate for that many tokens rests on frames of comparable size."""
-        return self.measured and all(
-            tokens <= _TRUSTED_MULTIPLE * station.largest for station in self.stations
-        )
+        return self.measured and all(tokens <= _TRUSTED_MULTIPLE * station.largest for station in self.stations)
 
     def micro_batches(self, rows: int, *, most: int) -> int:
         """How many decode micro-batches to keep in flight for `rows` rows: the m that minimises one token's

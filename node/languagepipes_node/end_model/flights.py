@@ -44,8 +44,7 @@ class Flight:
     def overdue(self) -> str:
         """Why its epoch ends, if it is not home by its deadline."""
         return (
-            f"step {self.step} with {self.batch.tokens} tokens was not home within "
-            f"{self.deadline - self.sent_at:.1f} s"
+            f"step {self.step} with {self.batch.tokens} tokens was not home within {self.deadline - self.sent_at:.1f} s"
         )
 
     def check(self, returned: ReturnedPort, *, rows: int, row_bytes: int) -> None:
@@ -55,8 +54,7 @@ class Flight:
             raise RowsError(f"step {returned.step} came home, step {self.step} was due")
         if len(returned.hidden) != rows * row_bytes:
             raise RowsError(
-                f"step {self.step} came home with {len(returned.hidden)} bytes, "
-                f"{rows} rows have {rows * row_bytes}"
+                f"step {self.step} came home with {len(returned.hidden)} bytes, {rows} rows have {rows * row_bytes}"
             )
 
 
@@ -81,10 +79,6 @@ def pack(shares: tuple[Share[Sequence], ...], leases: list[BlockLease], block_to
 def packed_tokens(shares: tuple[Share[Sequence], ...]) -> npt.NDArray[np.int64]:
     """The token ids of a frame, int64 [tokens], for the embedding."""
     return np.array(
-        [
-            token
-            for share in shares
-            for token in share.sequence.tokens[share.start : share.start + share.count]
-        ],
+        [token for share in shares for token in share.sequence.tokens[share.start : share.start + share.count]],
         np.int64,
     )

@@ -116,9 +116,7 @@ class LoopbackRing:
         if self._lost is not None:
             raise self._lost
         try:
-            frame = (
-                self._home.get(timeout=timeout_seconds) if timeout_seconds > 0 else self._home.get_nowait()
-            )
+            frame = self._home.get(timeout=timeout_seconds) if timeout_seconds > 0 else self._home.get_nowait()
         except queue.Empty:
             return None
         if isinstance(frame, RingDown):
@@ -166,9 +164,7 @@ class LoopbackRing:
         started = time.perf_counter()
         stack = self._stacks[index]
         with torch.inference_mode():
-            hidden = tensor_from(
-                frame.hidden, dtype=self._dtype, width=self._hidden_size, device=stack.device
-            )
+            hidden = tensor_from(frame.hidden, dtype=self._dtype, width=self._hidden_size, device=stack.device)
             hidden = stack.run(hidden, frame.batch)
             if index + 1 == len(self._stacks) and not self._tail_layers:
                 hidden = hidden[torch.from_numpy(frame.batch.rows).long().to(hidden.device)]

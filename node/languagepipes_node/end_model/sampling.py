@@ -103,9 +103,7 @@ class Sampler:
             return _inverse_cdf(np.exp(scaled), u)
         tokens, weights = _truncate(scaled, parameters)
         cumulative = np.cumsum(weights)
-        return int(
-            tokens[min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), len(tokens) - 1)]
-        )
+        return int(tokens[min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), len(tokens) - 1)])
 
 
 def _adjust(scores: Float32, row: SamplingRow) -> None:

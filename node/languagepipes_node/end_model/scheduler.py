@@ -216,8 +216,7 @@ def _chunk_budget(now: Snapshot[S], streams: int, micro_batches: int, *, rows: i
         coming = min(len(now.running) + len(now.waiting), limits.max_running)
         coming_rows = max(typical_rows, -(-coming // micro_batches))
         allowed = [
-            min(CHUNK_DECODE_STEPS * station.seconds(coming_rows), CHUNK_STATION_SECONDS)
-            for station in costs.stations
+            min(CHUNK_DECODE_STEPS * station.seconds(coming_rows), CHUNK_STATION_SECONDS) for station in costs.stations
         ]
         budget = costs.tokens_within(allowed, most=limits.frame_tokens) - typical_rows
     budget = min(room, max(budget, LEAST_CHUNK))

@@ -65,9 +65,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         or weight.shape[1] != depth
         or not (x.is_contiguous() and weight.is_contiguous() and x.is_cpu and weight.is_cpu)
     ):
-        raise ValueError(
-            f"cannot multiply {x.dtype} {tuple(x.shape)} by {weight.dtype} {tuple(weight.shape)}"
-        )
+        raise ValueError(f"cannot multiply {x.dtype} {tuple(x.shape)} by {weight.dtype} {tuple(weight.shape)}")
     y = torch.empty(rows, width)
     library, level = loaded
     library.lp_linear(y.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, width, depth, code, level)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as stored. dtype: "float32" | "bfloat16" | "float16"; shape row-major; nbytes of raw little-endian data."""
+    """A tensor as stored. dtype: "float32" | "bfloat16" | "float16"; shape row-major; nbytes: raw, little-endian."""
 
     name: str
     dtype: str
