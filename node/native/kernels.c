@@ -1,88 +1,43 @@
-/* Matrix products for a decoder's linear layers on CPUs whose 16-bit arithmetic is slow or absent.
+/* A decoder's arithmetic on x86-64 CPUs, for steps of few rows: matrix products, and whole layers of a step.
  *
- * y[m, n] = sum_k x[m, k] * w[n, k], with x and y in float32 and w at rest in bfloat16, float16 or float32. Weights are
- * widened in registers, so a step reads the bytes of the storage dtype and computes in float32: half of float32's memory
- * traffic for the few rows of a decode step, float32's arithmetic for the many of a prefill.
+ * Arithmetic is float32; weights and KV at rest are bfloat16, float16 or float32 and are widened in registers. So a step
+ * reads the bytes of the storage dtype and needs no 16-bit arithmetic of the CPU. Every sum runs in one order whatever the
+ * number of rows: a sequence's numbers do not depend on who shares the step.
  *
- * Built without linking OpenMP: the GOMP_* symbols resolve to the runtime that torch has loaded (see kernels.py), so
- * that one process has one pool of threads. Nothing here allocates, and nothing reads outside the given extents.
+ * Built without linking OpenMP: the GOMP_* symbols resolve to the runtime that torch has loaded (see kernels.py), so that
+ * one process has one pool of threads. Nothing here allocates, and nothing is read or written outside the given extents.
  */
 #include <immintrin.h>
+#include <math.h>
+#include <omp.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define API __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx2,fma,f16c")))
 
-enum { ROW_TILE = 4, OUTPUT_CHUNK = 32, DEPTH_BLOCK = 1024 };
+enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+enum { LEVEL_AVX2 = 2, LEVEL_AVX512 = 3 };
+enum { OUTPUT_CHUNK = 32, DEPTH_BLOCK = 1024, MOST_GROUP = 32, MOST_LAYERS = 256 };
 
-static inline float widen_bf16(uint16_t value) {
+INLINE float widen_bf16(uint16_t value) {
     union { uint32_t bits; float number; } both = {(uint32_t)value << 16};
     return both.number;
 }
 
-/* One instruction set and storage type: `outputs` [n0, n1) of every row. LOAD widens LANES weights to float32. */
-#define DEFINE_LINEAR(NAME, TARGET, TYPE, VECTOR, LANES, ZERO, LOADX, LOAD, FMA, SUM, TAIL)                             \
-    TARGET static void NAME(float *y, const float *x, const TYPE *w, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t depth,  \
-                            ptrdiff_t n0, ptrdiff_t n1) {                                                               \
-        for (ptrdiff_t k0 = 0; k0 < depth; k0 += DEPTH_BLOCK) {                                                         \
-            const ptrdiff_t k1 = k0 + DEPTH_BLOCK < depth ? k0 + DEPTH_BLOCK : depth;                                   \
-            const ptrdiff_t kv = k0 + (k1 - k0) / (LANES) * (LANES);                                                    \
-            for (ptrdiff_t n = n0; n < n1; n += 2) {                                                                    \
-                const int pair = n + 1 < n1;                                                                            \
-                const TYPE *wa = w + n * depth, *wb = pair ? wa + depth : wa;                                           \
-                for (ptrdiff_t m = 0; m < rows; m += ROW_TILE) {                                                        \
-                    const int tile = rows - m < ROW_TILE ? (int)(rows - m) : ROW_TILE;                                  \
-                    const float *xm = x + m * depth;                                                                    \
-                    float a[ROW_TILE] = {0}, b[ROW_TILE] = {0};                                                         \
-                    if (tile == ROW_TILE) {                                                                             \
-                        VECTOR va[ROW_TILE], vb[ROW_TILE];                                                              \
-                        for (int r = 0; r < ROW_TILE; r++) va[r] = vb[r] = ZERO;                                        \
-                        for (ptrdiff_t k = k0; k < kv; k += (LANES)) {                                                  \
-                            const VECTOR pa = LOAD(wa + k), pb = LOAD(wb + k);                                          \
-                            for (int r = 0; r < ROW_TILE; r++) {                                                        \
-                                const VECTOR px = LOADX(xm + r * depth + k);                                            \
-                                va[r] = FMA(px, pa, va[r]);                                                             \
-                                vb[r] = FMA(px, pb, vb[r]);                                                             \
-                            }                                                                                           \
-                        }                                                                                               \
-                        for (int r = 0; r < ROW_TILE; r++) a[r] = SUM(va[r]), b[r] = SUM(vb[r]);                        \
-                    } else {                                                                                            \
-                        for (int r = 0; r < tile; r++) {                                                                \
-                            VECTOR va = ZERO, vb = ZERO, ua = ZERO, ub = ZERO;                                          \
-                            const float *xr = xm + r * depth;                                                           \
-                            ptrdiff_t k = k0;                                                                           \
-                            for (; k + 2 * (LANES) <= kv; k += 2 * (LANES)) {                                           \
-                                const VECTOR px = LOADX(xr + k), qx = LOADX(xr + k + (LANES));                          \
-                                va = FMA(px, LOAD(wa + k), va);                                                         \
-                                ua = FMA(qx, LOAD(wa + k + (LANES)), ua);                                               \
-                                vb = FMA(px, LOAD(wb + k), vb);                                                         \
-                                ub = FMA(qx, LOAD(wb + k + (LANES)), ub);                                               \
-                            }                                                                                           \
-                            for (; k < kv; k += (LANES)) {                                                              \
-                                const VECTOR px = LOADX(xr + k);                                                        \
-                                va = FMA(px, LOAD(wa + k), va);                                                         \
-                                vb = FMA(px, LOAD(wb + k), vb);                                                         \
-                            }                                                                                           \
-                            a[r] = SUM(va) + SUM(ua), b[r] = SUM(vb) + SUM(ub);                                         \
-                        }                                                                                               \
-                    }                                                                                                   \
-                    for (int r = 0; r < tile; r++) {                                                                    \
-                        for (ptrdiff_t k = kv; k < k1; k++) {                                                           \
-                            a[r] += xm[r * depth + k] * TAIL(wa[k]);                                                    \
-                            b[r] += xm[r * depth + k] * TAIL(wb[k]);                                                    \
-                        }                                                                                               \
-                        float *out = y + (m + r) * width + n;                                                           \
-                        out[0] = k0 ? out[0] + a[r] : a[r];                                                             \
-                        if (pair) out[1] = k0 ? out[1] + b[r] : b[r];                                                   \
-                    }                                                                                                   \
-                }                                                                                                       \
-            }                                                                                                           \
-        }                                                                                                               \
-    }
+/* Round to nearest, ties to even; a NaN stays one. */
+INLINE uint16_t narrow_bf16(float value) {
+    union { float number; uint32_t bits; } both = {value};
+    if ((both.bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((both.bits >> 16) | 0x40);
+    return (uint16_t)((both.bits + 0x7fffu + ((both.bits >> 16) & 1)) >> 16);
+}
 
-AVX2 static inline float sum8(__m256 v) {
+AVX2 INLINE float sum8(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
@@ -96,44 +51,327 @@ AVX2 static inline float sum8(__m256 v) {
 #define LOAD16_F16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #define SAME(value) (value)
 
-DEFINE_LINEAR(bf16_avx2, AVX2, uint16_t, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, LOAD8_BF16, _mm256_fmadd_ps,
-              sum8, widen_bf16)
-DEFINE_LINEAR(f16_avx2, AVX2, uint16_t, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, LOAD8_F16, _mm256_fmadd_ps, sum8,
-              _cvtsh_ss)
-DEFINE_LINEAR(f32_avx2, AVX2, float, __m256, 8, _mm256_setzero_ps(), _mm256_loadu_ps, _mm256_loadu_ps, _mm256_fmadd_ps,
-              sum8, SAME)
-DEFINE_LINEAR(bf16_avx512, AVX512, uint16_t, __m512, 16, _mm512_setzero_ps(), _mm512_loadu_ps, LOAD16_BF16,
-              _mm512_fmadd_ps, _mm512_reduce_add_ps, widen_bf16)
-DEFINE_LINEAR(f16_avx512, AVX512, uint16_t, __m512, 16, _mm512_setzero_ps(), _mm512_loadu_ps, LOAD16_F16, _mm512_fmadd_ps,
-              _mm512_reduce_add_ps, _cvtsh_ss)
-DEFINE_LINEAR(f32_avx512, AVX512, float, __m512, 16, _mm512_setzero_ps(), _mm512_loadu_ps, _mm512_loadu_ps,
-              _mm512_fmadd_ps, _mm512_reduce_add_ps, SAME)
+/* For one instruction set and storage type:
+ *   NAME_tile    y[m .. m + tile, n .. n + 2] over one block of the depth
+ *   NAME_linear  y[:, n0 .. n1] = x · wᵀ; y has `width` columns
+ *   NAME_attend  one row's queries of one KV head over its cached tokens
+ * LOAD widens LANES stored values to float32. */
+#define DEFINE_KERNELS(NAME, TARGET, TYPE, VECTOR, LANES, ZERO, ONES, LOADX, STOREX, LOAD, FMA, SUM, TAIL)                \
+    TARGET INLINE void NAME##_tile(const int tile, float *y, const float *x, const TYPE *wa, const TYPE *wb, int pair,    \
+                                   ptrdiff_t width, ptrdiff_t depth, ptrdiff_t k0, ptrdiff_t k1) {                        \
+        const ptrdiff_t kv = k0 + (k1 - k0) / (LANES) * (LANES);                                                          \
+        VECTOR va[8], vb[8];                                                                                              \
+        _Pragma("GCC unroll 8") for (int r = 0; r < tile; r++) va[r] = vb[r] = ZERO;                                      \
+        for (ptrdiff_t k = k0; k < kv; k += (LANES)) {                                                                    \
+            const VECTOR pa = LOAD(wa + k), pb = LOAD(wb + k);                                                            \
+            _Pragma("GCC unroll 8") for (int r = 0; r < tile; r++) {                                                      \
+                const VECTOR px = LOADX(x + r * depth + k);                                                               \
+                va[r] = FMA(px, pa, va[r]);                                                                               \
+                vb[r] = FMA(px, pb, vb[r]);                                                                               \
+            }                                                                                                             \
+        }                                                                                                                 \
+        _Pragma("GCC unroll 8") for (int r = 0; r < tile; r++) {                                                          \
+            float a = SUM(va[r]), b = SUM(vb[r]);                                                                         \
+            for (ptrdiff_t k = kv; k < k1; k++) {                                                                         \
+                a += x[r * depth + k] * TAIL(wa[k]);                                                                      \
+                b += x[r * depth + k] * TAIL(wb[k]);                                                                      \
+            }                                                                                                             \
+            float *out = y + r * width;                                                                                   \
+            out[0] = k0 ? out[0] + a : a;                                                                                 \
+            if (pair) out[1] = k0 ? out[1] + b : b;                                                                       \
+        }                                                                                                                 \
+    }                                                                                                                     \
+    TARGET static void NAME##_linear(float *y, const float *x, const void *weight, ptrdiff_t rows, ptrdiff_t width,       \
+                                     ptrdiff_t depth, ptrdiff_t n0, ptrdiff_t n1) {                                       \
+        const TYPE *w = weight;                                                                                           \
+        for (ptrdiff_t k0 = 0; k0 < depth; k0 += DEPTH_BLOCK) {                                                           \
+            const ptrdiff_t k1 = k0 + DEPTH_BLOCK < depth ? k0 + DEPTH_BLOCK : depth;                                     \
+            for (ptrdiff_t n = n0; n < n1; n += 2) {                                                                      \
+                const int pair = n + 1 < n1;                                                                              \
+                const TYPE *wa = w + n * depth, *wb = pair ? wa + depth : wa;                                             \
+                ptrdiff_t m = 0;                                                                                          \
+                for (; (LANES) == 16 && m + 8 <= rows; m += 8)                                                            \
+                    NAME##_tile(8, y + m * width + n, x + m * depth, wa, wb, pair, width, depth, k0, k1);                 \
+                for (; m + 4 <= rows; m += 4)                                                                             \
+                    NAME##_tile(4, y + m * width + n, x + m * depth, wa, wb, pair, width, depth, k0, k1);                 \
+                for (; m + 2 <= rows; m += 2)                                                                             \
+                    NAME##_tile(2, y + m * width + n, x + m * depth, wa, wb, pair, width, depth, k0, k1);                 \
+                if (m < rows) NAME##_tile(1, y + m * width + n, x + m * depth, wa, wb, pair, width, depth, k0, k1);       \
+            }                                                                                                             \
+        }                                                                                                                 \
+    }                                                                                                                     \
+    TARGET static void NAME##_attend(float *out, const float *q, const void *k_cache, const void *v_cache,                \
+                                     const int64_t *blocks, ptrdiff_t first, ptrdiff_t stop, ptrdiff_t block_tokens,      \
+                                     int group, int dim, float scale, float *scores) {                                    \
+        const ptrdiff_t length = stop - first;                                                                            \
+        float most[MOST_GROUP];                                                                                           \
+        for (int g = 0; g < group; g++) most[g] = -INFINITY;                                                              \
+        for (ptrdiff_t at = first; at < stop;) {                                                                          \
+            const ptrdiff_t offset = at % block_tokens;                                                                   \
+            const ptrdiff_t run = block_tokens - offset < stop - at ? block_tokens - offset : stop - at;                  \
+            const TYPE *keys = (const TYPE *)k_cache + (blocks[at / block_tokens] * block_tokens + offset) * dim;         \
+            for (ptrdiff_t t = 0; t < run; t++, keys += dim)                                                              \
+                for (int g = 0; g < group; g++) {                                                                         \
+                    VECTOR sum = ZERO;                                                                                    \
+                    for (int d = 0; d < dim; d += (LANES)) sum = FMA(LOADX(q + g * dim + d), LOAD(keys + d), sum);        \
+                    const float score = SUM(sum) * scale;                                                                 \
+                    scores[g * length + at - first + t] = score;                                                          \
+                    most[g] = score > most[g] ? score : most[g];                                                          \
+                }                                                                                                         \
+            at += run;                                                                                                    \
+        }                                                                                                                 \
+        for (int g = 0; g < group; g++) {                                                                                 \
+            float total = 0, *own = scores + g * length;                                                                  \
+            for (ptrdiff_t t = 0; t < length; t++) total += own[t] = expf(own[t] - most[g]);                              \
+            for (ptrdiff_t t = 0; t < length; t++) own[t] /= total;                                                       \
+            memset(out + g * dim, 0, sizeof(float) * dim);                                                                \
+        }                                                                                                                 \
+        for (ptrdiff_t at = first; at < stop;) {                                                                          \
+            const ptrdiff_t offset = at % block_tokens;                                                                   \
+            const ptrdiff_t run = block_tokens - offset < stop - at ? block_tokens - offset : stop - at;                  \
+            const TYPE *values = (const TYPE *)v_cache + (blocks[at / block_tokens] * block_tokens + offset) * dim;       \
+            for (int d = 0; d < dim; d += (LANES))                                                                        \
+                for (int g = 0; g < group; g++) {                                                                         \
+                    VECTOR sum = LOADX(out + g * dim + d);                                                                \
+                    const float *own = scores + g * length + at - first;                                                  \
+                    for (ptrdiff_t t = 0; t < run; t++) sum = FMA(ONES(own[t]), LOAD(values + t * dim + d), sum);         \
+                    STOREX(out + g * dim + d, sum);                                                                       \
+                }                                                                                                         \
+            at += run;                                                                                                    \
+        }                                                                                                                 \
+    }
+
+#define DEFINE_AVX2(NAME, TYPE, LOAD, TAIL)                                                                               \
+    DEFINE_KERNELS(NAME, AVX2, TYPE, __m256, 8, _mm256_setzero_ps(), _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps,   \
+                   LOAD, _mm256_fmadd_ps, sum8, TAIL)
+#define DEFINE_AVX512(NAME, TYPE, LOAD, TAIL)                                                                             \
+    DEFINE_KERNELS(NAME, AVX512, TYPE, __m512, 16, _mm512_setzero_ps(), _mm512_set1_ps, _mm512_loadu_ps,                  \
+                   _mm512_storeu_ps, LOAD, _mm512_fmadd_ps, _mm512_reduce_add_ps, TAIL)
+
+DEFINE_AVX2(f32_avx2, float, _mm256_loadu_ps, SAME)
+DEFINE_AVX2(bf16_avx2, uint16_t, LOAD8_BF16, widen_bf16)
+DEFINE_AVX2(f16_avx2, uint16_t, LOAD8_F16, _cvtsh_ss)
+DEFINE_AVX512(f32_avx512, float, _mm512_loadu_ps, SAME)
+DEFINE_AVX512(bf16_avx512, uint16_t, LOAD16_BF16, widen_bf16)
+DEFINE_AVX512(f16_avx512, uint16_t, LOAD16_F16, _cvtsh_ss)
+
+typedef void linear_fn(float *, const float *, const void *, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t);
+typedef void attend_fn(float *, const float *, const void *, const void *, const int64_t *, ptrdiff_t, ptrdiff_t,
+                       ptrdiff_t, int, int, float, float *);
+
+static linear_fn *const LINEAR[2][3] = {{f32_avx2_linear, bf16_avx2_linear, f16_avx2_linear},
+                                        {f32_avx512_linear, bf16_avx512_linear, f16_avx512_linear}};
+static attend_fn *const ATTEND[2][3] = {{f32_avx2_attend, bf16_avx2_attend, f16_avx2_attend},
+                                        {f32_avx512_attend, bf16_avx512_attend, f16_avx512_attend}};
 
 /* 0: this CPU has neither AVX2 with FMA and F16C nor more; 2: AVX2; 3: AVX-512. */
 API int lp_instruction_set(void) {
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return 0;
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
-               ? 3 : 2;
+               ? LEVEL_AVX512 : LEVEL_AVX2;
 }
 
 /* dtype: 0 float32, 1 bfloat16, 2 float16. level: what lp_instruction_set returned, or less. Row-major and contiguous:
  * x [rows, depth], w [width, depth], y [rows, width]. Returns 0, or -1 for a dtype or level that it does not have. */
 API int lp_linear(float *y, const float *x, const void *w, int64_t rows, int64_t width, int64_t depth, int dtype,
                   int level) {
-    if (dtype < 0 || dtype > 2 || (level != 2 && level != 3)) return -1;
+    if (dtype < 0 || dtype > 2 || (level != LEVEL_AVX2 && level != LEVEL_AVX512)) return -1;
+    linear_fn *const linear = LINEAR[level - LEVEL_AVX2][dtype];
     const ptrdiff_t chunks = (width + OUTPUT_CHUNK - 1) / OUTPUT_CHUNK;
 #pragma omp parallel for schedule(dynamic, 1)
     for (ptrdiff_t chunk = 0; chunk < chunks; chunk++) {
         const ptrdiff_t n0 = chunk * OUTPUT_CHUNK, n1 = n0 + OUTPUT_CHUNK < width ? n0 + OUTPUT_CHUNK : width;
-        if (level == 3) {
-            if (dtype == 1) bf16_avx512(y, x, w, rows, width, depth, n0, n1);
-            else if (dtype == 2) f16_avx512(y, x, w, rows, width, depth, n0, n1);
-            else f32_avx512(y, x, w, rows, width, depth, n0, n1);
-        } else {
-            if (dtype == 1) bf16_avx2(y, x, w, rows, width, depth, n0, n1);
-            else if (dtype == 2) f16_avx2(y, x, w, rows, width, depth, n0, n1);
-            else f32_avx2(y, x, w, rows, width, depth, n0, n1);
+        linear(y, x, w, rows, width, depth, n0, n1);
+    }
+    return 0;
+}
+
+/* One decoder layer. Norms and biases are float32 (absent: NULL), matrices and cache in the storage dtype.
+ * cache: [2 × kv heads, slots, head_dim], keys before values. window: 0 for full attention. */
+typedef struct {
+    const float *input_norm, *mlp_norm, *q_norm, *k_norm;
+    const float *qkv_bias, *output_bias, *gate_up_bias, *down_bias;
+    const void *qkv, *output, *gate_up, *down;
+    void *cache;
+    int64_t window;
+} lp_layer;
+
+typedef struct {
+    int64_t layers, hidden, heads, kv_heads, head_dim, intermediate, slots, block_tokens;
+    float eps, scale;
+    int32_t dtype, level;
+} lp_model;
+
+/* The step. position, slot: of each row. blocks: block ids of all sequences, those of row r from blocks[block_start[r]].
+ * cosine, sine: [rows, head_dim], the sine negative in its first half. */
+typedef struct {
+    int64_t rows, longest;
+    const int64_t *position, *slot, *blocks, *block_start;
+    const float *cosine, *sine;
+} lp_step;
+
+/* Floats that lp_layers needs as scratch for so many rows and threads. */
+API int64_t lp_scratch(const lp_model *model, int64_t rows, int64_t longest, int64_t threads) {
+    const int64_t group = model->heads / model->kv_heads;
+    const int64_t packed = (model->heads + 2 * model->kv_heads) * model->head_dim;
+    return rows * (2 * model->hidden + packed + model->heads * model->head_dim + 3 * model->intermediate) +
+           threads * group * longest;
+}
+
+typedef struct { atomic_int arrived, turn; } barrier_t;
+
+/* Threads that compute meet here a hundred times a step: a futex each time would cost more than the work between. Who
+ * waits long yields, for on shared cores the others may be waiting for this very core. */
+static void meet(barrier_t *barrier, int threads) {
+    if (threads == 1) return;
+    const int turn = atomic_load_explicit(&barrier->turn, memory_order_acquire);
+    if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == threads - 1) {
+        atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&barrier->turn, turn + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&barrier->turn, memory_order_acquire) == turn; spins++) {
+        if (spins < 2000) _mm_pause();
+        else sched_yield();
+    }
+}
+
+static void norm_row(float *out, const float *x, const float *weight, ptrdiff_t size, float eps) {
+    float sums[8] = {0};
+    ptrdiff_t i = 0;
+    for (; i + 8 <= size; i += 8)
+        for (int lane = 0; lane < 8; lane++) sums[lane] += x[i + lane] * x[i + lane];
+    float total = 0;
+    for (; i < size; i++) total += x[i] * x[i];
+    for (int lane = 0; lane < 8; lane++) total += sums[lane];
+    const float factor = 1.0f / sqrtf(total / (float)size + eps);
+    for (i = 0; i < size; i++) out[i] = x[i] * factor * weight[i];
+}
+
+AVX2 static void store_row(void *cache, int64_t at, const float *values, int dim, int dtype) {
+    if (dtype == FLOAT32) {
+        memcpy((float *)cache + at, values, sizeof(float) * dim);
+        return;
+    }
+    uint16_t *out = (uint16_t *)cache + at;
+    for (int d = 0; d < dim; d++) out[d] = dtype == BFLOAT16 ? narrow_bf16(values[d]) : _cvtss_sh(values[d], 0);
+}
+
+/* Norm (if the model norms heads) and rotate one head in place. */
+static void turn_head(float *head, const float *norm, const float *cosine, const float *sine, int dim, float eps) {
+    float turned[1024];
+    if (norm) norm_row(head, head, norm, dim, eps);
+    const int half = dim / 2;
+    for (int d = 0; d < dim; d++) turned[d] = head[d] * cosine[d] + head[d < half ? d + half : d - half] * sine[d];
+    memcpy(head, turned, sizeof(float) * dim);
+}
+
+/* Adds bias to columns [n0, n1) of y. */
+static void add_bias(float *y, const float *bias, ptrdiff_t rows, ptrdiff_t width, ptrdiff_t n0, ptrdiff_t n1) {
+    if (bias)
+        for (ptrdiff_t m = 0; m < rows; m++)
+            for (ptrdiff_t n = n0; n < n1; n++) y[m * width + n] += bias[n];
+}
+
+/* Take the next chunk of `size` columns of `width`; 0 when none is left. */
+static int take(atomic_int *next, ptrdiff_t width, ptrdiff_t size, ptrdiff_t *n0, ptrdiff_t *n1) {
+    *n0 = (ptrdiff_t)atomic_fetch_add_explicit(next, 1, memory_order_relaxed) * size;
+    if (*n0 >= width) return 0;
+    *n1 = *n0 + size < width ? *n0 + size : width;
+    return 1;
+}
+
+/* Run a step through all layers: x float32 [rows, hidden] is replaced by the result, and keys and values are stored.
+ * head_dim: a multiple of 16, at most 1024; heads a multiple of kv_heads, at most 32 times as many; at most 256 layers.
+ * scratch: lp_scratch floats. Returns 0, or -1 for sizes that it does not take. */
+API int lp_layers(float *x, const lp_layer *layers, const lp_model *model, const lp_step *step, float *scratch,
+                  int64_t most_threads) {
+    const ptrdiff_t rows = step->rows, hidden = model->hidden, dim = model->head_dim, inner = model->intermediate;
+    const ptrdiff_t heads = model->heads, kv_heads = model->kv_heads, group = heads / kv_heads;
+    const ptrdiff_t packed = (heads + 2 * kv_heads) * dim, attended = heads * dim;
+    const int dtype = model->dtype, level = model->level;
+    if (dtype < 0 || dtype > 2 || (level != LEVEL_AVX2 && level != LEVEL_AVX512) || dim % 16 || dim > 1024 ||
+        heads % kv_heads || group > MOST_GROUP || model->layers > MOST_LAYERS)
+        return -1;
+    linear_fn *const linear = LINEAR[level - LEVEL_AVX2][dtype];
+    attend_fn *const attend = ATTEND[level - LEVEL_AVX2][dtype];
+    const size_t item = dtype == FLOAT32 ? 4 : 2;
+    const size_t head_bytes = (size_t)model->slots * dim * item;
+
+    float *normed = scratch, *added = normed + rows * hidden, *qkv = added + rows * hidden, *mixed = qkv + rows * packed;
+    float *gate_up = mixed + rows * attended, *gated = gate_up + rows * 2 * inner;
+    float *scores = gated + rows * inner;
+    static const ptrdiff_t CHUNK = OUTPUT_CHUNK;
+    barrier_t barrier = {0};
+    atomic_int next[MOST_LAYERS][5];
+    memset(next, 0, sizeof(next[0]) * model->layers);
+
+#pragma omp parallel num_threads((int)most_threads)
+    {
+        const int threads = omp_get_num_threads(), me = omp_get_thread_num();
+        float *own_scores = scores + (ptrdiff_t)me * group * step->longest;
+        ptrdiff_t n0, n1;
+        for (int64_t index = 0; index < model->layers; index++) {
+            const lp_layer *layer = layers + index;
+            char *cache = layer->cache;
+
+            for (ptrdiff_t m = me; m < rows; m += threads)
+                norm_row(normed + m * hidden, x + m * hidden, layer->input_norm, hidden, model->eps);
+            meet(&barrier, threads);
+            while (take(&next[index][0], packed, CHUNK, &n0, &n1)) {
+                linear(qkv, normed, layer->qkv, rows, packed, hidden, n0, n1);
+                add_bias(qkv, layer->qkv_bias, rows, packed, n0, n1);
+            }
+            meet(&barrier, threads);
+            for (ptrdiff_t task = me; task < rows * (heads + 2 * kv_heads); task += threads) {
+                const ptrdiff_t m = task / (heads + 2 * kv_heads), head = task % (heads + 2 * kv_heads);
+                float *values = qkv + m * packed + head * dim;
+                if (head < heads + kv_heads)
+                    turn_head(values, head < heads ? layer->q_norm : layer->k_norm, step->cosine + m * dim,
+                              step->sine + m * dim, (int)dim, model->eps);
+                if (head >= heads)
+                    store_row(cache + (head - heads) * head_bytes, step->slot[m] * dim, values, (int)dim, dtype);
+            }
+            meet(&barrier, threads);
+            while (take(&next[index][1], rows * kv_heads, 1, &n0, &n1)) {
+                const ptrdiff_t m = n0 / kv_heads, head = n0 % kv_heads, stop = step->position[m] + 1;
+                const ptrdiff_t first = layer->window && stop > layer->window ? stop - layer->window : 0;
+                attend(mixed + m * attended + head * group * dim, qkv + m * packed + head * group * dim,
+                       cache + head * head_bytes, cache + (kv_heads + head) * head_bytes,
+                       step->blocks + step->block_start[m], first, stop, model->block_tokens, (int)group, (int)dim,
+                       model->scale, own_scores);
+            }
+            meet(&barrier, threads);
+            while (take(&next[index][2], hidden, CHUNK, &n0, &n1)) {
+                linear(added, mixed, layer->output, rows, hidden, attended, n0, n1);
+                add_bias(added, layer->output_bias, rows, hidden, n0, n1);
+                for (ptrdiff_t m = 0; m < rows; m++)
+                    for (ptrdiff_t n = n0; n < n1; n++) x[m * hidden + n] += added[m * hidden + n];
+            }
+            meet(&barrier, threads);
+            for (ptrdiff_t m = me; m < rows; m += threads)
+                norm_row(normed + m * hidden, x + m * hidden, layer->mlp_norm, hidden, model->eps);
+            meet(&barrier, threads);
+            while (take(&next[index][3], inner, CHUNK, &n0, &n1)) {
+                linear(gate_up, normed, layer->gate_up, rows, 2 * inner, hidden, n0, n1);
+                linear(gate_up, normed, layer->gate_up, rows, 2 * inner, hidden, inner + n0, inner + n1);
+                add_bias(gate_up, layer->gate_up_bias, rows, 2 * inner, n0, n1);
+                add_bias(gate_up, layer->gate_up_bias, rows, 2 * inner, inner + n0, inner + n1);
+                for (ptrdiff_t m = 0; m < rows; m++)
+                    for (ptrdiff_t n = n0; n < n1; n++) {
+                        const float gate = gate_up[m * 2 * inner + n], up = gate_up[m * 2 * inner + inner + n];
+                        gated[m * inner + n] = gate / (1.0f + expf(-gate)) * up;
+                    }
+            }
+            meet(&barrier, threads);
+            while (take(&next[index][4], hidden, CHUNK, &n0, &n1)) {
+                linear(added, gated, layer->down, rows, hidden, inner, n0, n1);
+                add_bias(added, layer->down_bias, rows, hidden, n0, n1);
+                for (ptrdiff_t m = 0; m < rows; m++)
+                    for (ptrdiff_t n = n0; n < n1; n++) x[m * hidden + n] += added[m * hidden + n];
+            }
+            meet(&barrier, threads);
         }
     }
     return 0;

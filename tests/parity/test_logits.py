@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from languagepipes_node.model.batch import Batch
-from languagepipes_node.model.linear import Arithmetic, always, candidates
+from languagepipes_node.model.linear import WHOLE, Arithmetic, always, candidates
 from parity_models import SPLITS, Chain, ParityModel, Running
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -83,7 +83,9 @@ def test_sixteen_bit_sequences_decode_together_as_they_do_alone(model: ParityMod
     assert distance(together, reference) < SIXTEEN_BITS * distance(theirs, reference)
 
 
-@pytest.mark.parametrize(("dtype", "way"), [(dtype, way) for dtype in DTYPES for way in candidates(dtype)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "way"), [(dtype, way) for dtype in DTYPES for way in (*candidates(dtype), WHOLE)], ids=str
+)
 @pytest.mark.parametrize("name", ["llama with biases, llama3 rope", "qwen3_moe with dense layers"])
 def test_every_kernel_computes_the_same(
     name: str, dtype: torch.dtype, way: Arithmetic, model_named: Callable[[str], ParityModel]

@@ -155,6 +155,9 @@ class FallbackLayers:
             done = loading.fill(source, parts, dict(layer.named_parameters()), progress, done)
         return done
 
+    def settle(self, cache: KvCache) -> None:
+        """Nothing to measure: transformers' layers compute in the dtype at rest."""
+
     def run(self, hidden: torch.Tensor, step: Step, cache: KvCache) -> torch.Tensor:
         positions = torch.from_numpy(step.positions).to(self._device)[None]  # [1, tokens]
         slots = torch.from_numpy(step.slots).to(self._device)

@@ -1,7 +1,7 @@
-"""Our own matrix product for CPUs whose 16-bit arithmetic is slow or absent: float32 arithmetic on 16-bit weights.
+"""Our own native code for CPUs: float32 arithmetic on weights of any dtype at rest.
 
 The C source is node/native/kernels.c. It is compiled when the package is installed, if there is a C compiler; without
-it `available()` says False and callers use torch. What it is worth is in docs/decisions/0002-a-kernel-of-our-own.md.
+it `available()` says False and callers use torch. What it is worth is in docs/decisions/0002-native-kernels.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 # The most that lp_instruction_set may report; see use_level.
 _most_level = 3
-_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @functools.cache
@@ -29,6 +29,9 @@ def _library() -> tuple[ctypes.CDLL, int] | None:
         except OSError:
             continue  # built for another machine, or a torch without libgomp
         library.lp_linear.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3 + [ctypes.c_int] * 2
+        library.lp_scratch.restype = ctypes.c_int64
+        library.lp_scratch.argtypes = [ctypes.c_void_p] + [ctypes.c_int64] * 3
+        library.lp_layers.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64]
         level = min(library.lp_instruction_set(), _most_level)
         if level:
             return library, level
@@ -38,6 +41,14 @@ def _library() -> tuple[ctypes.CDLL, int] | None:
 def available() -> bool:
     """Whether `linear` works here: it was compiled, and the CPU has AVX2, FMA and F16C."""
     return _library() is not None
+
+
+def library() -> tuple[ctypes.CDLL, int]:
+    """The compiled library and the instruction set to pass to it. Raises RuntimeError if `available()` is False."""
+    loaded = _library()
+    if loaded is None:
+        raise RuntimeError("the native kernels are not available here: ask available() first")
+    return loaded
 
 
 def use_level(level: int) -> None:
@@ -53,12 +64,10 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     Both contiguous and on the CPU. Sums in float32. Raises RuntimeError if `available()` is False, ValueError for
     shapes, dtypes or layouts that it does not take.
     """
-    loaded = _library()
-    if loaded is None:
-        raise RuntimeError("the native kernels are not available here: ask available() first")
+    native, level = library()
     rows, depth = x.shape
     width = weight.shape[0]
-    code = _DTYPE_CODES.get(weight.dtype)
+    code = DTYPE_CODES.get(weight.dtype)
     if (
         code is None
         or x.dtype is not torch.float32
@@ -67,6 +76,5 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     ):
         raise ValueError(f"cannot multiply {x.dtype} {tuple(x.shape)} by {weight.dtype} {tuple(weight.shape)}")
     y = torch.empty(rows, width)
-    library, level = loaded
-    library.lp_linear(y.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, width, depth, code, level)
+    native.lp_linear(y.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, width, depth, code, level)
     return y

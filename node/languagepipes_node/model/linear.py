@@ -59,17 +59,26 @@ Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tens
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a station multiplies: the dtype of its activations, and by which kernel."""
+    """How a station computes: the dtype of its activations, and by which kernel it multiplies.
+
+    whole: all layers of a step in one native call (`model.whole_step`), where the architecture allows it.
+    """
 
     dtype: torch.dtype
     native: bool = False
+    whole: bool = False
 
     @property
     def product(self) -> Product:
         return project_natively if self.native else project
 
     def __str__(self) -> str:
+        if self.whole:
+            return "whole native steps"
         return str(self.dtype).removeprefix("torch.") + (" by the native kernel" if self.native else "")
+
+
+WHOLE = Arithmetic(torch.float32, native=True, whole=True)
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,13 @@ class Compute:
                 break
             chosen = arithmetic
         return chosen
+
+    def whole_below(self, rows: int) -> Compute:
+        """The same, but for steps of fewer than `rows` rows, which take the whole native step."""
+        if rows <= 1:
+            return self
+        later = tuple(choice for choice in self.choices if choice[0] > rows)
+        return Compute(((1, WHOLE), (rows, self.for_rows(rows)), *later))
 
     def __str__(self) -> str:
         return ", ".join(f"{arithmetic} from {rows} rows" for rows, arithmetic in self.choices)
@@ -153,4 +169,17 @@ def _seconds(
             best[way] = min(best[way], clock() - start)
         if attempt and clock() - begin > _BUDGET_SECONDS / 10:
             break
+    return best
+
+
+def faster_of(ways: Sequence[Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """The least seconds of a few runs of each, taken in turn after one run to warm up."""
+    for way in ways:
+        way()
+    best = [float("inf")] * len(ways)
+    for _ in range(_REPEATS):
+        for index, way in enumerate(ways):
+            start = clock()
+            way()
+            best[index] = min(best[index], clock() - start)
     return best

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 from languagepipes_api.plan import LayerRange
 
-from languagepipes_node.model import attention, attention_plan, loading, step
+from languagepipes_node.model import attention, attention_plan, loading, step, whole_step
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.attention_plan import Sizes
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.errors import BatchError
 from languagepipes_node.model.kv import KvCache
 from languagepipes_node.model.layers import Attention, DecoderLayer
-from languagepipes_node.model.linear import Arithmetic, Compute, always, measure
+from languagepipes_node.model.linear import ROW_BUCKETS, WHOLE, Arithmetic, Compute, always, faster_of, measure
 from languagepipes_node.model.names import Part, layer_parts
 from languagepipes_node.model.rope import Rope
-from languagepipes_node.model.step import Step
+from languagepipes_node.model.step import Step, probe
+from languagepipes_node.model.whole_step import WholeStep
 from languagepipes_node.weights.source import TensorSource
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,10 @@ class Layers(Protocol):
     def weight_bytes(self) -> int: ...
 
     def load(self, source: TensorSource, progress: Callable[[int], None], done: int) -> int: ...
+
+    def settle(self, cache: KvCache) -> None:
+        """Called once, when weights and cache are there: the moment to measure what whole steps cost."""
+        ...
 
     def run(self, hidden: torch.Tensor, step: Step, cache: KvCache) -> torch.Tensor: ...
 
@@ -97,6 +103,7 @@ class LayerStack:
             dtype=self.dtype,
             device=self.device,
         )
+        self._layers.settle(self._cache)
         return done
 
     def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -142,6 +149,8 @@ class NativeLayers:
         self._sizes = Sizes(architecture.attention_heads, architecture.kv_heads, architecture.head_dim)
         self._scale = architecture.head_dim**-0.5
         self._decoders: list[DecoderLayer] = []
+        self._packed: list[dict[str, torch.Tensor]] = []
+        self._whole: WholeStep | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -156,16 +165,46 @@ class NativeLayers:
             weights = loading.allocate_targets(parts, self._dtype, self._device, f"layer {layer}")
             done = loading.fill(source, parts, weights, progress, done)
             self._decoders.append(DecoderLayer(self._architecture, layer, weights))
+            self._packed.append(weights)
             # Experts see other numbers of rows than the step has.
             products.append([w for name, w in weights.items() if w.ndim == 2 and not name.startswith("experts")])
         if self._measures and products:
-            self._measures = False
             self._compute = measure(products)
-            log.info("layers %s: arithmetic in %s", self._layers, self._compute)
         return done
 
+    def settle(self, cache: KvCache) -> None:
+        if not self._packed:
+            return
+        if whole_step.serves(self._architecture, self._device):
+            self._whole = WholeStep(self._architecture, self._packed, self._windows, self._rope, cache, self._dtype)
+            if self._measures:
+                self._compute = self._compute.whole_below(self._rows_that_are_slower_whole(cache))
+        if self._measures:
+            log.info("layers %s: arithmetic in %s", self._layers, self._compute)
+
+    def _rows_that_are_slower_whole(self, cache: KvCache) -> int:
+        """The least number of rows from which on whole steps are not the faster ones; 1 if they never are."""
+        faster_below = 1
+        with torch.inference_mode():
+            for rows in ROW_BUCKETS:
+                step = probe(rows, cache.blocks, cache.block_tokens)
+                if step is None:
+                    break
+                hidden = torch.full((rows, self._architecture.hidden_size), 0.01, dtype=self._dtype)
+                arithmetic = self._compute.for_rows(rows)
+                ways = (WHOLE, arithmetic)
+                seconds = faster_of([partial(self._run_by, way, hidden, step, cache) for way in ways])
+                if seconds[0] > seconds[1]:
+                    break
+                faster_below = 2 * rows
+        return faster_below
+
     def run(self, hidden: torch.Tensor, step: Step, cache: KvCache) -> torch.Tensor:
-        arithmetic = self._compute.for_rows(step.tokens)
+        return self._run_by(self._compute.for_rows(step.tokens), hidden, step, cache)
+
+    def _run_by(self, arithmetic: Arithmetic, hidden: torch.Tensor, step: Step, cache: KvCache) -> torch.Tensor:
+        if arithmetic.whole and self._whole is not None:
+            return self._whole.run(hidden, step)
         dtype, product = arithmetic.dtype, arithmetic.product
         x = hidden.to(dtype)
         cosine, sine = self._rope.at(torch.from_numpy(step.positions).to(self._device), dtype)

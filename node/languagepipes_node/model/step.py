@@ -121,3 +121,13 @@ def read(batch: Batch, *, blocks: int, block_tokens: int) -> Step:
         )
     )
     return Step(sequences, positions, slots.astype(np.int64, copy=False), block_tokens)
+
+
+def probe(rows: int, blocks: int, block_tokens: int) -> Step | None:
+    """A decode step of `rows` sequences at their first token, for measurements; None if there are too few blocks."""
+    if rows > blocks:
+        return None
+    ones = np.ones(rows, np.int32)
+    runs = np.stack((np.arange(rows, dtype=np.int32), ones), axis=1)
+    batch = Batch(ones, np.zeros(rows, np.int32), ones, runs, np.arange(rows, dtype=np.int32))
+    return read(batch, blocks=blocks, block_tokens=block_tokens)
