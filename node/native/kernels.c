@@ -37,6 +37,22 @@ INLINE uint16_t narrow_bf16(float value) {
     return (uint16_t)((both.bits + 0x7fffu + ((both.bits >> 16) & 1)) >> 16);
 }
 
+/* e^x within two units in the last place, in a form that compilers vectorise (the polynomial is Cephes' expf). */
+INLINE float exponential(float x) {
+    x = x > 88.0f ? 88.0f : x < -87.0f ? -87.0f : x;
+    const float whole = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f; /* rounds to an integer */
+    const float rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    float power = 1.9875691500e-4f;
+    power = power * rest + 1.3981999507e-3f;
+    power = power * rest + 8.3334519073e-3f;
+    power = power * rest + 4.1665795894e-2f;
+    power = power * rest + 1.6666665459e-1f;
+    power = power * rest + 5.0000001201e-1f;
+    power = power * rest * rest + rest + 1.0f;
+    union { int32_t bits; float number; } scale = {((int32_t)whole + 127) << 23};
+    return power * scale.number;
+}
+
 AVX2 INLINE float sum8(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -52,54 +68,59 @@ AVX2 INLINE float sum8(__m256 v) {
 #define SAME(value) (value)
 
 /* For one instruction set and storage type:
- *   NAME_tile    y[m .. m + tile, n .. n + 2] over one block of the depth
+ *   NAME_tile    `tile` rows by `outputs` columns of y over one block of the depth
  *   NAME_linear  y[:, n0 .. n1] = x · wᵀ; y has `width` columns
+ *   NAME_gate    silu(gate) × up
  *   NAME_attend  one row's queries of one KV head over its cached tokens
  * LOAD widens LANES stored values to float32. */
 #define DEFINE_KERNELS(NAME, TARGET, TYPE, VECTOR, LANES, ZERO, ONES, LOADX, STOREX, LOAD, FMA, SUM, TAIL)                \
-    TARGET INLINE void NAME##_tile(const int tile, float *y, const float *x, const TYPE *wa, const TYPE *wb, int pair,    \
-                                   ptrdiff_t width, ptrdiff_t depth, ptrdiff_t k0, ptrdiff_t k1) {                        \
-        const ptrdiff_t kv = k0 + (k1 - k0) / (LANES) * (LANES);                                                          \
-        VECTOR va[8], vb[8];                                                                                              \
-        _Pragma("GCC unroll 8") for (int r = 0; r < tile; r++) va[r] = vb[r] = ZERO;                                      \
-        for (ptrdiff_t k = k0; k < kv; k += (LANES)) {                                                                    \
-            const VECTOR pa = LOAD(wa + k), pb = LOAD(wb + k);                                                            \
-            _Pragma("GCC unroll 8") for (int r = 0; r < tile; r++) {                                                      \
-                const VECTOR px = LOADX(x + r * depth + k);                                                               \
-                va[r] = FMA(px, pa, va[r]);                                                                               \
-                vb[r] = FMA(px, pb, vb[r]);                                                                               \
-            }                                                                                                             \
-        }                                                                                                                 \
-        _Pragma("GCC unroll 8") for (int r = 0; r < tile; r++) {                                                          \
-            float a = SUM(va[r]), b = SUM(vb[r]);                                                                         \
-            for (ptrdiff_t k = kv; k < k1; k++) {                                                                         \
-                a += x[r * depth + k] * TAIL(wa[k]);                                                                      \
-                b += x[r * depth + k] * TAIL(wb[k]);                                                                      \
-            }                                                                                                             \
-            float *out = y + r * width;                                                                                   \
-            out[0] = k0 ? out[0] + a : a;                                                                                 \
-            if (pair) out[1] = k0 ? out[1] + b : b;                                                                       \
-        }                                                                                                                 \
-    }                                                                                                                     \
-    TARGET static void NAME##_linear(float *y, const float *x, const void *weight, ptrdiff_t rows, ptrdiff_t width,       \
-                                     ptrdiff_t depth, ptrdiff_t n0, ptrdiff_t n1) {                                       \
-        const TYPE *w = weight;                                                                                           \
-        for (ptrdiff_t k0 = 0; k0 < depth; k0 += DEPTH_BLOCK) {                                                           \
-            const ptrdiff_t k1 = k0 + DEPTH_BLOCK < depth ? k0 + DEPTH_BLOCK : depth;                                     \
-            for (ptrdiff_t n = n0; n < n1; n += 2) {                                                                      \
-                const int pair = n + 1 < n1;                                                                              \
-                const TYPE *wa = w + n * depth, *wb = pair ? wa + depth : wa;                                             \
-                ptrdiff_t m = 0;                                                                                          \
-                for (; (LANES) == 16 && m + 8 <= rows; m += 8)                                                            \
-                    NAME##_tile(8, y + m * width + n, x + m * depth, wa, wb, pair, width, depth, k0, k1);                 \
-                for (; m + 4 <= rows; m += 4)                                                                             \
-                    NAME##_tile(4, y + m * width + n, x + m * depth, wa, wb, pair, width, depth, k0, k1);                 \
-                for (; m + 2 <= rows; m += 2)                                                                             \
-                    NAME##_tile(2, y + m * width + n, x + m * depth, wa, wb, pair, width, depth, k0, k1);                 \
-                if (m < rows) NAME##_tile(1, y + m * width + n, x + m * depth, wa, wb, pair, width, depth, k0, k1);       \
-            }                                                                                                             \
-        }                                                                                                                 \
-    }                                                                                                                     \
+    TARGET INLINE void NAME##_tile(const int tile, const int outputs, float *y, const float *x, const TYPE *w,           \
+                                   ptrdiff_t width, ptrdiff_t depth, ptrdiff_t k0, ptrdiff_t k1) {                       \
+        const ptrdiff_t kv = k0 + (k1 - k0) / (LANES) * (LANES);                                                         \
+        VECTOR sums[6][4];                                                                                               \
+        _Pragma("GCC unroll 6") for (int r = 0; r < tile; r++)                                                           \
+            _Pragma("GCC unroll 4") for (int n = 0; n < outputs; n++) sums[r][n] = ZERO;                                 \
+        for (ptrdiff_t k = k0; k < kv; k += (LANES)) {                                                                   \
+            VECTOR pw[4];                                                                                                \
+            _Pragma("GCC unroll 4") for (int n = 0; n < outputs; n++) pw[n] = LOAD(w + n * depth + k);                   \
+            _Pragma("GCC unroll 6") for (int r = 0; r < tile; r++) {                                                     \
+                const VECTOR px = LOADX(x + r * depth + k);                                                              \
+                _Pragma("GCC unroll 4") for (int n = 0; n < outputs; n++) sums[r][n] = FMA(px, pw[n], sums[r][n]);       \
+            }                                                                                                            \
+        }                                                                                                                \
+        _Pragma("GCC unroll 6") for (int r = 0; r < tile; r++)                                                           \
+            _Pragma("GCC unroll 4") for (int n = 0; n < outputs; n++) {                                                  \
+                float total = SUM(sums[r][n]);                                                                           \
+                for (ptrdiff_t k = kv; k < k1; k++) total += x[r * depth + k] * TAIL(w[n * depth + k]);                  \
+                float *out = y + r * width + n;                                                                          \
+                *out = k0 ? *out + total : total;                                                                        \
+            }                                                                                                            \
+    }                                                                                                                    \
+    TARGET INLINE void NAME##_rows(const int outputs, float *y, const float *x, const TYPE *w, ptrdiff_t rows,           \
+                                   ptrdiff_t width, ptrdiff_t depth, ptrdiff_t k0, ptrdiff_t k1) {                       \
+        ptrdiff_t m = 0;                                                                                                 \
+        /* As many sums as there are registers: 24 of 32 with AVX-512, 8 of 16 with AVX2. */                             \
+        for (; (LANES) == 16 && rows - m >= 6 && rows - m != 8; m += 6)                                                  \
+            NAME##_tile(6, outputs, y + m * width, x + m * depth, w, width, depth, k0, k1);                              \
+        for (; (LANES) == 16 && rows - m >= 4; m += 4)                                                                   \
+            NAME##_tile(4, outputs, y + m * width, x + m * depth, w, width, depth, k0, k1);                              \
+        for (; rows - m >= 2; m += 2)                                                                                    \
+            NAME##_tile(2, outputs, y + m * width, x + m * depth, w, width, depth, k0, k1);                              \
+        if (m < rows) NAME##_tile(1, outputs, y + m * width, x + m * depth, w, width, depth, k0, k1);                    \
+    }                                                                                                                    \
+    TARGET static void NAME##_linear(float *y, const float *x, const void *weight, ptrdiff_t rows, ptrdiff_t width,      \
+                                     ptrdiff_t depth, ptrdiff_t n0, ptrdiff_t n1) {                                      \
+        const TYPE *w = weight;                                                                                          \
+        for (ptrdiff_t k0 = 0; k0 < depth; k0 += DEPTH_BLOCK) {                                                          \
+            const ptrdiff_t k1 = k0 + DEPTH_BLOCK < depth ? k0 + DEPTH_BLOCK : depth;                                    \
+            ptrdiff_t n = n0;                                                                                            \
+            for (; n + 4 <= n1; n += 4) NAME##_rows(4, y + n, x, w + n * depth, rows, width, depth, k0, k1);             \
+            for (; n < n1; n++) NAME##_rows(1, y + n, x, w + n * depth, rows, width, depth, k0, k1);                     \
+        }                                                                                                                \
+    }                                                                                                                    \
+    TARGET __attribute__((unused)) static void NAME##_gate(float *out, const float *gate, const float *up, ptrdiff_t count) { \
+        for (ptrdiff_t i = 0; i < count; i++) out[i] = gate[i] / (1.0f + exponential(-gate[i])) * up[i];                 \
+    }                                                                                                                    \
     TARGET static void NAME##_attend(float *out, const float *q, const void *k_cache, const void *v_cache,                \
                                      const int64_t *blocks, ptrdiff_t first, ptrdiff_t stop, ptrdiff_t block_tokens,      \
                                      int group, int dim, float scale, float *scores) {                                    \
@@ -122,7 +143,7 @@ AVX2 INLINE float sum8(__m256 v) {
         }                                                                                                                 \
         for (int g = 0; g < group; g++) {                                                                                 \
             float total = 0, *own = scores + g * length;                                                                  \
-            for (ptrdiff_t t = 0; t < length; t++) total += own[t] = expf(own[t] - most[g]);                              \
+            for (ptrdiff_t t = 0; t < length; t++) total += own[t] = exponential(own[t] - most[g]);                              \
             for (ptrdiff_t t = 0; t < length; t++) own[t] /= total;                                                       \
             memset(out + g * dim, 0, sizeof(float) * dim);                                                                \
         }                                                                                                                 \
@@ -159,6 +180,9 @@ typedef void linear_fn(float *, const float *, const void *, ptrdiff_t, ptrdiff_
 typedef void attend_fn(float *, const float *, const void *, const void *, const int64_t *, ptrdiff_t, ptrdiff_t,
                        ptrdiff_t, int, int, float, float *);
 
+typedef void gate_fn(float *, const float *, const float *, ptrdiff_t);
+
+static gate_fn *const GATE[2] = {f32_avx2_gate, f32_avx512_gate};
 static linear_fn *const LINEAR[2][3] = {{f32_avx2_linear, bf16_avx2_linear, f16_avx2_linear},
                                         {f32_avx512_linear, bf16_avx512_linear, f16_avx512_linear}};
 static attend_fn *const ATTEND[2][3] = {{f32_avx2_attend, bf16_avx2_attend, f16_avx2_attend},
@@ -296,6 +320,7 @@ API int lp_layers(float *x, const lp_layer *layers, const lp_model *model, const
         return -1;
     linear_fn *const linear = LINEAR[level - LEVEL_AVX2][dtype];
     attend_fn *const attend = ATTEND[level - LEVEL_AVX2][dtype];
+    gate_fn *const gate = GATE[level - LEVEL_AVX2];
     const size_t item = dtype == FLOAT32 ? 4 : 2;
     const size_t head_bytes = (size_t)model->slots * dim * item;
 
@@ -359,10 +384,7 @@ API int lp_layers(float *x, const lp_layer *layers, const lp_model *model, const
                 add_bias(gate_up, layer->gate_up_bias, rows, 2 * inner, n0, n1);
                 add_bias(gate_up, layer->gate_up_bias, rows, 2 * inner, inner + n0, inner + n1);
                 for (ptrdiff_t m = 0; m < rows; m++)
-                    for (ptrdiff_t n = n0; n < n1; n++) {
-                        const float gate = gate_up[m * 2 * inner + n], up = gate_up[m * 2 * inner + inner + n];
-                        gated[m * inner + n] = gate / (1.0f + expf(-gate)) * up;
-                    }
+                    gate(gated + m * inner + n0, gate_up + m * 2 * inner + n0, gate_up + m * 2 * inner + inner + n0, n1 - n0);
             }
             meet(&barrier, threads);
             while (take(&next[index][4], hidden, CHUNK, &n0, &n1)) {
