@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -17,7 +18,7 @@ from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.errors import BatchError
 from languagepipes_node.model.kv import KvCache
 from languagepipes_node.model.layers import Attention, DecoderLayer
-from languagepipes_node.model.linear import ROW_BUCKETS, WHOLE, Arithmetic, Compute, always, faster_of, measure
+from languagepipes_node.model.linear import ROW_BUCKETS, WHOLE, Arithmetic, Compute, always, measure, seconds_of
 from languagepipes_node.model.names import Part, layer_parts
 from languagepipes_node.model.rope import Rope
 from languagepipes_node.model.step import Step, probe
@@ -25,6 +26,7 @@ from languagepipes_node.model.whole_step import WholeStep
 from languagepipes_node.weights.source import TensorSource
 
 log = logging.getLogger(__name__)
+_MEASURING_SECONDS = 1.5
 
 
 class Layers(Protocol):
@@ -183,17 +185,21 @@ class NativeLayers:
             log.info("layers %s: arithmetic in %s", self._layers, self._compute)
 
     def _rows_that_are_slower_whole(self, cache: KvCache) -> int:
-        """The least number of rows from which on whole steps are not the faster ones; 1 if they never are."""
+        """The least number of rows from which on whole steps are not the faster ones; 1 if they never are.
+
+        A station of many bytes has no time for all row counts: what it did not try takes the other way.
+        """
         faster_below = 1
+        started = time.monotonic()
         with torch.inference_mode():
             for rows in ROW_BUCKETS:
                 step = probe(rows, cache.blocks, cache.block_tokens)
-                if step is None:
+                if step is None or time.monotonic() - started > _MEASURING_SECONDS:
                     break
                 hidden = torch.full((rows, self._architecture.hidden_size), 0.01, dtype=self._dtype)
                 arithmetic = self._compute.for_rows(rows)
                 ways = (WHOLE, arithmetic)
-                seconds = faster_of([partial(self._run_by, way, hidden, step, cache) for way in ways])
+                seconds = seconds_of([partial(self._run_by, way, hidden, step, cache) for way in ways])
                 if seconds[0] > seconds[1]:
                     break
                 faster_below = 2 * rows
