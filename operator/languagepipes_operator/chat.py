@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -62,6 +63,8 @@ def run(options: ChatOptions) -> int:
     130 if an only answer was stopped with Ctrl-C.
     """
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    # A shell that starts this in the background has SIGINT ignored, and Python leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with _client(options) as client:
             model = options.model or _first_model(client)
