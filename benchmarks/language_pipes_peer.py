@@ -1,4 +1,4 @@
-"""language-pipes 2.5.0 (https://pypi.org/project/language-pipes/2.5.0/) on the same model shape: two nodes on loopback.
+"""language-pipes 2.5.0, as PyPI has it, on the same model shape: two nodes on loopback.
 
 It gets a virtual environment of its own, since it pins another transformers. The first node holds the end model and the
 first half of the layers, the second the rest; they share an AES key, as its documentation advises. What it does not
