@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 
+from bounded_run import survives
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.wire.epochs import Ring
 from languagepipes_node.wire.frame import HEADER_BYTES, FrameLimits, Kind, build_step, control_frame
@@ -46,15 +46,4 @@ def test_no_bytes_crash_the_frame_reader(tmp_path: Path) -> None:
     }
     for name, content in seeds.items():
         (corpus / name).write_bytes(content)
-    done = subprocess.run(
-        [
-            sys.executable, str(TARGET), "-runs=20000", "-seed=1", "-timeout=20", "-rss_limit_mb=2048",
-            "-max_len=4096", f"-artifact_prefix={tmp_path}/", str(corpus),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "Done 20000 runs" in done.stderr
+    survives(TARGET, corpus, most_bytes=4096)

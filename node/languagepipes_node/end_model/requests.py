@@ -6,7 +6,7 @@ HTTP puts `Submission` and `Cancellation` on the engine's inbox; the engine hand
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
@@ -93,4 +93,3 @@ class EngineStatus:
     waiting: int = 0
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
-    details: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,23 @@
+"""Runs a fuzz target for a bounded number of seeded inputs, as a process of its own: a crash must not end the tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def survives(target: Path, corpus: Path, *, most_bytes: int) -> None:
+    """AssertionError, with the fuzzer's last words, unless `target` does 20,000 runs from `corpus`."""
+    done = subprocess.run(
+        [
+            sys.executable, str(target), "-runs=20000", "-seed=1", "-timeout=20", "-rss_limit_mb=2048",
+            f"-max_len={most_bytes}", f"-artifact_prefix={corpus.parent}/", str(corpus),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Done 20000 runs" in done.stderr
