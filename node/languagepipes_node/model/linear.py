@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -157,32 +158,28 @@ def measure(layers: Sequence[Sequence[torch.Tensor]], clock: Callable[[], float]
 def _seconds(
     weights: Sequence[torch.Tensor], rows: int, ways: Sequence[Arithmetic], clock: Callable[[], float]
 ) -> dict[Arithmetic, float]:
-    """The least of a few timings of all products, each way in turn: noise only ever adds, and comes in bursts."""
-    best = dict.fromkeys(ways, float("inf"))
-    inputs = {way: [torch.full((rows, weight.shape[1]), 0.01, dtype=way.dtype) for weight in weights] for way in ways}
-    for attempt in range(_REPEATS):
-        begin = clock()
-        for way in ways:
-            start = clock()
-            for x, weight in zip(inputs[way], weights, strict=True):
-                way.product(x, weight, None)
-            best[way] = min(best[way], clock() - start)
-        if attempt and clock() - begin > _BUDGET_SECONDS / 10:
-            break
-    return best
+    """The seconds that all products take, each way."""
+
+    def products(way: Arithmetic, inputs: Sequence[torch.Tensor]) -> None:
+        for x, weight in zip(inputs, weights, strict=True):
+            way.product(x, weight, None)
+
+    acts = [
+        partial(products, way, [torch.full((rows, weight.shape[1]), 0.01, dtype=way.dtype) for weight in weights])
+        for way in ways
+    ]
+    return dict(zip(ways, seconds_of(acts, clock), strict=True))
 
 
-def seconds_of(ways: Sequence[Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """The least seconds of a few runs of each, taken in turn after one run to warm up; of two if they are long."""
-    for way in ways:
-        way()
-    best = [float("inf")] * len(ways)
+def seconds_of(acts: Sequence[Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> list[float]:
+    """The least of a few timings of each, in turn, since noise only adds and comes in bursts; of two if they are long."""
+    best = [float("inf")] * len(acts)
     for attempt in range(_REPEATS):
         begin = clock()
-        for index, way in enumerate(ways):
+        for index, act in enumerate(acts):
             start = clock()
-            way()
+            act()
             best[index] = min(best[index], clock() - start)
-        if attempt and clock() - begin > _BUDGET_SECONDS / 30:
+        if attempt and clock() - begin > _BUDGET_SECONDS / 10:
             break
     return best
