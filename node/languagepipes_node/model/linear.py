@@ -172,7 +172,7 @@ def _seconds(
 
 
 def seconds_of(acts: Sequence[Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """The least of a few timings of each, in turn, since noise only adds and comes in bursts; of two if they are long."""
+    """The least of a few timings of each, in turn (noise only adds, and comes in bursts); of two if they are long."""
     best = [float("inf")] * len(acts)
     for attempt in range(_REPEATS):
         begin = clock()
