@@ -52,3 +52,15 @@ class Identity:
 
     def __str__(self) -> str:
         return self.uri
+
+
+# Labels of every child (https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/). Watches
+# select by MANAGED_BY; owner references, and not labels, say whose a child is.
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGED_BY = "languagepipes"
+LABEL_PIPE = f"{API_GROUP}/pipe"
+LABEL_ROLE = f"{API_GROUP}/role"  # a Role, or "plan", "ca", "ring", "api"
+LABEL_CHAIN = f"{API_GROUP}/chain"
+LABEL_STAGE = f"{API_GROUP}/stage"  # the stage's 1-based place
+LABEL_STAGE_NAME = f"{API_GROUP}/stage-name"
+LABEL_PLAN = f"{API_GROUP}/plan"  # the plan hash

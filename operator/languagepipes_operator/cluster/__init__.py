@@ -1,0 +1,1 @@
+"""The operator on a cluster: observe, plan, apply, report."""
