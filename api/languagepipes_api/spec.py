@@ -11,29 +11,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic.alias_generators import to_camel
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError
 
 from languagepipes_api import source as sources
 from languagepipes_api.names import API_GROUP, API_VERSION, KIND
 from languagepipes_api.plan import Device, Dtype
-from languagepipes_api.quantity import QUANTITY_MAX_LENGTH, QUANTITY_PATTERN, parse_quantity
+from languagepipes_api.quantity import parse_quantity
 from languagepipes_api.resource_errors import Problem, ResourceError, problems_of
+from languagepipes_api.resource_model import ObjectName, Quantity, ResourceModel, Rule
 from languagepipes_api.status import LanguagePipeStatus
+from languagepipes_api.template import PodTemplate
 from languagepipes_api.yaml_reader import read_yaml
 
 NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -45,80 +35,6 @@ DEFAULT_REVISION = "main"
 _RESERVED_STAGE_NAMES = ("end-model", "store")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A rule over several fields, said twice: in CEL for the API server, in Python for everybody else.
-
-    field: the field to point at, as YAML spells it; none for the object itself. where: a rule about sources
-    holds in the cluster only or with `languagepipes up` only; the latter has no CEL.
-    """
-
-    message: str
-    holds: Callable[[Any], bool]
-    cel: str = ""
-    field: str = ""
-    where: Literal["everywhere", "cluster", "local"] = "everywhere"
-
-
-class ResourceModel(BaseModel):
-    """What all parts of the resource have in common: camelCase outside, closed, immutable, no conversions."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        alias_generator=to_camel,
-        validate_by_alias=True,
-        validate_by_name=True,
-        serialize_by_alias=True,
-    )
-
-    rules: ClassVar[tuple[Rule, ...]] = ()
-
-    @model_validator(mode="after")
-    def _obeys_rules(self, info: ValidationInfo) -> Self:
-        place = "local" if (info.context or {}).get("local") else "cluster"
-        broken = [
-            (rule.field, rule.message)
-            for rule in self.rules
-            if rule.where in ("everywhere", place) and not rule.holds(self)
-        ]
-        if broken:
-            raise PydanticCustomError("rule", "{broken}", {"broken": tuple(broken)})
-        return self
-
-
-def _quantity(value: int | str) -> int | str:
-    try:
-        amount = parse_quantity(value)
-    except ValueError as error:
-        raise PydanticCustomError("quantity", "{reason}", {"reason": str(error)}) from error
-    if isinstance(value, int) and amount < 1:
-        raise PydanticCustomError("quantity", "{value} is less than 1", {"value": value})
-    return value
-
-
-Quantity = Annotated[
-    int | str,
-    AfterValidator(_quantity),
-    WithJsonSchema(
-        {
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "minimum": 1,
-            "maxLength": QUANTITY_MAX_LENGTH,
-            "pattern": QUANTITY_PATTERN,
-            "x-kubernetes-int-or-string": True,
-        }
-    ),
-]
-SecretName = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=253,
-        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
-    ),
-]
 SecretKey = Annotated[str, Field(min_length=1, max_length=253, pattern="^[-._a-zA-Z0-9]+$")]
 LayerCount = Annotated[int, Field(ge=1, le=LAYERS_MAX)]
 
@@ -128,7 +44,7 @@ class SecretKeyRef(ResourceModel):
     place.
     """
 
-    name: SecretName = Field(description="The Secret's name.")
+    name: ObjectName = Field(description="The Secret's name.")
     key: SecretKey = Field(description="The key in it.")
 
 
@@ -137,7 +53,7 @@ class SecretRef(ResourceModel):
     place.
     """
 
-    name: SecretName = Field(description="The Secret's name.")
+    name: ObjectName = Field(description="The Secret's name.")
 
 
 def _source_is(scheme: str, pattern: str) -> Callable[[ModelSpec], bool]:
@@ -259,6 +175,27 @@ class EndModelSpec(ResourceModel):
         "the state that the answer is read from.",
     )
     device: Device = Field(default="CPU", description="What it computes on.")
+    template: PodTemplate | None = Field(
+        default=None,
+        description="What its pod gets besides. The weights store's pod takes nodeSelector, tolerations, node "
+        "affinity, priorityClassName and imagePullSecrets from it too. `languagepipes up` has no pods and ignores it.",
+    )
+
+    @property
+    def store_template(self) -> PodTemplate | None:
+        """What the weights store's pod takes over: it holds the Hub token and all weights, so it belongs where the
+        End Model does, and its image comes from the same registry. Its resources are its own.
+        """
+        if self.template is None:
+            return None
+        affinity = self.template.affinity
+        return PodTemplate(
+            node_selector=self.template.node_selector,
+            tolerations=self.template.tolerations,
+            affinity=affinity and affinity.model_copy(update={"pod_affinity": None, "pod_anti_affinity": None}),
+            priority_class_name=self.template.priority_class_name,
+            image_pull_secrets=self.template.image_pull_secrets,
+        )
 
 
 class StageSpec(ResourceModel):
@@ -275,6 +212,10 @@ class StageSpec(ResourceModel):
         "maxContextLength and the stated overhead.",
     )
     device: Device = Field(default="CPU", description="What it computes on.")
+    template: PodTemplate | None = Field(
+        default=None,
+        description="What its pod gets besides. `languagepipes up` has no pods and ignores it.",
+    )
 
     rules = (
         Rule(
@@ -308,6 +249,11 @@ class StagesSpec(ResourceModel):
         default=None, description="This many stages, split so that the heaviest is as light as possible."
     )
     device: Device | None = Field(default=None, description="What every stage of `count` computes on; CPU if absent.")
+    template: PodTemplate | None = Field(
+        default=None,
+        description="What the pod of every stage of `count` gets besides. `languagepipes up` has no pods and ignores "
+        "it.",
+    )
     items: Annotated[tuple[StageSpec, ...], Field(min_length=1, max_length=STAGES_MAX, strict=False)] | None = Field(
         default=None,
         alias="list",
@@ -327,6 +273,12 @@ class StagesSpec(ResourceModel):
             lambda stages: stages.device is None or stages.items is None,
             "!(has(self.device) && has(self.list))",
             "device",
+        ),
+        Rule(
+            "template goes with count; in a list each entry has its own",
+            lambda stages: stages.template is None or stages.items is None,
+            "!(has(self.template) && has(self.list))",
+            "template",
         ),
         Rule(
             "at most one entry of list has neither layers nor memory",
@@ -364,6 +316,27 @@ class ServerSpec(ResourceModel):
     )
 
 
+class CacheSpec(ResourceModel):
+    """The weights store's volume: a PersistentVolumeClaim that lives as long as the pipe."""
+
+    size: Quantity = Field(
+        description="How large the volume is: the model's files, and as much again where a GGUF file is converted."
+    )
+    storage_class_name: ObjectName | None = Field(
+        default=None, description="The StorageClass; the cluster's default class if absent."
+    )
+
+
+class NetworkPolicySpec(ResourceModel):
+    """Who may connect to the pipe's pods, said in NetworkPolicies besides the certificates."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Whether the operator makes NetworkPolicies: a stage talks to its predecessor, its successor "
+        "and the store only.",
+    )
+
+
 class PipeSpec(ResourceModel):
     """What is asked for."""
 
@@ -382,6 +355,39 @@ class PipeSpec(ResourceModel):
         json_schema_extra={"default": {}},
         description="The OpenAI API that the End Model serves.",
     )
+    cache: CacheSpec | None = Field(
+        default=None,
+        description="The weights store's volume. Absent: the node's disk, and weights are fetched again when the "
+        "store's pod is lost. `languagepipes up` has --cache-dir in its place and ignores it.",
+    )
+    network_policy: NetworkPolicySpec = Field(
+        default_factory=NetworkPolicySpec,
+        json_schema_extra={"default": {}},
+        description="Who may connect to the pipe's pods. `languagepipes up` has no pods and ignores it.",
+    )
+    paused: bool = Field(
+        default=False,
+        description="While true the operator changes no child but certificates; the status stays true. "
+        "`languagepipes up` has no operator and ignores it.",
+    )
+
+    @property
+    def cluster_only(self) -> tuple[str, ...]:
+        """The fields in use, as YAML spells them, that mean something in a cluster alone: `languagepipes up` and
+        `plan` take them, since the same YAML runs without a cluster, and say once that they ignore them.
+        """
+        stages = {
+            f"stages.list[{place}].template": stage.template for place, stage in enumerate(self.stages.items or ())
+        }
+        used = {
+            "endModel.template": self.end_model.template,
+            "stages.template": self.stages.template,
+            **stages,
+            "cache": self.cache,
+            "networkPolicy": None if self.network_policy.enabled else self.network_policy,
+            "paused": self.paused or None,
+        }
+        return tuple(field for field, value in used.items() if value is not None)
 
 
 class Metadata(ResourceModel):

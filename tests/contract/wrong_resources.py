@@ -133,17 +133,13 @@ WRONG = (
     Wrong("17 replicas", "spec: {replicas: 17}", ("spec.replicas: 17 is more than 16",)),
     Wrong("negative replicas", "spec: {replicas: -1}", ("spec.replicas: -1 is less than 0",)),
     Wrong("replicas: true", "spec: {replicas: true}", ("spec.replicas: true is not a whole number",)),
-    Wrong("paused", "spec: {paused: true}", ("spec.paused: is not supported by this version; remove it",)),
-    Wrong("cache", "spec: {cache: {size: 40Gi}}", ("spec.cache: is not supported by this version; remove it",)),
-    Wrong(
-        "template",
-        "spec: {endModel: {template: {}}}",
-        ("spec.endModel.template: is not supported by this version; remove it",),
-    ),
     Wrong(
         "an unknown field",
         "spec: {colour: red}",
-        ("spec.colour: unknown field; known here: model, replicas, endModel, stages, server",),
+        (
+            "spec.colour: unknown field; known here: model, replicas, endModel, stages, server, cache, networkPolicy, "
+            "paused",
+        ),
     ),
     # the End Model
     Wrong(
