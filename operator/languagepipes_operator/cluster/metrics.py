@@ -1,0 +1,90 @@
+"""What the operator counts of itself, for /metrics. Knows nothing of Kubernetes; others tell it what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+PHASES = ("Pending", "Planning", "Fetching", "Starting", "Ready", "Degraded", "Stopped", "Failed")
+WRITES = ("create", "apply", "update", "patch", "delete")
+
+
+class Metrics:
+    """One registry for one operator; tests make several in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.reconciles = Counter(
+            "languagepipes_operator_reconciles",
+            "Reconciles of a pipe by outcome: done, retry (an error; tried again with back-off) or gone.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.reconcile_seconds = Histogram(
+            "languagepipes_operator_reconcile_seconds",
+            "Duration of a reconcile.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.queue_depth = Gauge(
+            "languagepipes_operator_queue_depth", "Pipes that wait to be reconciled now.", registry=self.registry
+        )
+        self.api_calls = Counter(
+            "languagepipes_operator_api_calls",
+            "Requests to the API server by verb, kind and HTTP status (0: no answer). Retries count.",
+            ("verb", "kind", "code"),
+            registry=self.registry,
+        )
+        self.watch_restarts = Counter(
+            "languagepipes_operator_watch_restarts",
+            "Watches begun anew by kind and reason: ended, silent, expired (then all is listed again) or failed.",
+            ("kind", "reason"),
+            registry=self.registry,
+        )
+        self.store_questions = Counter(
+            "languagepipes_operator_store_questions",
+            "Questions to weights stores by outcome: answered or silent.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.pipes = Gauge("languagepipes_operator_pipes", "Pipes by phase.", ("phase",), registry=self.registry)
+        self.certificate_seconds = Gauge(
+            "languagepipes_operator_certificate_expiry_seconds",
+            "Seconds until the first certificate of the pipe expires.",
+            ("namespace", "pipe"),
+            registry=self.registry,
+        )
+        self.leader = Gauge(
+            "languagepipes_operator_leader", "1 while this replica holds the Lease, else 0.", registry=self.registry
+        )
+        ProcessCollector(registry=self.registry)
+        self.leader.set(0)
+
+    def show_phases(self, phases: Iterable[str]) -> None:
+        """Replace what /metrics says of pipes by phase."""
+        counts = dict.fromkeys(PHASES, 0)
+        for phase in phases:
+            counts[phase] = counts.get(phase, 0) + 1
+        for phase, count in counts.items():
+            self.pipes.labels(phase).set(count)
+
+    def forget_pipe(self, namespace: str, name: str) -> None:
+        self.certificate_seconds.remove_by_labels({"namespace": namespace, "pipe": name})
+
+    def calls(self, *verbs: str) -> int:
+        """Requests so far, of these verbs or of all."""
+        return int(
+            sum(
+                sample.value
+                for metric in self.api_calls.collect()
+                for sample in metric.samples
+                if sample.name.endswith("_total") and (not verbs or sample.labels["verb"] in verbs)
+            )
+        )
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self.registry)

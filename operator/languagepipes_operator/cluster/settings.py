@@ -1,0 +1,75 @@
+"""The operator process's own settings, from `LANGUAGEPIPES_OPERATOR_…` variables. What a pipe wants is in the pipe.
+
+SettingsError       a variable is wrong or missing; names each of them
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+PREFIX = "LANGUAGEPIPES_OPERATOR_"
+_NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+
+class SettingsError(ValueError):
+    """One line for each wrong variable, with its name and the reason."""
+
+
+def _names(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(sorted({name.strip() for name in value.split(",") if name.strip()}))
+    return value
+
+
+class OperatorSettings(BaseModel):
+    """node_image: what members of new plans run; a plan that exists keeps its image.
+
+    namespaces: those that are served; none means all, and then Nodes are read too. identity: distinguishes replicas
+    of the operator in the Lease.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    node_image: Annotated[str, Field(min_length=1)]
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    namespaces: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    pod_namespace: Annotated[str, Field(min_length=1)] = "default"
+    lease_name: Annotated[str, Field(min_length=1)] = "languagepipes-operator"
+    identity: Annotated[str, Field(min_length=1)]
+    listen: Annotated[str, Field(pattern=r"^\S+:\d+$")] = "0.0.0.0:9090"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @property
+    def cluster_wide(self) -> bool:
+        return not self.namespaces
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> OperatorSettings:
+        """Empty variables count as absent, unknown ones as wrong. Raises SettingsError."""
+        values = {
+            name.removeprefix(PREFIX).lower(): value
+            for name, value in environment.items()
+            if name.startswith(PREFIX) and value
+        }
+        values.setdefault("identity", socket.gethostname())
+        values.setdefault("pod_namespace", _own_namespace())
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = [
+                f"{PREFIX}{'.'.join(map(str, problem['loc'])).upper()}: {problem['msg']}" for problem in error.errors()
+            ]
+            raise SettingsError("\n".join(lines)) from error
+
+
+def _own_namespace() -> str:
+    try:
+        with open(_NAMESPACE_FILE, encoding="utf-8") as file:
+            return file.read().strip() or "default"
+    except OSError:
+        return "default"
