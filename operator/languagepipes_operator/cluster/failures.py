@@ -1,0 +1,103 @@
+"""What is wrong with a pipe, the most causal first: each failure one word for machines and a sentence with the remedy.
+
+Read from whole Kubernetes objects and from what members say; decides nothing and knows nothing of conditions. Texts are
+bounded, on one line and free of what changes from one try to the next, so that the same failure gives the same words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from languagepipes_operator.cluster.membership import Member, pod_condition
+from languagepipes_operator.cluster.reasons import REASONS
+
+MESSAGE_MAX = 1024  # of an Event (k8s.io/api/events/v1, validation); conditions could have more
+_QUOTE_MAX = 400
+
+# "pods "qwen3-stage-1-0-5d4f-x7k2p" is forbidden: …": the name is another at each try.
+_REFUSED_NAME = re.compile(r'(?:pods "[^"]*" is forbidden|admission webhook "[^"]*" denied the request): ')
+
+
+@dataclass(frozen=True)
+class Failure:
+    """reason: CamelCase. message: with the remedy. waits: whether it may pass without a person doing something."""
+
+    reason: str
+    message: str
+    waits: bool = False
+
+
+def failure(reason: str, message: str) -> Failure:
+    """One of ours (`reasons.REASONS`). The message is made one line of at most MESSAGE_MAX characters."""
+    return Failure(reason, bounded(message), waits=not REASONS[reason].needs_person)
+
+
+def passed_on(reason: str, message: str, *, waits: bool = False) -> Failure:
+    """One that the planner or a member of the pipe has said, word for word."""
+    known = REASONS.get(reason)
+    return Failure(reason, bounded(message), waits=waits or (known is not None and not known.needs_person))
+
+
+def bounded(text: str, most: int = MESSAGE_MAX) -> str:
+    """`text` on one line, at most that many characters, an ellipsis for what was cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
+def quoted(text: str) -> str:
+    """Words of others, for the inside of a sentence: short, one line, without a full stop at the end."""
+    return bounded(text, _QUOTE_MAX).rstrip(" .")
+
+
+def refusals(member: Member) -> Iterator[Failure]:
+    """Why the member's Deployment cannot make its pod, as its ReplicaFailure condition quotes it."""
+    if member.deployment is None:
+        return
+    condition = pod_condition(member.deployment, "ReplicaFailure")
+    if condition.get("status") != "True":
+        return
+    said = _REFUSED_NAME.sub("", str(condition.get("message", "")))
+    title = member.title
+    if "exceeded quota" in said:
+        yield failure(
+            "QuotaExceeded",
+            f"{title}: the namespace's ResourceQuota allows no pod for it ({quoted(said)}): raise the quota, or ask "
+            "for fewer replicas, fewer stages or less in their templates",
+        )
+    elif "violates PodSecurity" in said:
+        yield failure(
+            "PodSecurityDenied",
+            f"{title}: the namespace's Pod Security level refuses its pod ({quoted(said)}): the pod meets restricted "
+            "as the operator makes it; look for a mutating webhook that adds to it",
+        )
+    elif "no PriorityClass with name" in said:
+        yield failure(
+            "MissingPriorityClass",
+            f"{title}: {quoted(said)}: create the PriorityClass, or correct priorityClassName in its template",
+        )
+    elif "RuntimeClass" in said and "not found" in said:
+        yield failure(
+            "MissingRuntimeClass",
+            f"{title}: {quoted(said)}: create the RuntimeClass, or correct runtimeClassName in its template",
+        )
+    else:
+        yield failure(
+            "PodRefused",
+            f"{title}: the API server refuses its pod ({quoted(said)}): change what it refuses, in the template or in "
+            "the namespace",
+        )
+
+
+def told_first(failures: Iterable[Failure]) -> Failure | None:
+    """The first of `failures`, which come most causal first, with a count of what else is wrong."""
+    found = list(dict.fromkeys(failures))
+    if not found:
+        return None
+    first, others = found[0], found[1:]
+    if not others:
+        return first
+    more = ", ".join(dict.fromkeys(other.reason for other in others))
+    tail = f" (and {len(others)} more: {bounded(more, 120)})"
+    return Failure(first.reason, bounded(first.message, MESSAGE_MAX - len(tail)) + tail, first.waits)
