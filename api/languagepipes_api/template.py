@@ -1,13 +1,12 @@
 """What a pipe's author may say of a member's pod: a closed list of Kubernetes' own PodSpec fields.
 
 Names, values and meaning are those of core/v1 (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/
-pod-v1/); every list, map and string is bounded, so that the CRD's rules have a cost. Keys of maps are bounded in
-length alone: a structural schema can say no more of them, and a pattern over unbounded text is too dear for CEL; the
-planner checks the rest. This module knows nothing of nodes or plans.
+pod-v1/); every list, map and string is bounded, so that the CRD's rules have a cost. This module knows nothing of nodes or plans.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -24,15 +23,17 @@ LabelValue = Annotated[str, Field(max_length=63, pattern=_VALUE_PATTERN)]
 LabelMap = Annotated[dict[str, LabelValue], Field(max_length=_MAP_MAX)]
 ResourceMap = Annotated[dict[str, ResourceQuantity], Field(max_length=_MAP_MAX)]
 Weight = Annotated[int, Field(ge=1, le=100)]
-_LONG_KEY = f"a key has 1 to {KEY_MAX_LENGTH} characters"
 
 
 def _keys_rule(field: str, attribute: str) -> Rule:
-    """The keys of a map are bounded: the schema cannot say so."""
+    """The keys of a map: a structural schema can say nothing of them."""
     return Rule(
-        f"{_LONG_KEY}: {field}",
-        lambda model: all(1 <= len(key) <= KEY_MAX_LENGTH for key in getattr(model, attribute)),
-        f"!has(self.{field}) || self.{field}.all(k, k.size() >= 1 && k.size() <= {KEY_MAX_LENGTH})",
+        f"a key of {field} is [PREFIX/]NAME of at most {KEY_MAX_LENGTH} letters, digits, -, _ and .",
+        lambda model: all(
+            len(key) <= KEY_MAX_LENGTH and re.fullmatch(_KEY_PATTERN, key, re.ASCII)
+            for key in getattr(model, attribute)
+        ),
+        f"!has(self.{field}) || self.{field}.all(k, k.size() <= {KEY_MAX_LENGTH} && k.matches('{_KEY_PATTERN}'))",
         field,
     )
 
