@@ -1,0 +1,108 @@
+"""Names of children, addresses between them, and where a container finds its files.
+
+Names end in a hash of what they stand for, since pipe `a` with `b-c` and pipe `a-b` with `c` are the same text. The
+longest pipe name (40 characters) leaves every name within a DNS label (63), Secrets' excepted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import PurePosixPath
+
+from languagepipes_api.names import RING_PORT, STORE_PORT, Identity
+
+TLS_DIR = PurePosixPath("/etc/languagepipes/tls")
+PLAN_DIR = PurePosixPath("/etc/languagepipes/plan")
+PLAN_FILE = PLAN_DIR / "plan.json"
+KEYS_DIR = PurePosixPath("/etc/languagepipes/keys")
+TOKEN_DIR = PurePosixPath("/etc/languagepipes/token")
+TOKEN_FILE = TOKEN_DIR / "token"
+CACHE_DIR = PurePosixPath("/var/lib/languagepipes/cache")
+VOLUMES_DIR = PurePosixPath("/var/lib/languagepipes/volumes")
+TMP_DIR = PurePosixPath("/tmp")  # noqa: S108 (an emptyDir of the pod's own)
+
+
+def member(identity: Identity, plan_hash: str) -> str:
+    """The Deployment of one stage or End Model under one plan."""
+    return f"{identity.pipe}-{_place(identity)}-{_hash(identity.pipe, _place(identity), plan_hash)}"
+
+
+def hostname(identity: Identity, plan_hash: str) -> str:
+    """A ring member's host name, unique among the pipe's pods."""
+    return f"chain-{_place(identity)}-{plan_hash}"
+
+
+def store(pipe: str) -> str:
+    """The store's Deployment and its Service."""
+    return _child(pipe, "store")
+
+
+def cache_claim(pipe: str) -> str:
+    """The store's PersistentVolumeClaim."""
+    return _child(pipe, "cache")
+
+
+def api_service(pipe: str) -> str:
+    """The Service that clients use. Its name is in everybody's URL, so it is the pipe's, without a hash."""
+    return pipe
+
+
+def ring_service(pipe: str) -> str:
+    """The headless Service under which ring members have their names."""
+    return _child(pipe, "ring")
+
+
+def budget(pipe: str) -> str:
+    """The PodDisruptionBudget."""
+    return _child(pipe, "ring")
+
+
+def plan_config(pipe: str, content_hash: str) -> str:
+    """The ConfigMap of a plan with this content (`plan.content_hash`)."""
+    return f"{pipe}-plan-{_hash(pipe, 'plan', content_hash)}"
+
+
+def ca_secret(pipe: str) -> str:
+    """The Secret of the pipe's certificate authority."""
+    return _child(pipe, "ca")
+
+
+def leaf_secret(identity: Identity) -> str:
+    """The Secret of one member's certificate. It outlives plans: identities do not name one."""
+    return f"{identity.pipe}-{_place(identity)}-tls-{_hash(identity.pipe, _place(identity), 'tls')}"
+
+
+def policy(pipe: str, place: str) -> str:
+    """The NetworkPolicy of "store", "end-model" or "stage-3"."""
+    return _child(pipe, place)
+
+
+def api_url(pipe: str, namespace: str) -> str:
+    """What clients set as their base URL, inside the cluster."""
+    return f"http://{api_service(pipe)}.{namespace}.svc/v1"
+
+
+def ring_address(identity: Identity, plan_hash: str) -> str:
+    """Where a ring member's predecessor dials it."""
+    return f"{hostname(identity, plan_hash)}.{ring_service(identity.pipe)}.{identity.namespace}.svc:{RING_PORT}"
+
+
+def store_address(pipe: str, namespace: str) -> str:
+    """Where members and the operator reach the store."""
+    return f"{store(pipe)}.{namespace}.svc:{STORE_PORT}"
+
+
+def _place(identity: Identity) -> str:
+    """ "0-stage-3", "0-end-model", "store": short, unique in the pipe."""
+    if identity.role == "stage":
+        return f"{identity.chain}-stage-{identity.index}"
+    return f"{identity.chain}-{identity.role}" if identity.role == "end-model" else identity.role
+
+
+def _child(pipe: str, what: str) -> str:
+    return f"{pipe}-{what}-{_hash(pipe, what)}"
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]

@@ -1,0 +1,21 @@
+"""What the manifests must know of the operator's own settings."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class ManifestSettings(Protocol):
+    """The part of the operator's settings that shapes children.
+
+    node_image: what new plans run. pod_namespace: where the operator's own pods are; empty outside a cluster.
+    """
+
+    @property
+    def node_image(self) -> str: ...
+
+    @property
+    def image_pull_policy(self) -> str: ...
+
+    @property
+    def pod_namespace(self) -> str: ...

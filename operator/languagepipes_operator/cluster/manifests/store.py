@@ -1,0 +1,116 @@
+"""The weights store: its Deployment and its volume. It belongs to the pipe and not to a plan.
+
+It has no template of its own: it goes where the End Model may go (`EndModelSpec.store_template`), and needs neither
+its GPU nor its memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from languagepipes_api import source as sources
+from languagepipes_api.member import MemberSettings
+from languagepipes_api.names import STORE_PORT, TELEMETRY_PORT, Identity
+
+from languagepipes_operator.cluster.manifests import members, names, pods, quantities, rendered, resources
+from languagepipes_operator.cluster.manifests.labels import labels, metadata
+from languagepipes_operator.cluster.manifests.settings import ManifestSettings
+from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
+
+_GRACE_SECONDS = 20
+
+
+def store_identity(snapshot: Snapshot) -> Identity:
+    return Identity(snapshot.pipe.namespace, snapshot.pipe.name, -1, "store")
+
+
+def cache_claim(snapshot: Snapshot) -> Manifest | None:
+    """The volume that keeps what was fetched; None where the spec asks for none."""
+    pipe = snapshot.pipe
+    cache = pipe.spec.cache
+    if cache is None:
+        return None
+    spec: dict[str, Any] = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": quantities.canonical(cache.size)}},
+    }
+    if cache.storage_class_name is not None:
+        spec["storageClassName"] = cache.storage_class_name
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata(snapshot, names.cache_claim(pipe.name), labels(pipe.name, "store")),
+        "spec": spec,
+    }
+
+
+def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: ManifestSettings) -> Manifest:
+    """kept: the plan in force, whose image the store runs too. Before there is one it keeps the image it has."""
+    pipe = snapshot.pipe
+    model = pipe.spec.model
+    name = names.store(pipe.name)
+    live = snapshot.children.deployments.get(name)
+    image = kept.node_image if kept is not None else _image_of(live) or settings.node_image
+    template = pods.template_fields(pipe.spec.end_model.store_template)
+    token = model.token_secret_ref
+    cached = pipe.spec.cache is not None
+    source = sources.parse_source(model.source)
+    files = [
+        pods.secret_files("tls", names.leaf_secret(store_identity(snapshot)), str(names.TLS_DIR)),
+        pods.Files(
+            "cache",
+            {"persistentVolumeClaim": {"claimName": names.cache_claim(pipe.name)}} if cached else {"emptyDir": {}},
+            str(names.CACHE_DIR),
+            read_only=False,
+        ),
+    ]
+    if token is not None:
+        files.append(
+            pods.secret_files("token", token.name, str(names.TOKEN_DIR), key=token.key, as_file=names.TOKEN_FILE.name)
+        )
+    if source.scheme == "pvc":
+        claim = {"persistentVolumeClaim": {"claimName": source.location, "readOnly": True}}
+        files.append(pods.Files("model", claim, str(names.VOLUMES_DIR / source.location)))
+    container = pods.Container(
+        image=image,
+        pull_policy=settings.image_pull_policy,
+        settings=MemberSettings(
+            role="store",
+            namespace=pipe.namespace,
+            pipe=pipe.name,
+            tls_dir=Path(names.TLS_DIR),
+            telemetry_listen=f"{members.LISTEN}:{TELEMETRY_PORT}",
+            store_listen=f"{members.LISTEN}:{STORE_PORT}",
+            source=model.source,
+            revision=model.resolved_from,
+            dtype=model.dtype,
+            cache_dir=Path(names.CACHE_DIR),
+            token_file=None if token is None else Path(names.TOKEN_FILE),
+            volumes_dir=Path(names.VOLUMES_DIR) if source.scheme == "pvc" else None,
+        ),
+        resources=resources.store_resources(converting=model.source.endswith(".gguf")),
+        ports={"store": STORE_PORT, "telemetry": TELEMETRY_PORT},
+        files=files,
+    )
+    own = labels(pipe.name, "store")
+    placement = {"affinity": template["affinity"]} if "affinity" in template else {}
+    pod = pods.pod_spec(container, template=template, grace_seconds=_GRACE_SECONDS, placement=placement, host={})
+    wanted = pods.deployment(snapshot, name, labels=own, selector=own, pod=pod)
+    inputs = {
+        "image": image,
+        "source": model.source,
+        "revision": model.resolved_from,
+        "dtype": model.dtype,
+        "token": None if token is None else [token.name, token.key],
+        "cached": cached,
+        "template": template,
+    }
+    return rendered.settled(wanted, inputs, live)
+
+
+def _image_of(live: Manifest | None) -> str | None:
+    try:
+        return None if live is None else str(live["spec"]["template"]["spec"]["containers"][0]["image"])
+    except (KeyError, IndexError, TypeError):
+        return None
