@@ -1,7 +1,7 @@
 """The plan: who runs which layers, why, and how many bytes that takes. Pure data, shared by operator and node.
 
 The planner (`languagepipes_operator.planning`) makes plans; members read theirs from a file and obey. A plan says
-nothing of addresses, nodes or certificates.
+nothing of addresses or certificates, and of nodes only which one a member would rather run on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class LayerRange:
 class StageAssignment:
     """One stage's share. All sizes in bytes; `memory_budget_bytes` is None where the spec names none.
 
-    reason: one human sentence saying why it got these layers.
+    reason: one human sentence saying why it got these layers, and why that node. node: the Kubernetes node on which the
+    first chain's would rather run, a preference and no demand; None where no nodes are known or the plan leaves it to
+    the scheduler. memory_request_bytes: main memory to ask the scheduler for, whatever the device; 0 in a plan that
+    is older than requests.
     """
 
     name: str
@@ -48,11 +51,16 @@ class StageAssignment:
     overhead_bytes: int
     memory_budget_bytes: int | None
     reason: str
+    node: str | None = None
+    memory_request_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class EndModelAssignment:
-    """The End Model's share: layers `[0, local)` in front and `[n - tail, n)` at the back, embedding, norm, head."""
+    """The End Model's share: layers `[0, local)` in front and `[n - tail, n)` at the back, embedding, norm, head.
+
+    node, memory_request_bytes: as a stage's.
+    """
 
     local_layers: LayerRange
     tail_layers: LayerRange
@@ -62,6 +70,8 @@ class EndModelAssignment:
     kv_bytes: int
     overhead_bytes: int
     reason: str
+    node: str | None = None
+    memory_request_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ class Plan:
     def hash(self) -> str:
         """Identifies (model revision, layer ranges, dtype, wire version, block geometry): 16 hex digits of SHA-256.
 
-        Names, devices, reasons and byte counts are outside it: they change nothing that members must agree on.
+        Names, devices, nodes, reasons and byte counts are outside it: they change nothing that members must agree on.
         """
         agreed = {
             "revision": self.model_revision,

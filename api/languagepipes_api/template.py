@@ -1,7 +1,8 @@
 """What a pipe's author may say of a member's pod: a closed list of Kubernetes' own PodSpec fields.
 
 Names, values and meaning are those of core/v1 (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/
-pod-v1/); every list, map and string is bounded, so that the CRD's rules have a cost. This module knows nothing of nodes or plans.
+pod-v1/); every list, map and string is bounded, so that the CRD's rules have a cost. This module knows nothing of nodes
+or plans.
 """
 
 from __future__ import annotations

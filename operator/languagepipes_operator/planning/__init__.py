@@ -3,7 +3,8 @@ numbers.
 """
 
 from languagepipes_operator.planning.errors import PlanError
-from languagepipes_operator.planning.nodes import Node
+from languagepipes_operator.planning.kubernetes_nodes import node_of
+from languagepipes_operator.planning.nodes import Node, Taint
 from languagepipes_operator.planning.plan import plan
 
-__all__ = ["Node", "PlanError", "plan"]
+__all__ = ["Node", "PlanError", "Taint", "node_of", "plan"]

@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+
+@dataclass(frozen=True)
+class Taint:
+    """core/v1's Taint: who does not tolerate it stays away."""
+
+    key: str
+    value: str = ""
+    effect: str = "NoSchedule"
 
 
 @dataclass(frozen=True)
 class Node:
-    """One machine. memory_bytes: its whole memory. gpu_memory_bytes: of each GPU."""
+    """One machine.
+
+    On its own (`languagepipes up`): memory_bytes is its whole memory, gpu_memory_bytes that of each GPU.
+
+    Of a cluster (kubernetes): memory_bytes is what pods may ask for in all, gpus how many GPUs there are of the
+    extended resource nvidia.com/gpu, gpu_memory_bytes their memory as labels state it (empty where none does).
+    requested_bytes, requested_cpus, requested_gpus: what pods that are not the pipe's have asked for already. cpus:
+    None where it is not known. schedulable: ready and not cordoned.
+    """
 
     name: str
     memory_bytes: int
     gpu_memory_bytes: tuple[int, ...] = ()
+    kubernetes: bool = False
+    gpus: int = 0
+    cpus: Fraction | None = None
+    requested_bytes: int = 0
+    requested_cpus: Fraction = Fraction(0)
+    requested_gpus: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
+    schedulable: bool = True
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory that nobody has asked for."""
+        return max(0, self.memory_bytes - self.requested_bytes)
+
+    @property
+    def free_gpus(self) -> int:
+        """GPUs that nobody has asked for."""
+        return max(0, self.gpus - self.requested_gpus)
+
+    @property
+    def free_cpus(self) -> Fraction | None:
+        """CPUs that nobody has asked for."""
+        return None if self.cpus is None else max(Fraction(0), self.cpus - self.requested_cpus)
