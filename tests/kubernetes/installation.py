@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from kubectl import CommandFailed, Kubectl
-from pipes import Images
+from serving import Images
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/languagepipes"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from installation import Installation
 from kubectl import Kubectl, wait_for
-from pipes import pipe, wait_condition
+from serving import pipe, wait_condition
 
 pytestmark = pytest.mark.kubernetes
 

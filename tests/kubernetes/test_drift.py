@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from installation import Installation
 from kubectl import Kubectl, wait_for
-from pipes import Client, pipe, wait_condition, wait_ready
+from serving import Client, pipe, wait_condition, wait_ready
 
 pytestmark = pytest.mark.kubernetes
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from kubectl import Kubectl, wait_for
-from pipes import Client, condition, wait_condition, wait_ready
+from serving import Client, condition, wait_condition, wait_ready
 
 pytestmark = pytest.mark.kubernetes
 

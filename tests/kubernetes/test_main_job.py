@@ -6,7 +6,7 @@ import pytest
 from greedy import QUESTIONS
 from installation import Installation
 from kubectl import Kubectl
-from pipes import Client
+from serving import Client
 
 pytestmark = pytest.mark.kubernetes
 
