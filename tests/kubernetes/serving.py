@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +127,23 @@ def wait_condition(
         pods = kubectl("get", "pods", "-o", "wide")
         described = kubectl("describe", "languagepipe", name)
         raise AssertionError(f"{error}; it is {json.dumps(last)}\n{pods}\n{described}") from error
+
+
+def wait_for_reason(kubectl: Kubectl, name: str, reason: str, text: str, *, seconds: float = 120) -> dict[str, Any]:
+    """Ready=False with this reason and text (regular expressions)."""
+    end = time.monotonic() + seconds
+    last: dict[str, Any] = {}
+    while time.monotonic() < end:
+        conditions = kubectl.get("lp", name).get("status", {}).get("conditions", [])
+        last = next((found for found in conditions if found["type"] == "Ready"), {})
+        good = last.get("status") == "False" and re.fullmatch(reason, last["reason"])
+        if good and re.search(text, last["message"], re.DOTALL):
+            return last
+        time.sleep(1)
+    pods = kubectl("get", "pods", "-o", "wide")
+    raise AssertionError(
+        f"Ready was not False with {reason} ~ {text}, but {last}\n{pods}\n{kubectl('describe', 'lp', name)}"
+    )
 
 
 def wait_ready(kubectl: Kubectl, name: str = "smollm2", *, timeout_seconds: float = 240) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import pytest
 from cluster import Cluster
 from installation import Installation
 from kubectl import Kubectl, wait_for
-from serving import Images, fill_claim, pipe
-from test_truth import wait_for_reason
+from serving import Images, fill_claim, pipe, wait_for_reason
 
 pytestmark = pytest.mark.kubernetes
 

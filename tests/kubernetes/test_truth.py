@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from cluster import Cluster
 from installation import Installation
 from kubectl import Kubectl
-from serving import CLAIM, Images, fill_claim, pipe, wait_condition, wait_ready
+from serving import CLAIM, Images, fill_claim, pipe, wait_condition, wait_for_reason, wait_ready
 
 pytestmark = pytest.mark.kubernetes
 
@@ -95,25 +94,6 @@ def test_ready_says_what_is_wrong_and_what_helps(kubectl: Kubectl, name: str) ->
         assert found["reason"] in events
     finally:
         kubectl("delete", "lp", name, "--wait=true", "--timeout=60s")
-
-
-def wait_for_reason(kubectl: Kubectl, name: str, reason: str, text: str, *, seconds: float = 120) -> dict[str, Any]:
-    """Ready=False with this reason and text (regular expressions)."""
-    import time
-
-    end = time.monotonic() + seconds
-    last: dict[str, Any] = {}
-    while time.monotonic() < end:
-        conditions = kubectl.get("lp", name).get("status", {}).get("conditions", [])
-        last = next((found for found in conditions if found["type"] == "Ready"), {})
-        good = last.get("status") == "False" and re.fullmatch(reason, last["reason"])
-        if good and re.search(text, last["message"], re.DOTALL):
-            return last
-        time.sleep(1)
-    pods = kubectl("get", "pods", "-o", "wide")
-    raise AssertionError(
-        f"Ready was not False with {reason} ~ {text}, but {last}\n{pods}\n{kubectl('describe', 'lp', name)}"
-    )
 
 
 def test_an_image_that_cannot_be_pulled(kubectl: Kubectl, operator: Installation, smollm2: Kubectl) -> None:
