@@ -11,6 +11,7 @@ KubeError                  the API server said no, or nothing
 ├── Forbidden              401, 403: names what may not be done
 └── Unavailable            5xx, or no answer at all
     └── Throttled          429
+NotLeading                 a write was asked for while another operator may act
 ConfigurationError         there is no usable kubeconfig or service account
 """
 
@@ -23,7 +24,7 @@ import os
 import random
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,10 @@ class Throttled(Unavailable):
     """Too many requests."""
 
 
+class NotLeading(Exception):
+    """Nothing was sent."""
+
+
 @dataclass(frozen=True)
 class Listed:
     """A whole list and the version that a watch of it continues from."""
@@ -120,7 +125,7 @@ async def load_configuration() -> Configuration:
     named = os.environ.get("KUBECONFIG")
     try:
         if not named and os.environ.get("KUBERNETES_SERVICE_HOST"):
-            kube_config.load_incluster_config(configuration)
+            kube_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         else:
             await kube_config.load_kube_config(
                 config_file=named or None, client_configuration=configuration, persist_config=False
@@ -140,6 +145,7 @@ class Kube:
         self._configuration = configuration
         self._metrics = metrics
         self._warned: set[str] = set()
+        self._may_write: Callable[[], bool] = lambda: True
 
     @property
     def host(self) -> str:
@@ -170,7 +176,9 @@ class Kube:
         query = {"limit": str(_PAGE)} | _selectors(labels, fields)
         while True:
             page = await self._call("list", kind, "GET", kind.path(namespace), query=query)
-            items += (trim(item) for item in page["items"])
+            # Items of a list do not say what they are.
+            what = {"apiVersion": kind.api_version, "kind": kind.name}
+            items += (trim(what | item) for item in page["items"])
             following = page["metadata"].get("continue")
             if not following:
                 return Listed(tuple(items), page["metadata"]["resourceVersion"])
@@ -185,7 +193,7 @@ class Kube:
         labels: str = "",
         fields: str = "",
         silence_seconds: float,
-    ) -> AsyncIterator[WatchEvent]:
+    ) -> AsyncGenerator[WatchEvent, None]:
         """Ends when the server ends it. Raises TimeoutError after that long without a byte, Expired, KubeError."""
         query = {
             "watch": "true",
@@ -209,6 +217,7 @@ class Kube:
     async def create(self, manifest: Manifest, kind: Kind) -> Manifest:
         """Raises AlreadyExists where the name is taken, also where an earlier try of ours took it unheard."""
         namespace = manifest["metadata"].get("namespace")
+        self._check_guard()
         return await self._call(
             "create", kind, "POST", kind.path(namespace), body=manifest, query={"fieldManager": FIELD_MANAGER}
         )
@@ -220,6 +229,7 @@ class Kube:
         """
         metadata = manifest["metadata"]
         path = kind.path(metadata.get("namespace"), metadata["name"]) + (f"/{subresource}" if subresource else "")
+        self._check_guard()
         return await self._call(
             "apply",
             kind,
@@ -249,10 +259,21 @@ class Kube:
         body: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if preconditions:
             body["preconditions"] = preconditions
+        self._check_guard()
         try:
             await self._call("delete", kind, "DELETE", kind.path(namespace, name), body=body)
         except NotFound:
             return
+
+    def guarded(self, may_write: Callable[[], bool]) -> Kube:
+        """The same API server; creates, applies and deletes raise NotLeading unless `may_write` says so just then."""
+        kube = Kube(self._session, self._configuration, self._metrics)
+        kube._may_write = may_write
+        return kube
+
+    def _check_guard(self) -> None:
+        if not self._may_write():
+            raise NotLeading("the lease is not held: nothing is written")
 
     async def _call(
         self,

@@ -109,10 +109,12 @@ class Decision:
     """What one reconcile decided, for `conditions` to tell.
 
     plan: the plan in force for the spec as it stands, or None with `refusal` or while facts are awaited. conflicts:
-    "Kind/name" of children that somebody else's object stands in the way of. invalid: why the resource cannot be read.
+    "Kind/name" of children that somebody else's object stands in the way of. denied: "Kind/name: words" for each child
+    that the API server refuses as it stands (a quota, admission, a field that cannot be changed).
     """
 
     plan: KeptPlan | None = None
     refusal: PlanError | None = None
     conflicts: tuple[str, ...] = ()
+    denied: tuple[str, ...] = ()
     paused: bool = False

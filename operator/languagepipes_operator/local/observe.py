@@ -76,6 +76,14 @@ class _Refusal(BaseModel):
     error: Problem
 
 
+def refusal_of(response: httpx.Response) -> Problem:
+    """Why the store has no facts, in its own words where there are any."""
+    try:
+        return _Refusal.model_validate_json(response.content).error
+    except ValidationError:
+        return Problem(reason="StoreError", message=f"the store answers {response.status_code}")
+
+
 class StoreObserver:
     """Asks one store, as the operator that `tls_dir` names, and believes nobody but the pipe's store."""
 
@@ -105,10 +113,7 @@ class StoreObserver:
                     f"the store's answer is not what this version reads ({error!r}): "
                     "install operator and node of one version",
                 ) from error
-        try:
-            problem = _Refusal.model_validate_json(response.content).error
-        except ValidationError:
-            problem = Problem(reason="StoreError", message=f"the store answers {response.status_code}")
+        problem = refusal_of(response)
         raise SourceFailed(problem.reason, problem.message)
 
     def progress(self) -> StoreProgress | None:

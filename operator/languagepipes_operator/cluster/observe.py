@@ -1,0 +1,262 @@
+"""From caches to a Snapshot. In the steady state this asks nobody anything.
+
+Only where something is not well are the API server (for Events) or members (for the bundle they use) asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+
+import httpx
+from languagepipes_api.names import TELEMETRY_PORT
+from languagepipes_api.quantity import parse_resource_quantity
+from languagepipes_api.spec import parse_pipe
+from pydantic import BaseModel, ValidationError
+
+from languagepipes_operator.cluster import membership, pki
+from languagepipes_operator.cluster.apply import owned_by, title
+from languagepipes_operator.cluster.caches import Caches, pipes_of
+from languagepipes_operator.cluster.informer import ObjectKey
+from languagepipes_operator.cluster.kinds import (
+    BUDGET,
+    CHILDREN,
+    CLAIM,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    EVENT,
+    POD,
+    POLICY,
+    SECRET,
+    SERVICE,
+    Kind,
+)
+from languagepipes_operator.cluster.kube import Kube, KubeError
+from languagepipes_operator.cluster.snapshot import Children, Manifest, MemberReport, Snapshot
+from languagepipes_operator.cluster.stores import Address, Stores
+from languagepipes_operator.planning.nodes import Node, Taint
+
+# A pod that is not ready for so long may have Events that say why.
+_UNWELL_AFTER = timedelta(seconds=5)
+_EVENTS_KEPT_SECONDS = 5.0
+_ANSWER_SECONDS = 2.0
+_GPU = "nvidia.com/gpu"
+
+
+class _Status(BaseModel):
+    """A member's /status, as far as it matters here."""
+
+    state: str
+    message: str = ""
+    ring_ready: bool = True
+    ring_error: str = ""
+    bundle: str = ""
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+
+
+class Observer:
+    """Takes snapshots of pipes."""
+
+    def __init__(self, kube: Kube, caches: Caches, stores: Stores, http: httpx.AsyncClient) -> None:
+        self._kube = kube
+        self._caches = caches
+        self._stores = stores
+        self._http = http
+        # Warnings of a namespace, for the pipes in it to share: (when they were read, by what they are about).
+        self._warnings: dict[str, tuple[float, Mapping[str, tuple[Manifest, ...]]]] = {}
+
+    async def observe(self, raw: Manifest) -> Snapshot:
+        """Raises languagepipes_api.resource_errors.ResourceError for a resource that this version cannot read."""
+        metadata = raw["metadata"]
+        key = ObjectKey(metadata["namespace"], metadata["name"])
+        now = datetime.now(UTC)
+        children = self.children(key, metadata["uid"])
+        return Snapshot(
+            pipe=parse_pipe(raw, local=False),
+            raw=raw,
+            children=children,
+            now=now,
+            nodes=self._nodes(key),
+            store=self._stores.latest(key, store_address(children)),
+            members=await self._members(children),
+            events=await self._events(key.namespace, unwell(children, now)),
+        )
+
+    def children(self, pipe: ObjectKey, uid: str) -> Children:
+        """From the caches alone."""
+        owned: dict[Kind, dict[str, Manifest]] = {kind: {} for kind in CHILDREN}
+        foreign: dict[str, Manifest] = {}
+        for kind in CHILDREN:
+            for item in self._caches.children(kind, pipe):
+                if owned_by(item, uid):
+                    owned[kind][item["metadata"]["name"]] = item
+                else:
+                    foreign[title(item)] = item
+        return Children(
+            deployments=owned[DEPLOYMENT],
+            services=owned[SERVICE],
+            secrets=owned[SECRET],
+            config_maps=owned[CONFIG_MAP],
+            claims=owned[CLAIM],
+            budgets=owned[BUDGET],
+            policies=owned[POLICY],
+            pods={item["metadata"]["name"]: item for item in self._caches.children(POD, pipe)},
+            foreign=foreign,
+        )
+
+    def _nodes(self, pipe: ObjectKey) -> tuple[Node, ...] | None:
+        """By name; None where Nodes may not be read."""
+        found = self._caches.nodes
+        if found is None:
+            return None
+        others: dict[str, list[Manifest]] = defaultdict(list)
+        for pod in self._caches.pods():
+            if membership.is_active(pod) and pipe not in pipes_of(pod):
+                others[pod.get("spec", {}).get("nodeName", "")].append(pod)
+        nodes = (node_of(item, others[item["metadata"]["name"]]) for item in found)
+        return tuple(sorted(nodes, key=lambda node: node.name))
+
+    async def _members(self, children: Children) -> dict[str, MemberReport]:
+        if not pki.wants_reports(children.secrets):
+            return {}
+        pods = [pod for pod in children.pods.values() if membership.is_active(pod) and _ip(pod)]
+        reports = await asyncio.gather(*(self._report(_ip(pod)) for pod in pods))
+        return {
+            pod["metadata"]["name"]: report for pod, report in zip(pods, reports, strict=True) if report is not None
+        }
+
+    async def _report(self, host: str) -> MemberReport | None:
+        where = f"[{host}]" if ":" in host else host
+        try:
+            answer = await self._http.get(f"http://{where}:{TELEMETRY_PORT}/status", timeout=_ANSWER_SECONDS)
+            said = _Status.model_validate_json(answer.content)
+        except (httpx.HTTPError, ValidationError):
+            return None
+        return MemberReport(**said.model_dump())
+
+    async def _events(self, namespace: str, about: Sequence[str]) -> dict[str, tuple[Manifest, ...]]:
+        if not about:
+            return {}
+        read_at, warnings = self._warnings.get(namespace, (0.0, {}))
+        if time.monotonic() - read_at > _EVENTS_KEPT_SECONDS or not read_at:
+            try:
+                listed = await self._kube.list(EVENT, namespace=namespace, fields="type=Warning")
+            except KubeError:
+                # They only explain; without them the reason is a vaguer one.
+                return {}
+            warnings = _by_object(listed.items)
+            self._warnings[namespace] = (time.monotonic(), warnings)
+        return {name: warnings[name] for name in about if name in warnings}
+
+
+def store_address(children: Children) -> Address | None:
+    """Where to ask the store, once the pod of its present form runs."""
+    store = membership.store_of(children)
+    if store.pod is None or not store.rolled_out or not _ip(store.pod):
+        return None
+    return Address(_ip(store.pod), store.pod["metadata"]["uid"])
+
+
+def unwell(children: Children, now: datetime) -> list[str]:
+    """Pods that are not ready for a while, and claims that are not bound, as "Kind/name"."""
+    found = [
+        f"Pod/{name}"
+        for name, pod in children.pods.items()
+        if not membership.is_ready(pod) and now - _since(pod, now) >= _UNWELL_AFTER
+    ]
+    found += [
+        f"PersistentVolumeClaim/{name}"
+        for name, claim in children.claims.items()
+        if claim.get("status", {}).get("phase") != "Bound" and now - _since(claim, now) >= _UNWELL_AFTER
+    ]
+    return found
+
+
+def node_of(item: Manifest, others: Iterable[Manifest] = ()) -> Node:
+    """A Node as the planner has it.
+
+    others: what is known of pods that are not the pipe's and run there. Only members of pipes are watched, so
+    `requested_…` counts those alone; where strangers fill a node, the scheduler says so. Without the vendor's label, a
+    GPU's memory is unknown.
+    """
+    allocatable, labels = item["status"].get("allocatable", {}), item["metadata"].get("labels") or {}
+    gpus = int(_amount(allocatable.get(_GPU, 0)))
+    each = labels.get(f"{_GPU}.memory", "")  # MiB, by NVIDIA's feature discovery
+    asked = [_requests(pod) for pod in others]
+    return Node(
+        name=item["metadata"]["name"],
+        memory_bytes=int(_amount(allocatable.get("memory", 0))),
+        gpu_memory_bytes=(int(each) * 2**20,) * gpus if each.isdecimal() else (),
+        kubernetes=True,
+        gpus=gpus,
+        cpus=_amount(allocatable["cpu"]) if "cpu" in allocatable else None,
+        requested_bytes=int(sum(request["memory"] for request in asked)),
+        requested_cpus=sum((request["cpu"] for request in asked), Fraction(0)),
+        requested_gpus=int(sum(request[_GPU] for request in asked)),
+        labels=labels,
+        taints=tuple(
+            Taint(taint["key"], taint.get("value", ""), taint["effect"]) for taint in item["spec"].get("taints", ())
+        ),
+        schedulable=_is_ready_node(item) and not item["spec"].get("unschedulable", False),
+    )
+
+
+def _requests(pod: Manifest) -> dict[str, Fraction]:
+    asked = [
+        (container.get("resources") or {}).get("requests") or {}
+        for container in pod.get("spec", {}).get("containers", ())
+    ]
+    return {
+        name: sum((_amount(request.get(name, 0)) for request in asked), Fraction(0)) for name in ("memory", "cpu", _GPU)
+    }
+
+
+def _amount(text: str | int) -> Fraction:
+    try:
+        return parse_resource_quantity(text)
+    except ValueError:
+        return Fraction(0)
+
+
+def _is_ready_node(node: Manifest) -> bool:
+    return any(
+        each.get("type") == "Ready" and each.get("status") == "True" for each in node["status"].get("conditions", ())
+    )
+
+
+def _by_object(events: Sequence[Manifest]) -> dict[str, tuple[Manifest, ...]]:
+    found: dict[str, list[Manifest]] = defaultdict(list)
+    for event in events:
+        about = event.get("involvedObject", {})
+        found[f"{about.get('kind')}/{about.get('name')}"].append(event)
+    return {name: tuple(sorted(items, key=_event_time, reverse=True)) for name, items in found.items()}
+
+
+def _event_time(event: Manifest) -> str:
+    series = event.get("series") or {}
+    return str(
+        series.get("lastObservedTime")
+        or event.get("lastTimestamp")
+        or event.get("eventTime")
+        or event["metadata"].get("creationTimestamp")
+        or ""
+    )
+
+
+def _ip(pod: Manifest) -> str:
+    return str(pod.get("status", {}).get("podIP") or "")
+
+
+def _since(item: Manifest, now: datetime) -> datetime:
+    """Since when a pod has not been ready, or another object has been there."""
+    condition = membership.pod_condition(item, "Ready")
+    text = condition.get("lastTransitionTime") or item["metadata"].get("creationTimestamp")
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError:
+        return now

@@ -1,0 +1,105 @@
+"""Plans are kept: once made, a plan stays until a field of the spec that matters to it changes. Pure.
+
+The revision is pinned the same way: a kept plan has its model's facts, and as long as source and revision of the spec
+are those it was made for, nobody resolves them again. How a ConfigMap holds a plan is `manifests.plan`'s to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from languagepipes_api.facts import ModelFacts
+from languagepipes_api.names import LABEL_ROLE
+from languagepipes_api.spec import PipeSpec
+
+from languagepipes_operator.cluster.manifests import kept_plan
+from languagepipes_operator.cluster.manifests.rendered import digest
+from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.planning.errors import PlanError
+from languagepipes_operator.planning.plan import plan
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The plan in force, or why there is none; neither while facts are awaited. made: whether it is new."""
+
+    kept: KeptPlan | None = None
+    refusal: PlanError | None = None
+    made: bool = False
+
+
+def inputs_of(spec: PipeSpec) -> str:
+    """Hash of what a plan depends on: first the model (8 digits), then how it is split.
+
+    Part of the contract between operator versions: a field that is added may only count where it is not at its
+    default. Not in it: nodes, images, what only shapes pods.
+    """
+    return f"{model_inputs(spec)}{_layout_inputs(spec)}"
+
+
+def model_inputs(spec: PipeSpec) -> str:
+    """Hash of which model it is: a plan of another has no facts to offer."""
+    return digest({"source": spec.model.source, "revision": spec.model.resolved_from})[:8]
+
+
+def _layout_inputs(spec: PipeSpec) -> str:
+    stages = spec.stages
+    split: object = {"count": stages.count, "device": stages.device or "CPU"}
+    if stages.items is not None:
+        split = [[item.name, item.layers, item.memory_bytes, item.device] for item in stages.items]
+    ends = spec.end_model
+    return digest(
+        {
+            "dtype": spec.model.dtype,
+            "context": spec.model.max_context_length,
+            "ends": [ends.local_layers, ends.tail_layers, ends.device],
+            "stages": split,
+        }
+    )[:8]
+
+
+def kept_plans(config_maps: Iterable[Manifest]) -> list[KeptPlan]:
+    """Every plan that is kept, the oldest first: of two for the same inputs, the first made stays."""
+    found = sorted(
+        (item for item in config_maps if (item["metadata"].get("labels") or {}).get(LABEL_ROLE) == "plan"),
+        key=lambda item: (item["metadata"].get("creationTimestamp", ""), item["metadata"]["name"]),
+    )
+    return [kept for kept in map(kept_plan, found) if kept is not None]
+
+
+def choose(
+    snapshot: Snapshot, *, facts: ModelFacts | None, node_image: str, remembered: KeptPlan | None = None
+) -> Chosen:
+    """The plan for the spec as it stands: the kept one, or a new one as soon as there are facts.
+
+    facts: what the store of this very model said. remembered: the plan in force so far, should its ConfigMap be gone.
+    """
+    spec, inputs = snapshot.pipe.spec, inputs_of(snapshot.pipe.spec)
+    kept = kept_plans(snapshot.children.config_maps.values())
+    if remembered is not None and all(_content(remembered) != _content(each) for each in kept):
+        kept.append(remembered)
+    for candidate in kept:
+        if candidate.inputs == inputs:
+            return Chosen(candidate)
+    known = pinned_facts(kept, spec) or facts
+    if known is None:
+        return Chosen()
+    current = kept[-1] if kept else None
+    try:
+        made = plan(spec, known, snapshot.nodes or (), current.plan if current else None)
+    except PlanError as refusal:
+        return Chosen(refusal=refusal)
+    unchanged = current is not None and made.hash == current.plan.hash
+    image = current.node_image if current is not None and unchanged else node_image
+    return Chosen(KeptPlan(made, known, image, inputs), made=True)
+
+
+def pinned_facts(kept: Iterable[KeptPlan], spec: PipeSpec) -> ModelFacts | None:
+    """What is known of the spec's model from plans that were made for it."""
+    wanted = model_inputs(spec)
+    return next((each.facts for each in kept if each.inputs.startswith(wanted)), None)
+
+
+def _content(kept: KeptPlan) -> tuple[str, str]:
+    return kept.plan.hash, kept.node_image
