@@ -239,7 +239,7 @@ def pod(name: str, labels: dict[str, str], *, node: str) -> dict[str, Any]:
             "nodeName": node,
             "containers": [
                 {
-                    "name": "node",
+                    "name": labels[LABEL_ROLE],
                     "image": IMAGE,
                     "resources": {
                         "limits": {"memory": "1Gi"},
@@ -259,7 +259,7 @@ def pod(name: str, labels: dict[str, str], *, node: str) -> dict[str, Any]:
             ],
             "containerStatuses": [
                 {
-                    "name": "node",
+                    "name": labels[LABEL_ROLE],
                     "image": IMAGE,
                     "imageID": "sha256:8f5d",
                     "ready": True,
@@ -287,7 +287,7 @@ def unready(pod: dict[str, Any]) -> dict[str, Any]:
             condition |= {
                 "status": "False",
                 "reason": "ContainersNotReady",
-                "message": "containers with unready status: [node]",
+                "message": "containers with unready status: [stage]",
             }
     for status in pod["status"]["containerStatuses"]:
         status |= {"ready": False}
@@ -323,7 +323,7 @@ def ended(
         "state": {"running": {"startedAt": at(seconds=10)}},
     }
     if back_off:
-        said = f"back-off 20s restarting failed container=node pod={pod['metadata']['name']}_models(0c5b)"
+        said = f"back-off 20s restarting failed container=stage pod={pod['metadata']['name']}_models(0c5b)"
         status["state"] = {"waiting": {"reason": "CrashLoopBackOff", "message": said}}
     return pod
 

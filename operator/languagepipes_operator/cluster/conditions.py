@@ -23,6 +23,9 @@ ORDER: tuple[ConditionType, ...] = (
     "Ready", "Planned", "WeightsAvailable", "StagesReady", "EndpointReady", "Progressing", "Degraded",
 )  # fmt: skip
 
+# What WeightsAvailable says while the store fetches, in the order of the store's phases; or cannot for now.
+_FETCHING = ("Resolving", "Downloading", "Verifying", "Converting", "SourceUnreachable")
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -57,7 +60,7 @@ def status_of(
     pods_ready = sum(all(member.ready for member in members) for members in found.stages)
     status = LanguagePipeStatus(
         observed_generation=generation,
-        phase=_phase(snapshot, decision, found, verdicts),
+        phase=_phase(snapshot, found, verdicts),
         url=url_of(snapshot),
         resolved_revision=resolved_revision(snapshot, decision, before),
         plan_hash=None if found.plan is None else found.plan.hash,
@@ -111,11 +114,11 @@ def _verdicts(
     snapshot: Snapshot, decision: Decision, found: Diagnosis, before: Mapping[str, Any], generation: int
 ) -> dict[ConditionType, Verdict]:
     weights = _weights_available(snapshot, found, before)
-    stages = _stages_ready(snapshot, decision, found, weights)
+    stages = _stages_ready(snapshot, found, weights)
     ready = _ready(snapshot, decision, found, weights, stages)
     return {
         "Ready": ready,
-        "Planned": _planned(decision, found, weights),
+        "Planned": _planned(found, weights),
         "WeightsAvailable": weights,
         "StagesReady": stages,
         "EndpointReady": _endpoint_ready(snapshot, found, ready),
@@ -124,7 +127,7 @@ def _verdicts(
     }
 
 
-def _planned(decision: Decision, found: Diagnosis, weights: Verdict) -> Verdict:
+def _planned(found: Diagnosis, weights: Verdict) -> Verdict:
     if found.of_plan:
         return _of(found.of_plan[0])
     plan = found.plan
@@ -181,7 +184,7 @@ def _fetching(snapshot: Snapshot, phase: str) -> Verdict:
     return Verdict("False", phase, doing[phase])
 
 
-def _stages_ready(snapshot: Snapshot, decision: Decision, found: Diagnosis, weights: Verdict) -> Verdict:
+def _stages_ready(snapshot: Snapshot, found: Diagnosis, weights: Verdict) -> Verdict:
     if snapshot.pipe.spec.replicas == 0:
         return _scaled_to_zero()
     if found.plan is None:
@@ -198,24 +201,7 @@ def _stages_ready(snapshot: Snapshot, decision: Decision, found: Diagnosis, weig
     if weights.status == "False" and weights.reason != "StoreStarting":
         return Verdict("False", weights.reason, weights.message)
     names = ", ".join(member.title for member in missing[:4]) + (" and others" if len(missing) > 4 else "")
-    reason = "StageNotReady" if _settled(snapshot, found) else "StagesStarting"
-    if reason == "StageNotReady":
-        return Verdict("False", reason, bounded(f"{names}: was ready and is not; see its pod and its log"))
-    return Verdict("False", reason, bounded(f"{names}: being placed, started or loading its layers"))
-
-
-def _settled(snapshot: Snapshot, found: Diagnosis) -> bool:
-    """Whether a pod that was Ready lost it: it still runs the container that it ran then."""
-    return any(
-        member.pod is not None and member.rolled_out and not member.ready and _lost_readiness(snapshot, member.pod)
-        for members in found.stages
-        for member in members
-    )
-
-
-def _lost_readiness(snapshot: Snapshot, pod: Manifest) -> bool:
-    report = snapshot.members.get(str(pod["metadata"]["name"]))
-    return report is not None and report.state == "ready"
+    return Verdict("False", "StagesStarting", bounded(f"{names}: being placed, started or loading weights"))
 
 
 def _ready(snapshot: Snapshot, decision: Decision, found: Diagnosis, weights: Verdict, stages: Verdict) -> Verdict:
@@ -298,9 +284,7 @@ def _of(cause: Failure) -> Verdict:
 # 2. One word for people
 
 
-def _phase(
-    snapshot: Snapshot, decision: Decision, found: Diagnosis, verdicts: Mapping[ConditionType, Verdict]
-) -> Phase:
+def _phase(snapshot: Snapshot, found: Diagnosis, verdicts: Mapping[ConditionType, Verdict]) -> Phase:
     if snapshot.pipe.spec.replicas == 0:
         return "Stopped"
     if verdicts["Ready"].status == "True":
@@ -312,7 +296,7 @@ def _phase(
         return "Pending" if first.reason in ("Unschedulable", "QuotaExceeded") else "Failed"
     if found.plan is None:
         return "Planning" if found.store.ready else "Pending"
-    return "Fetching" if verdicts["WeightsAvailable"].status == "False" else "Starting"
+    return "Fetching" if verdicts["WeightsAvailable"].reason in _FETCHING else "Starting"
 
 
 # 3. Since when

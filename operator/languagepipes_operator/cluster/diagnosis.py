@@ -6,8 +6,9 @@ The order in which causes are told is written here, in `Diagnosis.causes`, and n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from languagepipes_api.names import LABEL_CHAIN
+from languagepipes_api.names import LABEL_CHAIN, STORE_PORT
 from languagepipes_api.plan import Plan
 
 from languagepipes_operator.cluster.failures import Failure, failure, passed_on, quoted, refusals
@@ -18,12 +19,17 @@ from languagepipes_operator.cluster.membership import (
     is_ready,
     label,
     other_plans,
+    pod_condition,
     store_of,
+    time_of,
 )
 from languagepipes_operator.cluster.pod_failures import pod_failures
 from languagepipes_operator.cluster.scheduling import unschedulable
 from languagepipes_operator.cluster.snapshot import Decision, Manifest, Snapshot
 from languagepipes_operator.cluster.volume_failures import volume_failures
+
+# The operator asks every five seconds.
+ANSWERS_WITHIN = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
@@ -127,16 +133,20 @@ def _of_store(snapshot: Snapshot, store: Member) -> tuple[Failure, ...]:
         found += _of(store, snapshot)
     if report is not None and report.answered and report.reason:
         found.append(passed_on(report.reason, report.message, waits=not report.failed))
-    elif not store.ready and not found and _was_up(store):
+    elif report is not None and not report.answered and _ready_for(store, ANSWERS_WITHIN, snapshot.now):
         found.append(
-            failure("StoreUnavailable", f"{store.title} does not answer; a running ring needs none: see its pod's log")
+            failure(
+                "StoreUnavailable",
+                f"{store.title} is up and does not answer the operator on port {STORE_PORT} (a running ring needs "
+                "neither): see that NetworkPolicies let the operator's namespace in, and the store's log",
+            )
         )
     return tuple(found)
 
 
-def _was_up(store: Member) -> bool:
-    # A store reads the source's headers before it is ready: only one that answers nobody for long is unavailable.
-    return store.deployment is not None and store.pod is None and bool(store.past)
+def _ready_for(member: Member, age: timedelta, now: datetime) -> bool:
+    since = None if member.pod is None else time_of(pod_condition(member.pod, "Ready").get("lastTransitionTime"))
+    return member.ready and since is not None and now - since > age
 
 
 def _of(member: Member, snapshot: Snapshot) -> tuple[Failure, ...]:

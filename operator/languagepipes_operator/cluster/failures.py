@@ -17,6 +17,10 @@ MESSAGE_MAX = 1024  # of an Event (k8s.io/api/events/v1, validation); conditions
 _QUOTE_MAX = 400
 
 # "pods "qwen3-stage-1-0-5d4f-x7k2p" is forbidden: …": the name is another at each try.
+# Ids and source ports that are others at each try.
+_UNSTEADY = re.compile(
+    r"\b[0-9a-f]{32,}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9.]+:[0-9]+->|\[[0-9a-f:]+\]:[0-9]+->"
+)
 _REFUSED_NAME = re.compile(r'(?:pods "[^"]*" is forbidden|admission webhook "[^"]*" denied the request): ')
 
 
@@ -47,8 +51,8 @@ def bounded(text: str, most: int = MESSAGE_MAX) -> str:
 
 
 def quoted(text: str) -> str:
-    """Words of others, for the inside of a sentence: short, one line, without a full stop at the end."""
-    return bounded(text, _QUOTE_MAX).rstrip(" .")
+    """Words of others, for the inside of a sentence: short, one line, without a full stop and without ids."""
+    return bounded(_UNSTEADY.sub("…", text), _QUOTE_MAX).rstrip(" .")
 
 
 def refusals(member: Member) -> Iterator[Failure]:

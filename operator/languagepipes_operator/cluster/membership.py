@@ -5,8 +5,9 @@ Labels decide, never names: names are made by `manifests` and end in a hash.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from languagepipes_api.names import LABEL_CHAIN, LABEL_PLAN, LABEL_ROLE, LABEL_STAGE
@@ -109,6 +110,23 @@ def container_statuses(pod: Manifest) -> tuple[dict[str, Any], ...]:
     """Of init containers first, since they run first."""
     status = pod.get("status", {})
     return tuple(status.get("initContainerStatuses") or ()) + tuple(status.get("containerStatuses") or ())
+
+
+def container_state(status: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Its state's "waiting", "running" or "terminated", or an empty mapping."""
+    return dict((status.get("state") or {}).get(kind) or {})
+
+
+def name_of(thing: Manifest) -> str:
+    return str(thing["metadata"].get("name", ""))
+
+
+def time_of(text: object) -> datetime | None:
+    """A metav1.Time; None for anything else."""
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
 
 
 def _member(

@@ -115,9 +115,8 @@ REASONS: dict[str, Reason] = {
     "NodeLost": _passing("the node does not answer; the pod is started elsewhere after 30 seconds",
                          "repair the node, or delete it"),
     # What runs and is not whole.
-    "StoreUnavailable": _passing("the weights store does not answer; a running ring goes on without it",
-                                 "see the store's pod"),
-    "StageNotReady": _passing("a stage that was ready is not", "see the stage's pod and log"),
+    "StoreUnavailable": _passing("the weights store is up and does not answer the operator; a ring goes on without it",
+                                 "see that NetworkPolicies let the operator in, and the store's log"),
     "RingDown": _passing("all members are up, and no token goes round the ring",
                          "the message has the End Model's own words; see NetworkPolicies and the members' logs"),
     "FewerReplicas": _passing("fewer replicas answer than asked, and nothing is being rolled out",

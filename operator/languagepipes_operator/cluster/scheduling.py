@@ -110,7 +110,7 @@ def _in_words(count: str, reason: str, pod: Manifest, nodes: Sequence[Node] | No
     if taint:
         name = f" {taint[1]}" if taint[1] else ""
         return (
-            f"{count} have a taint{name} that it does not tolerate",
+            f"{count} {'has' if count == '1' else 'have'} a taint{name} that it does not tolerate",
             "add the toleration to its template, or remove the taint",
         )
     return f"{count} {reason}", "see kubectl describe pod"

@@ -56,11 +56,12 @@ def progress_text(snapshot: Snapshot, before: Mapping[str, Any], *, written: dat
 
 def of_bytes(done: int, total: int) -> str:
     """Both in the unit of `total`, named once."""
-    text = format_bytes(total)
-    amount, unit = text.split()
+    amount, unit = format_bytes(total).split()
+    if done >= total:
+        return f"{amount}/{amount} {unit}"
     power = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB").index(unit)
     # Rounded down: nothing is said to be there before it is.
-    tenths = min(done, total) * 10 // 1024**power
+    tenths = done * 10 // 1024**power
     digits = str(tenths // 10) if unit == "B" else f"{tenths // 10}.{tenths % 10}"
     return f"{digits.removesuffix('.0')}/{amount} {unit}"
 

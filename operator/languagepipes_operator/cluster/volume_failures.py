@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from languagepipes_operator.cluster.failures import Failure, failure, quoted
+from languagepipes_operator.cluster.membership import time_of
 from languagepipes_operator.cluster.snapshot import Manifest
 
 # The default StorageClass is filled in at creation, or by the controller soon after one appears.
 _DEFAULT_GRACE = timedelta(seconds=5)
 _CLASS_MISSING = re.compile(r'storageclass\.storage\.k8s\.io "([^"]+)" not found')
-_REQUEST_ID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
 
 def volume_failures(
@@ -45,11 +45,10 @@ def _pending(name: str, claim: Manifest, events: Sequence[Manifest], now: dateti
             f"correct spec.cache.storageClassName and delete the claim (kubectl delete pvc {name})",
         )
     elif said:
-        # A provisioner's request ids differ at each try.
         yield failure(
             "ProvisioningFailed",
             f"the cache's claim {name} gets no volume from StorageClass {storage_class} "
-            f"({quoted(_REQUEST_ID.sub('…', said))}): mend that, or name another in spec.cache.storageClassName",
+            f"({quoted(said)}): mend that, or name another in spec.cache.storageClassName",
         )
     elif not storage_class and _older(claim, now):
         yield failure(
@@ -60,8 +59,5 @@ def _pending(name: str, claim: Manifest, events: Sequence[Manifest], now: dateti
 
 
 def _older(claim: Manifest, now: datetime) -> bool:
-    try:
-        created = datetime.fromisoformat(str(claim["metadata"].get("creationTimestamp", "")))
-    except ValueError:
-        return False
-    return now - created > _DEFAULT_GRACE
+    created = time_of(claim["metadata"].get("creationTimestamp"))
+    return created is not None and now - created > _DEFAULT_GRACE
