@@ -3,8 +3,9 @@
 
     images/build.py [node] [operator] [client] [models]     # all four by default
 
-Needs root and Debian bookworm with buildah and debootstrap. For tests and CI on a machine that reaches package mirrors but
-no image registry: the base image is made by debootstrap from the machine's own apt sources. Anyone else builds the two Dockerfiles directly (docs/images.md).
+Needs root and Debian bookworm with buildah and debootstrap. For tests and CI on a machine that reaches package mirrors
+but no image registry: the base image is made by debootstrap from the machine's own apt sources. Anyone else builds the
+two Dockerfiles directly (docs/images.md).
 
 Archives lie in ~/.cache/languagepipes/images/ and are named by image id; `--print` prints their paths alone, as JSON.
 What has not changed is not built again. Mirrors, indexes and certificates of this machine are used while building and
@@ -19,6 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +43,7 @@ BASE_LEAVES_OUT = (
     *("var/cache/apt", "var/lib/apt/lists"),
 )
 TLS = "/etc/ssl/certs"
+LAYER_ID = 11  # digits of an image's id that `buildah bud` prints for each step
 CODE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", ".dockerignore", "images/uv", "api")
 
 
@@ -93,6 +96,7 @@ def main() -> int:
             base, build = bases()
             for name in options.images or IMAGES:
                 produce(IMAGES[name], {"BASE_IMAGE": base, "BUILD_IMAGE": build} | arguments)
+            forget_stale({base, build})
         except subprocess.CalledProcessError as error:
             say(f"failed with status {error.returncode}: {' '.join(map(str, error.cmd[:2]))} …")
             return 1
@@ -114,7 +118,7 @@ def produce(image: Image, arguments: dict[str, str]) -> None:
     with timed(f"{tag}: build"):
         with build_secrets() as secrets, uv_cache() as environment:
             declared = (ROOT / image.dockerfile).read_text()
-            run(
+            layers = follow(
                 *("buildah", "bud", "--layers", "--isolation", "chroot", "--network", "host", "--format", "oci"),
                 *("--pull-never", "--volume", f"{TLS}:{TLS}:ro", *secrets),
                 *(f"--build-arg={key}={value}" for key, value in arguments.items() if f"ARG {key}" in declared),
@@ -132,8 +136,23 @@ def produce(image: Image, arguments: dict[str, str]) -> None:
             target = f"docker-archive:{unfinished}:{tag}"
             run("buildah", "push", "--quiet", "--disable-compression", f"localhost/{tag}", target)
             unfinished.rename(archive)
-    record.write_text(json.dumps({"inputs": wanted, "image": identity, "tag": tag}, indent=2) + "\n")
+    written = {"tag": tag, "image": identity, "inputs": wanted, "layers": layers}
+    record.write_text(json.dumps(written, indent=2) + "\n")
     say(f"{tag}: {identity[:12]}, {archive.stat().st_size / 1e6:.0f} MB in {archive}")
+
+
+def forget_stale(names: set[str]) -> None:
+    """Remove from buildah's store what the last builds did not use: old images and stages, bases not in `names`."""
+    used = {layer for record in ARCHIVES.glob("*.json") for layer in json.loads(record.read_text()).get("layers", [])}
+    tagged = {
+        tuple(line.split())
+        for line in output("buildah", "images", "--format", "{{.ID}} {{.Name}}:{{.Tag}}").splitlines()
+    }
+    old = [name for _, name in tagged if re.match("localhost/languagepipes-(build-)?base:", name) and name not in names]
+    nameless = [identity for identity, name in tagged if name.startswith("<none>") and identity[:LAYER_ID] not in used]
+    for stale in nameless + old:
+        # An image that another one is made from stays; it goes with that one, the next time.
+        subprocess.run(["buildah", "rmi", stale], check=False, capture_output=True)
 
 
 def bases() -> tuple[str, str]:
@@ -201,7 +220,8 @@ def build_secrets() -> Iterator[list[str]]:
     values = {key.rsplit(".", 1)[-1]: value.strip("'") for key, value in configured.items()}
     with tempfile.TemporaryDirectory() as folder:
         pip, uv = Path(folder, "pip.conf"), Path(folder, "uv.toml")
-        passed = {key: values[key] for key in ("index-url", "extra-index-url", "trusted-host") if key in values}
+        taken = ("index-url", "extra-index-url", "trusted-host")
+        passed: dict[str, str] = {key: values[key] for key in taken if key in values}
         if Path(TLS, "ca-certificates.crt").exists():
             passed["cert"] = f"{TLS}/ca-certificates.crt"
         pip.write_text("[global]\n" + "".join(f"{key} = {value}\n" for key, value in passed.items()))
@@ -277,6 +297,23 @@ def run(*command: str | Path, quiet: bool = False, environment: dict[str, str] |
     if done.returncode:
         sys.stderr.write((done.stdout + done.stderr).decode(errors="replace")[-4000:])
         raise subprocess.CalledProcessError(done.returncode, command)
+
+
+def follow(*command: str | Path, environment: dict[str, str]) -> list[str]:
+    """Run `buildah bud`: its steps are shown, all else only if it fails. Returns the ids of the layers that it used."""
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None  # noqa: S101
+        for line in process.stdout:
+            lines.append(line)
+            if "STEP" in line:
+                print(f"    {line.rstrip():.110}", file=sys.stderr, flush=True)
+    if process.returncode:
+        sys.stderr.writelines(lines[-100:])
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return sorted({match[1] for line in lines if (match := re.match(rf"--> ([0-9a-f]{{{LAYER_ID}}})$", line))})
 
 
 def say(text: str) -> None:
