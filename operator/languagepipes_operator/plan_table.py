@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from languagepipes_operator.planning.plan import END_MODEL
+from languagepipes_operator.planning.stages import END_MODEL
 
 
 def print_plan(plan: Plan, console: Console, *, title: str) -> None:

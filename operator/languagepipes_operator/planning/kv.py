@@ -1,4 +1,8 @@
-"""How many KV blocks a ring gets: one number for all stations, and which of them sets it."""
+"""How many KV blocks a ring gets: one number for all stations, and which of them sets it.
+
+Three things limit it: budgets, the machine that `languagepipes up` runs on, which all stations share (`kv_plan`), and
+the nodes of a cluster, each of which takes whole members (`kv_on_nodes`).
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ from dataclasses import dataclass
 
 from languagepipes_api.plan import Device
 from languagepipes_api.quantity import format_bytes
+from languagepipes_api.template import PodTemplate
 
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.memory import CPU_KV_FRACTION, DEFAULT_SEQUENCES, USABLE_FRACTION
 from languagepipes_operator.planning.nodes import Node
+from languagepipes_operator.planning.placement import Member, Packed, Unpacked, pack
 
 REQUESTS = "requests"
 
@@ -20,6 +26,7 @@ class Station:
     """What a station holds before KV.
 
     title: its name to people. fixed_bytes: weights and overhead. block_bytes: one KV block of its layers.
+    budget_bytes: the most it may take of its device, by `memory` or by a container's limit.
     """
 
     name: str
@@ -29,6 +36,14 @@ class Station:
     fixed_bytes: int
     block_bytes: int
     budget_bytes: int | None
+    template: PodTemplate | None = None
+
+    def member(self, blocks: int) -> Member:
+        """What its pod asks for with so many KV blocks."""
+        kv = blocks * self.block_bytes
+        return Member.of(
+            self.name, self.title, self.device, self.template, need_bytes=self.fixed_bytes + kv, kv_bytes=kv
+        )
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,45 @@ def kv_plan(
     return best
 
 
+def kv_on_nodes(
+    stations: Sequence[Station], kv: KvPlan, *, blocks_per_sequence: int, nodes: Sequence[Node], chains: int
+) -> tuple[KvPlan, Packed]:
+    """At most `kv`, less where the cluster's nodes cannot take the members with so much; and where members go then.
+
+    Beyond one sequence, KV takes at most CPU_KV_FRACTION of a node's memory. Raises PlanError if there is no room for
+    one sequence.
+    """
+
+    def packed(blocks: int) -> Packed | Unpacked:
+        members = [station.member(blocks) for station in stations]
+        return pack(members, nodes, chains=chains, cap_kv=blocks > blocks_per_sequence)
+
+    found = packed(kv.blocks)
+    if isinstance(found, Packed):
+        return kv, found
+    low, best = blocks_per_sequence, packed(blocks_per_sequence)
+    if isinstance(best, Unpacked):
+        raise best.error
+    high = -(-kv.blocks // blocks_per_sequence)  # sequences; with so many there is no room
+    sequences = 1
+    while high - sequences > 1:
+        middle = (sequences + high) // 2
+        found = packed(middle * blocks_per_sequence)
+        if isinstance(found, Packed):
+            sequences, low, best = middle, middle * blocks_per_sequence, found
+        else:
+            high = middle
+    limit = packed(high * blocks_per_sequence)
+    member = limit.member if isinstance(limit, Unpacked) else heaviest_of(stations)
+    reason = f"with one more sequence {member.title} would fit on none of {_machines(nodes)}"
+    return KvPlan(low, member.name, reason), best
+
+
+def heaviest_of(stations: Sequence[Station]) -> Station:
+    """The station with most KV."""
+    return max(stations, key=lambda station: station.block_bytes)
+
+
 def _shared(here: Sequence[Station], device: Device, blocks_per_sequence: int, nodes: Sequence[Node]) -> KvPlan:
     """What the machines leave to the stations of one kind of device, all together and each for itself."""
     memories = memories_of(nodes, device)
@@ -104,7 +158,7 @@ def _shared(here: Sequence[Station], device: Device, blocks_per_sequence: int, n
     pool = usable - fixed
     if device == "CPU":
         pool = min(pool, max(one_sequence, int(sum(memories) * CPU_KV_FRACTION)))
-    heaviest = max(here, key=lambda station: station.block_bytes)
+    heaviest = heaviest_of(here)
     best = KvPlan(
         pool // block,
         heaviest.name,

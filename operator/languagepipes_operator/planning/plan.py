@@ -4,7 +4,7 @@ docs/reference.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from languagepipes_api.facts import ModelFacts
@@ -12,9 +12,11 @@ from languagepipes_api.names import WIRE_VERSION
 from languagepipes_api.plan import Device, EndModelAssignment, LayerRange, Plan, StageAssignment
 from languagepipes_api.quantity import format_bytes
 from languagepipes_api.spec import PipeSpec, StageSpec
+from languagepipes_api.template import PodTemplate
 
 from languagepipes_operator.planning.errors import PlanError
-from languagepipes_operator.planning.kv import KvPlan, Station, kv_plan, layers_text, memories_of
+from languagepipes_operator.planning.kubernetes_nodes import GPU_MEMORY_LABEL
+from languagepipes_operator.planning.kv import KvPlan, Station, kv_on_nodes, kv_plan, layers_text, memories_of
 from languagepipes_operator.planning.layers import Slot, longest, split
 from languagepipes_operator.planning.memory import (
     ASSUMED_BANDWIDTH,
@@ -24,8 +26,14 @@ from languagepipes_operator.planning.memory import (
     Sizes,
 )
 from languagepipes_operator.planning.nodes import Node
-
-END_MODEL = "end-model"
+from languagepipes_operator.planning.placement import Member, Packed, Seat, pack, rooms
+from languagepipes_operator.planning.requests import (
+    check_limit_holds,
+    check_template,
+    memory_limit_bytes,
+    memory_request_bytes,
+)
+from languagepipes_operator.planning.stages import END_MODEL, templates, title_of, wanted
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,57 @@ def plan(spec: PipeSpec, facts: ModelFacts, nodes: Sequence[Node] = (), current:
     """Who runs which layers. `current` comes back unchanged while it satisfies the spec: nodes alone change
     nothing.
 
-    nodes: what was observed; empty where nothing can be, and then only the spec's own budgets limit. Raises
-    PlanError.
+    nodes: what was observed, one machine or a cluster's nodes; empty where nothing can be, and then only the spec's own
+    budgets limit. All chains share the plan: on known nodes of a cluster every one of `replicas` must fit, and `node`
+    of each assignment is the first chain's (`place` has the others'). Raises PlanError.
     """
+    _check_templates(spec)
     if current is not None and satisfies(current, spec, facts):
         return current
     _check_model(spec, facts)
     local, middle, tail = _ends(spec, facts)
     sizes = Sizes(facts, spec.model.dtype, spec.model.max_context_length, stations=spec.stages.size + 1)
-    shares = _shares(spec, sizes, middle, nodes)
-    return _assemble(spec, sizes, local, tail, shares, nodes)
+    cluster = tuple(node for node in nodes if node.kubernetes)
+    machines = () if cluster else nodes
+    shares = _shares(spec, sizes, middle, machines)
+    if cluster and spec.stages.items is None:
+        shares = _fitting(spec, sizes, local, tail, shares, cluster)
+    return _assemble(spec, sizes, local, tail, shares, machines, cluster)
+
+
+def place(planned: Plan, spec: PipeSpec, nodes: Sequence[Node], *, chain: int) -> dict[str, str]:
+    """The node on which each member of a chain (0 is the first) would rather run, by the member's name ("end-model",
+    or the stage's); a member without preference is not in it.
+
+    Preferences only, for pods that are about to be made: asked again when nodes have changed, it says something else,
+    so it must not count among what makes a running pod another. The first chain's are the plan's own; later chains
+    avoid the nodes of earlier ones where they can, and have no preference where not all fit. nodes: without what the
+    pipe's own pods request. Pure; raises nothing.
+    """
+    if chain == 0:
+        chosen = {stage.name: stage.node for stage in planned.stages} | {END_MODEL: planned.end_model.node}
+        return {name: node for name, node in chosen.items() if node is not None}
+    cluster = [node for node in nodes if node.kubernetes]
+    by_name = templates(spec)
+    members = [
+        Member.of(
+            name,
+            title_of(name),
+            part.device,
+            by_name.get(name),
+            need_bytes=part.weight_bytes + part.kv_bytes + part.overhead_bytes,
+            kv_bytes=part.kv_bytes,
+        )
+        for name, part in _parts(planned)
+    ]
+    packed = pack(members, cluster, chains=chain + 1) if cluster else None
+    if not isinstance(packed, Packed):
+        return {}
+    return {name: seat.node for name, seat in packed.seats[chain].items() if seat.node is not None}
+
+
+def _parts(planned: Plan) -> list[tuple[str, EndModelAssignment | StageAssignment]]:
+    return [(END_MODEL, planned.end_model), *((stage.name, stage) for stage in planned.stages)]
 
 
 def satisfies(current: Plan, spec: PipeSpec, facts: ModelFacts) -> bool:
@@ -70,10 +119,18 @@ def satisfies(current: Plan, spec: PipeSpec, facts: ModelFacts) -> bool:
         and len(end.tail_layers) == spec.end_model.tail_layers
         and end.device == spec.end_model.device
     )
-    stages = _wanted(spec)
+    stages = wanted(spec)
+    by_name = templates(spec)
+    # A container's limit is a budget too.
+    limits_hold = all(
+        part.weight_bytes + part.kv_bytes + part.overhead_bytes <= limit
+        for name, part in _parts(current)
+        if part.device == "CPU" and (limit := memory_limit_bytes(by_name.get(name))) is not None
+    )
     return (
         same_model
         and same_ends
+        and limits_hold
         and len(stages) == len(current.stages)
         and all(
             stage.name == assigned.name
@@ -85,15 +142,13 @@ def satisfies(current: Plan, spec: PipeSpec, facts: ModelFacts) -> bool:
     )
 
 
-def _wanted(spec: PipeSpec) -> tuple[StageSpec, ...]:
-    """The stages, whichever way they were written; a count's are named by their place."""
-    if spec.stages.items is not None:
-        return spec.stages.items
-    device: Device = spec.stages.device or "CPU"
-    return tuple(StageSpec(name=f"stage-{place}", device=device) for place in range(1, spec.stages.size + 1))
-
-
 # 1. Does the spec suit the model at all?
+
+
+def _check_templates(spec: PipeSpec) -> None:
+    check_template(spec.end_model.template, spec.end_model.device, title_of(END_MODEL))
+    for stage in wanted(spec):
+        check_template(stage.template, stage.device, title_of(stage.name))
 
 
 def _check_model(spec: PipeSpec, facts: ModelFacts) -> None:
@@ -129,7 +184,7 @@ def _ends(spec: PipeSpec, facts: ModelFacts) -> tuple[LayerRange, LayerRange, La
 
 
 def _shares(spec: PipeSpec, sizes: Sizes, middle: LayerRange, nodes: Sequence[Node]) -> tuple[_Share, ...]:
-    stages = _wanted(spec)
+    stages = wanted(spec)
     if spec.stages.items is None:
         return _even(stages, sizes, middle, nodes)
     for stage in stages:
@@ -283,6 +338,48 @@ def _wrong_sum(stages: tuple[StageSpec, ...], sizes: Sizes, middle: LayerRange) 
     )
 
 
+def _fitting(
+    spec: PipeSpec, sizes: Sizes, local: LayerRange, tail: LayerRange, equal: tuple[_Share, ...], nodes: Sequence[Node]
+) -> tuple[_Share, ...]:
+    """A count on a cluster: the equal split, or where unlike nodes cannot take it, one that they can take. If there is
+    neither, the equal one goes on, and the sizing that follows refuses it with what is short.
+    """
+    sequence = sizes.blocks_per_sequence
+    end_model, *stages = (station.member(sequence) for station in _stations(spec, sizes, local, tail, equal))
+    packed = pack([end_model, *stages], nodes, chains=max(1, spec.replicas))
+    if isinstance(packed, Packed) or len(stages) < 2:
+        return equal
+    device, middle = stages[0].device, LayerRange(equal[0].layers.start, equal[-1].layers.stop)
+    for tight in (True, False):
+        smallest = min(stages, key=lambda stage: stage.memory_bytes)
+        caps = rooms(end_model, smallest, nodes, stages=len(stages), chains=max(1, spec.replicas), tight=tight)
+        slots = [Slot(fits=_within(cap, sizes, device)) for cap in caps]
+        ranges = split(_costs(sizes, middle), slots, first=middle.start)
+        if ranges is None:
+            continue
+        shares = tuple(
+            _Share(
+                share.stage,
+                layers,
+                f"{len(layers)} of {len(middle)} layers: an equal split does not fit the nodes "
+                f"({packed.member.title} would ask for {format_bytes(packed.member.memory_bytes)}), this one does",
+            )
+            for share, layers in zip(equal, ranges, strict=True)
+        )
+        stations = _stations(spec, sizes, local, tail, shares)
+        if isinstance(pack([each.member(sequence) for each in stations], nodes, chains=max(1, spec.replicas)), Packed):
+            return shares
+    return equal
+
+
+def _within(cap: int, sizes: Sizes, device: Device) -> Callable[[int, int], bool]:
+    def fits(start: int, stop: int) -> bool:
+        need = sizes.stage_need_bytes(LayerRange(start, stop), device)
+        return (memory_request_bytes(device, need) if device == "CPU" else need) <= cap
+
+    return fits
+
+
 # 3. What does each station hold, and what does the ring get?
 
 
@@ -292,15 +389,31 @@ def _assemble(
     local: LayerRange,
     tail: LayerRange,
     shares: Sequence[_Share],
-    nodes: Sequence[Node],
+    machines: Sequence[Node],
+    cluster: Sequence[Node],
 ) -> Plan:
     stations = _stations(spec, sizes, local, tail, shares)
+    for station in stations:
+        if station.device == "CPU":
+            need = station.fixed_bytes + sizes.blocks_per_sequence * station.block_bytes
+            check_limit_holds(station.template, station.title, need)
     kv = kv_plan(
         stations,
         blocks_per_sequence=sizes.blocks_per_sequence,
         max_concurrent_requests=spec.server.max_concurrent_requests,
-        nodes=nodes,
+        nodes=machines,
     )
+    seats: Mapping[str, Seat] = {}
+    if cluster:
+        kv, packed = kv_on_nodes(
+            stations,
+            kv,
+            blocks_per_sequence=sizes.blocks_per_sequence,
+            nodes=cluster,
+            chains=max(1, spec.replicas),
+        )
+        seats = packed.seats[0]
+    need_bytes = {each.name: each.fixed_bytes + kv.blocks * each.block_bytes for each in stations}
     end_model = EndModelAssignment(
         local_layers=local,
         tail_layers=tail,
@@ -309,7 +422,9 @@ def _assemble(
         step_bytes=sizes.end_step_bytes(local, tail),
         kv_bytes=kv.blocks * sizes.kv_block_bytes(len(local) + len(tail)),
         overhead_bytes=sizes.overhead_bytes(spec.end_model.device, end_model=True),
-        reason=_why_end_model(spec, sizes.facts),
+        reason=_with_seat(_why_end_model(spec, sizes.facts), seats.get(END_MODEL)),
+        node=_node_of(seats.get(END_MODEL)),
+        memory_request_bytes=memory_request_bytes(spec.end_model.device, need_bytes[END_MODEL]),
     )
     stages = tuple(
         StageAssignment(
@@ -321,7 +436,9 @@ def _assemble(
             kv_bytes=kv.blocks * sizes.kv_block_bytes(len(share.layers)),
             overhead_bytes=sizes.overhead_bytes(share.stage.device, end_model=False),
             memory_budget_bytes=share.stage.memory_bytes,
-            reason=share.reason,
+            reason=_with_seat(share.reason, seats.get(share.stage.name)),
+            node=_node_of(seats.get(share.stage.name)),
+            memory_request_bytes=memory_request_bytes(share.stage.device, need_bytes[share.stage.name]),
         )
         for share in shares
     )
@@ -343,8 +460,40 @@ def _assemble(
         frame_tokens=FRAME_TOKENS,
         frames_in_flight=sizes.frames_in_flight,
         slowest_station=slowest,
-        reasons=tuple(_reasons(sizes, kv, end_model, stages, slowest)),
+        reasons=(
+            *_reasons(sizes, kv, end_model, stages, slowest),
+            *(_about_nodes(spec, stations, seats, cluster) if cluster else ()),
+        ),
     )
+
+
+def _with_seat(reason: str, seat: Seat | None) -> str:
+    return reason if seat is None else f"{reason}; {seat.why}"
+
+
+def _node_of(seat: Seat | None) -> str | None:
+    return None if seat is None else seat.node
+
+
+def _about_nodes(
+    spec: PipeSpec, stations: Sequence[Station], seats: Mapping[str, Seat], nodes: Sequence[Node]
+) -> Iterator[str]:
+    chains = f" of {spec.replicas} replicas" if spec.replicas > 1 else ""
+    yield (
+        f"Every member{chains} fits on {len(nodes)} node{'' if len(nodes) == 1 else 's'} by what is free there; nodes "
+        "are preferences, and the scheduler decides."
+    )
+    by_name = {node.name: node for node in nodes}
+    unknown = [
+        station.name
+        for station in stations
+        if station.device == "GPU" and (node := seats[station.name].node) and not by_name[node].gpu_memory_bytes
+    ]
+    if unknown:
+        yield (
+            f"No label {GPU_MEMORY_LABEL} states the memory of the GPUs for {', '.join(unknown)}: whether weights and "
+            "KV fit there shows when they start."
+        )
 
 
 def _stations(
@@ -359,7 +508,8 @@ def _stations(
         device,
         fixed,
         sizes.kv_block_bytes(len(local) + len(tail)),
-        None,
+        _budget(None, device, spec.end_model.template),
+        spec.end_model.template,
     )
     stages = [
         Station(
@@ -369,11 +519,18 @@ def _stations(
             share.stage.device,
             sizes.weight_bytes(share.layers) + sizes.overhead_bytes(share.stage.device, end_model=False),
             sizes.kv_block_bytes(len(share.layers)),
-            share.stage.memory_bytes,
+            _budget(share.stage.memory_bytes, share.stage.device, share.stage.template),
+            share.stage.template,
         )
         for share in shares
     ]
     return [end_model, *stages]
+
+
+def _budget(memory: int | None, device: Device, template: PodTemplate | None) -> int | None:
+    """The most it may take of its device: on a CPU the container's limit counts too."""
+    limit = memory_limit_bytes(template) if device == "CPU" else None
+    return min((each for each in (memory, limit) if each is not None), default=None)
 
 
 def _why_end_model(spec: PipeSpec, facts: ModelFacts) -> str:

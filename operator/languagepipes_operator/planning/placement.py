@@ -1,0 +1,446 @@
+"""Which node each member would rather run on, so that all requests fit: packing, and what is short where they do not.
+
+The scheduler has the last word: what comes out is a preference. Members go one after another, the largest of a chain
+first, each to the node with the fewest members of the pipe, then (for members on a CPU) to one without GPUs, then to
+the one with most free memory; where that leads nowhere, choices are taken back, and then tight packing is tried. This
+module knows nodes and requests; it knows neither layers nor models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from languagepipes_api.plan import Device
+from languagepipes_api.quantity import format_bytes
+from languagepipes_api.template import PodTemplate
+
+from languagepipes_operator.planning.errors import PlanError
+from languagepipes_operator.planning.memory import CPU_KV_FRACTION, USABLE_FRACTION
+from languagepipes_operator.planning.nodes import Node
+from languagepipes_operator.planning.requests import (
+    memory_request_bytes,
+    other_gpus,
+    requested_bytes,
+    requested_cpus,
+    requested_gpus,
+)
+from languagepipes_operator.planning.selection import matches, selects, why_not
+
+# How many members may be put somewhere, in all attempts of one order, before packing counts as impossible.
+_MOST_STEPS = 5_000
+_SHOWN_NODES = 4
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of a chain and what its pod asks for.
+
+    title: its name to people. memory_bytes: main memory. kv_bytes: the part of it that is KV. device_bytes: memory of
+    its GPU, 0 on a CPU.
+    """
+
+    name: str
+    title: str
+    device: Device
+    template: PodTemplate | None
+    memory_bytes: int
+    kv_bytes: int
+    device_bytes: int
+    gpus: int
+    cpus: Fraction
+
+    @classmethod
+    def of(
+        cls, name: str, title: str, device: Device, template: PodTemplate | None, *, need_bytes: int, kv_bytes: int
+    ) -> Member:
+        """need_bytes: weights, KV and overhead on its device."""
+        return cls(
+            name=name,
+            title=title,
+            device=device,
+            template=template,
+            memory_bytes=requested_bytes(template, memory_request_bytes(device, need_bytes)),
+            kv_bytes=kv_bytes if device == "CPU" else 0,
+            device_bytes=need_bytes if device == "GPU" else 0,
+            gpus=requested_gpus(template, device),
+            cpus=requested_cpus(template),
+        )
+
+    @property
+    def left_to_scheduler(self) -> bool:
+        """GPUs of a kind that the planner cannot count."""
+        return bool(other_gpus(self.template))
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a member goes. why: some words for its reason; node: None where the scheduler decides."""
+
+    node: str | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """seats: for each chain, by member's name."""
+
+    seats: tuple[Mapping[str, Seat], ...]
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """Why there is no way to place everybody. member: the one that found no place."""
+
+    member: Member
+    error: PlanError
+
+
+def pack(members: Sequence[Member], nodes: Sequence[Node], *, chains: int, cap_kv: bool = False) -> Packed | Unpacked:
+    """Every member of every chain on a node that may take it.
+
+    cap_kv: KV takes at most CPU_KV_FRACTION of a node's memory. A member whose template selects nodes of which there
+    are none yet is left to the scheduler: an autoscaler may make one.
+    """
+    free = {member.name: _left_to_scheduler(member, nodes) for member in members}
+    bound = [member for member in members if free[member.name] is None]
+    if (refused := _refusal(bound, nodes, chains)) is not None:
+        return refused
+    by_chain = [(chain, member) for chain in range(chains) for member in sorted(bound, key=_size, reverse=True)]
+    largest_first = sorted(by_chain, key=lambda item: _size(item[1]), reverse=True)
+    attempts: tuple[tuple[list[tuple[int, Member]], _Preference], ...] = ((by_chain, _roomy), (largest_first, _tight))
+    stuck: list[_Stuck] = []
+    for order, preference in attempts:
+        found = _search(order, nodes, preference, cap_kv=cap_kv)
+        if isinstance(found, _Stuck):
+            stuck.append(found)
+            continue
+        seats: list[dict[str, Seat]] = [
+            {member.name: seat for member in members if (seat := free[member.name]) is not None} for _ in range(chains)
+        ]
+        for (chain, member), seat in zip(order, found, strict=True):
+            seats[chain][member.name] = seat
+        return Packed(tuple(seats))
+    deepest = max(stuck, key=lambda each: each.placed)
+    return Unpacked(deepest.member, _in_pieces(deepest, bound, nodes, chains))
+
+
+def rooms(
+    end_model: Member, stage: Member, nodes: Sequence[Node], *, stages: int, chains: int, tight: bool
+) -> list[int]:
+    """How much memory of its device each of `stages` like stages may take on these unlike nodes, the largest first;
+    empty if there is no way.
+
+    The End Models go first, to the node that they fill best (tight) or least. Then stages are shared out to nodes as
+    D'Hondt shares out seats: each goes where it leaves all those there the most. stage: its smallest form. With several
+    chains, a stage's room is the least that any chain has for it.
+    """
+    trays = [_Tray(node) for node in nodes if node.schedulable]
+    preference = _tight if tight else _roomy
+    for _ in range(chains if _left_to_scheduler(end_model, nodes) is None else 0):
+        able = [tray for tray in trays if tray.why_not(end_model, cap_kv=False) == ""]
+        if not able:
+            return []
+        min(able, key=lambda tray: preference(tray, end_model)).put(end_model)
+    found: list[int] = []
+    if stage.device == "GPU":
+        for tray in trays:
+            while tray.gpu_memory is not None and tray.why_not(stage, cap_kv=False) == "":
+                tray.put(stage)
+                found.append(int(tray.gpu_memory * USABLE_FRACTION["GPU"]))
+        found = sorted(found, reverse=True)[: stages * chains]
+    else:
+        shared: dict[str, int] = {}
+        for _ in range(stages * chains):
+            able = [tray for tray in trays if why_not(stage.template, tray.node) == ""]
+            if not able:
+                return []
+            best = max(able, key=lambda tray: (tray.free_bytes // (shared.get(tray.node.name, 0) + 1), tray.node.name))
+            shared[best.node.name] = shared.get(best.node.name, 0) + 1
+        for tray in trays:
+            if count := shared.get(tray.node.name):
+                found += [tray.free_bytes // count] * count
+        found.sort(reverse=True)
+    if len(found) < stages * chains:
+        return []
+    return [found[place * chains + chains - 1] for place in range(stages)]
+
+
+class _Tray:
+    """One node while members are put on it."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.free_bytes = node.free_bytes
+        self.free_gpus = node.free_gpus
+        self.free_cpus = node.free_cpus
+        self.kv_room = int(node.memory_bytes * CPU_KV_FRACTION)
+        self.gpu_memory = min(node.gpu_memory_bytes, default=None)
+        self.members = 0
+        self._allowed: dict[int, bool] = {}
+
+    def why_not(self, member: Member, *, cap_kv: bool) -> str:
+        """What is missing for the member, in one word; empty if nothing is."""
+        if id(member.template) not in self._allowed:
+            self._allowed[id(member.template)] = why_not(member.template, self.node) == ""
+        if not self._allowed[id(member.template)]:
+            return "template"
+        if member.gpus > self.free_gpus:
+            return "gpus"
+        if self.gpu_memory is not None and member.device_bytes > self.gpu_memory * USABLE_FRACTION["GPU"]:
+            return "device"
+        if member.memory_bytes > self.free_bytes:
+            return "memory"
+        if self.free_cpus is not None and member.cpus > self.free_cpus:
+            return "cpus"
+        return "kv" if cap_kv and member.kv_bytes > self.kv_room else ""
+
+    def put(self, member: Member, sign: int = 1) -> None:
+        """sign: -1 takes it away again."""
+        self.free_bytes -= sign * member.memory_bytes
+        self.free_gpus -= sign * member.gpus
+        self.kv_room -= sign * member.kv_bytes
+        self.members += sign
+        if self.free_cpus is not None:
+            self.free_cpus -= sign * member.cpus
+
+
+def _size(member: Member) -> tuple[int, int, int]:
+    return member.gpus, member.device_bytes, member.memory_bytes
+
+
+def _roomy(tray: _Tray, member: Member) -> tuple[int, bool, int, str]:
+    return tray.members, member.device == "CPU" and tray.node.gpus > 0, -tray.free_bytes, tray.node.name
+
+
+def _tight(tray: _Tray, member: Member) -> tuple[int, bool, int, str]:
+    return 0, member.device == "CPU" and tray.node.gpus > 0, tray.free_bytes, tray.node.name
+
+
+_Preference = Callable[[_Tray, Member], tuple[int, bool, int, str]]
+
+
+@dataclass(frozen=True)
+class _Stuck:
+    """The farthest that a search came: so many members placed, and then this one found only so much memory free."""
+
+    placed: int
+    member: Member
+    free_bytes: int
+    node: str
+
+
+@dataclass
+class _Level:
+    """One member of a search and the nodes that are still to be tried for it."""
+
+    choices: Iterator[_Tray]
+    taken: _Tray | None = None
+    seat: Seat | None = None
+
+
+def _search(
+    order: Sequence[tuple[int, Member]],
+    nodes: Sequence[Node],
+    preference: _Preference,
+    *,
+    cap_kv: bool,
+) -> list[Seat] | _Stuck:
+    """Depth first, by a list and not by recursion: sixteen chains have a thousand members."""
+    if not order:
+        return []
+    trays = [_Tray(node) for node in _useful(order, nodes)]
+    levels: list[_Level] = []
+    deepest = _Stuck(-1, order[0][1], 0, "")
+    for _ in range(_MOST_STEPS + len(order)):
+        if len(levels) == len(order) and levels[-1].taken is not None:
+            return [level.seat for level in levels if level.seat is not None]
+        if not levels or levels[-1].taken is not None:
+            levels.append(_Level(_choices(trays, order[len(levels)][1], preference, cap_kv=cap_kv)))
+        level, member = levels[-1], order[len(levels) - 1][1]
+        if (tray := next(level.choices, None)) is not None:
+            level.seat = Seat(tray.node.name, _why(tray, member))
+            tray.put(member)
+            level.taken = tray
+            continue
+        if len(levels) - 1 > deepest.placed:
+            allowed = [tray for tray in trays if why_not(member.template, tray.node) == ""]
+            most = max(allowed, key=lambda tray: (tray.free_bytes, tray.node.name))
+            deepest = _Stuck(len(levels) - 1, member, most.free_bytes, most.node.name)
+        levels.pop()
+        if not levels:
+            break
+        former = levels[-1]
+        if former.taken is not None:
+            former.taken.put(order[len(levels) - 1][1], -1)
+            former.taken = None
+    return deepest
+
+
+def _choices(trays: Sequence[_Tray], member: Member, preference: _Preference, *, cap_kv: bool) -> Iterator[_Tray]:
+    """Nodes that can take it, the preferred one first."""
+    able = [tray for tray in trays if tray.why_not(member, cap_kv=cap_kv) == ""]
+    return iter(sorted(able, key=lambda tray: preference(tray, member)))
+
+
+def _useful(order: Sequence[tuple[int, Member]], nodes: Sequence[Node]) -> list[Node]:
+    """As many nodes as could be used, of each kind of template those with most free: a thousand nodes are as good as
+    the largest few.
+    """
+    kept: dict[str, Node] = {}
+    templates = {(id(member.template), member.device): member for _, member in order}
+    for member in templates.values():
+        able = [node for node in nodes if why_not(member.template, node) == "" and node.free_gpus >= member.gpus]
+        able.sort(key=lambda node: (-node.free_bytes, node.name))
+        kept |= {node.name: node for node in able[: len(order)]}
+    return [node for node in nodes if node.name in kept]
+
+
+def _why(tray: _Tray, member: Member) -> str:
+    """Just before the member goes there."""
+    others = f"{tray.members} other member{'' if tray.members == 1 else 's'} of the pipe"
+    free = f"{format_bytes(tray.free_bytes)} free for its {format_bytes(member.memory_bytes)}"
+    gpu = f", {tray.free_gpus} GPU{'' if tray.free_gpus == 1 else 's'} free" if member.gpus else ""
+    return f"prefers {tray.node.name}: {free}{gpu}, {others if tray.members else 'no other member of the pipe'} there"
+
+
+def _left_to_scheduler(member: Member, nodes: Sequence[Node]) -> Seat | None:
+    if member.left_to_scheduler:
+        return Seat(None, f"the scheduler finds its node, by {', '.join(other_gpus(member.template))}")
+    if selects(member.template) and not any(matches(member.template, node) for node in nodes):
+        return Seat(None, "its template selects nodes of which there are none yet: the scheduler waits for one")
+    return None
+
+
+def _refusal(members: Sequence[Member], nodes: Sequence[Node], chains: int) -> Unpacked | None:
+    """What is short for one member alone, or for all together, without any packing."""
+    for member in members:
+        able = [node for node in nodes if why_not(member.template, node) == ""]
+        if not able:
+            return Unpacked(member, _no_node(member, nodes))
+        if (error := _too_large(member, able)) is not None:
+            return Unpacked(member, error)
+    on_gpus = [member for member in members if member.gpus]
+    wanted = chains * sum(member.gpus for member in on_gpus)
+    having = [node for node in nodes if any(why_not(member.template, node) == "" for member in on_gpus)]
+    free_gpus = sum(node.free_gpus for node in having)
+    if wanted > free_gpus:
+        return Unpacked(
+            on_gpus[0],
+            PlanError(
+                "InsufficientGPUs",
+                f"{_rings(chains)}{_members(on_gpus)} ask for {wanted} GPUs, and {free_gpus} "
+                f"{'is' if free_gpus == 1 else 'are'} free ({_listed(having, _gpus_of)}): {wanted - free_gpus} short: "
+                "take fewer stages on GPUs, fewer replicas, or add GPUs",
+            ),
+        )
+    needed = chains * sum(member.memory_bytes for member in members)
+    usable = [node for node in nodes if any(why_not(member.template, node) == "" for member in members)]
+    free_bytes = sum(node.free_bytes for node in usable)
+    if members and needed > free_bytes:
+        return Unpacked(
+            max(members, key=lambda member: member.memory_bytes),
+            PlanError(
+                "InsufficientMemory",
+                f"{_rings(chains)}{_members(members)} ask for {format_bytes(needed)} of memory, and "
+                f"{format_bytes(free_bytes)} are free on the nodes they may run on ({_listed(usable, _memory_of)}): "
+                f"{format_bytes(needed - free_bytes)} short: take a shorter maxContextLength, a smaller model, fewer "
+                "replicas, or add memory",
+            ),
+        )
+    return None
+
+
+def _no_node(member: Member, nodes: Sequence[Node]) -> PlanError:
+    obstacles = _listed(nodes, lambda node: why_not(member.template, node))
+    return PlanError(
+        "NoEligibleNode",
+        f"{member.title} may run on none of {_count(len(nodes), 'node')} ({obstacles}): correct its template's "
+        "nodeSelector, affinity or tolerations, or the nodes",
+    )
+
+
+def _too_large(member: Member, able: Sequence[Node]) -> PlanError | None:
+    if member.gpus:
+        with_gpus = [node for node in able if node.gpus]
+        if not with_gpus:
+            return PlanError(
+                "NoSuchDevice",
+                f"{member.title} asks for a GPU, but none of {_count(len(able), 'node')} that it may run on has one: "
+                "set device to CPU, or add a node with GPUs",
+            )
+        known = [node for node in with_gpus if node.gpu_memory_bytes]
+        if len(known) == len(with_gpus):
+            best = max(known, key=lambda node: (max(node.gpu_memory_bytes), node.name))
+            memory = max(best.gpu_memory_bytes)
+            usable = int(memory * USABLE_FRACTION["GPU"])
+            if member.device_bytes > usable:
+                return PlanError(
+                    "StageTooLarge",
+                    f"{member.title} needs {format_bytes(member.device_bytes)} of GPU memory (KV for one sequence "
+                    f"included), and the largest GPU ({best.name}) has {format_bytes(memory)}, {format_bytes(usable)} "
+                    f"of it usable: {format_bytes(member.device_bytes - usable)} short: give it fewer layers, or take "
+                    "a shorter maxContextLength",
+                )
+        able = with_gpus
+    largest = max(able, key=lambda node: (node.free_bytes, node.name))
+    if member.memory_bytes > largest.free_bytes:
+        return PlanError(
+            "StageTooLarge",
+            f"{member.title} asks for {format_bytes(member.memory_bytes)} of memory, and the most that is free on a "
+            f"node that it may run on is {format_bytes(largest.free_bytes)} ({largest.name}): "
+            f"{format_bytes(member.memory_bytes - largest.free_bytes)} short: give it fewer layers, or take a shorter "
+            "maxContextLength",
+        )
+    counted = [(node.free_cpus, node.name) for node in able if node.free_cpus is not None]
+    if len(counted) == len(able) and member.cpus > max(counted)[0]:
+        free, name = max(counted)
+        return PlanError(
+            "InsufficientCPU",
+            f"{member.title} asks for {float(member.cpus):g} CPUs, and the most that are free on a node that it may "
+            f"run on are {float(free):g} ({name}): {float(member.cpus - free):g} short: lower its template's requests",
+        )
+    return None
+
+
+def _in_pieces(stuck: _Stuck, members: Sequence[Member], nodes: Sequence[Node], chains: int) -> PlanError:
+    short = stuck.member.memory_bytes - stuck.free_bytes
+    found = (
+        f"its {format_bytes(stuck.member.memory_bytes)} find {format_bytes(stuck.free_bytes)} on {stuck.node} at most: "
+        f"{format_bytes(short)} short"
+        if short > 0
+        else "what its template asks for besides memory is gone"
+    )
+    return PlanError(
+        "InsufficientMemory",
+        f"{_rings(chains)}{_members(members)} do not fit on {_count(len(nodes), 'node')} together: with the others "
+        f"placed, {stuck.member.title} finds no node; {found}: take more and smaller stages, a shorter "
+        "maxContextLength, fewer replicas, or a larger node",
+    )
+
+
+def _rings(chains: int) -> str:
+    return "" if chains == 1 else f"{chains} replicas: "
+
+
+def _members(members: Sequence[Member]) -> str:
+    return members[0].title if len(members) == 1 else f"{len(members)} members"
+
+
+def _count(count: int, thing: str) -> str:
+    return f"1 {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def _gpus_of(node: Node) -> str:
+    return str(node.free_gpus)
+
+
+def _memory_of(node: Node) -> str:
+    return format_bytes(node.free_bytes)
+
+
+def _listed(nodes: Sequence[Node], about: Callable[[Node], str]) -> str:
+    shown = [f"{node.name}: {about(node)}" for node in nodes[:_SHOWN_NODES]]
+    more = [f"and {len(nodes) - _SHOWN_NODES} more"] if len(nodes) > _SHOWN_NODES else []
+    return "; ".join(shown + more) or "there is no such node"
