@@ -1,4 +1,4 @@
-"""Writes crds/languagepipes.io_languagepipes.yaml, and the chart's template of it, from the models in languagepipes_api.
+"""Writes crds/languagepipes.io_languagepipes.yaml, and the chart's template of it, from languagepipes_api.
 
     python crds/generate.py           write both
     python crds/generate.py --check   exit 1 if one is not up to date

@@ -127,4 +127,7 @@ makes for a pipe. Pods and events it reads to say what is wrong. */}}
 {{- if and (not .Values.rbac.clusterScoped) (not .Values.namespaces) -}}
 {{- fail "rbac.clusterScoped: false needs namespaces: an operator for all namespaces cannot do without a ClusterRole" -}}
 {{- end -}}
+{{- if and (not .Values.rbac.clusterScoped) .Values.crds.enabled -}}
+{{- fail "rbac.clusterScoped: false needs crds.enabled: false: the CustomResourceDefinition is cluster-scoped" -}}
+{{- end -}}
 {{- end -}}
