@@ -37,6 +37,11 @@ class MemberSettings(BaseModel):
         default=False, description="True where members share cores: one decode micro-batch in flight."
     )
 
+    termination_log: Path = Field(
+        default=Path("/dev/termination-log"),
+        description="Takes `code: sentence` when the member ends by an error, if the file is there.",
+    )
+
     # stage and end-model
     plan_file: Path | None = Field(default=None, description="The plan, as JSON.")
     store_address: str | None = None

@@ -30,9 +30,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = MemberSettings.from_environment()
     except ValidationError as error:
+        problems = []
         for problem in error.errors():
             variable = PREFIX + "_".join(str(part) for part in problem["loc"]).upper()
-            print(f"languagepipes-node: {variable}: {problem['msg']}", file=sys.stderr)
+            problems.append(f"{variable}: {problem['msg']}")
+            print(f"languagepipes-node: {problems[-1]}", file=sys.stderr)
+        from languagepipes_node import last_words
+
+        last_words.tell("languagepipes-node", ("InvalidSettings", "; ".join(problems)))
         return 2
     return run(settings)
 

@@ -1,6 +1,7 @@
 """A member's own HTTP port: /metrics, /healthz, /readyz and /status. It never shows text of a request.
 
-Liveness depends on this process alone: it fails only after a minute without progress while weights load.
+Liveness depends on this process alone: it fails after a minute without progress while weights load, and when the thread
+that has the work says nothing for longer than it said it would.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -18,18 +20,46 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import make_wsgi_app
 
 from languagepipes_node import telemetry
+from languagepipes_node.wire.errors import TlsError
+from languagepipes_node.wire.tls import TlsFiles
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _LOADING_STALL_SECONDS = 60.0
+# A station's thread comes by at least five times a second while it waits, so this is ample.
+WAITING_SECONDS = 60.0
+# One frame's compute. The End Model gives a frame of a size never seen 120 s, since the first may page in all weights.
+COMPUTING_SECONDS = 180.0
+
+
+class Watch:
+    """What a thread says of itself so that its hanging for good is noticed. `expect` costs two assignments."""
+
+    def __init__(self) -> None:
+        self._what, self._until = "", float("inf")
+
+    def expect(self, what: str, within_seconds: float) -> None:
+        """The thread goes on to `what`, and says so again within that time."""
+        self._what, self._until = what, time.monotonic() + within_seconds
+
+    def rest(self) -> None:
+        """Nothing is expected any more."""
+        self._until = float("inf")
+
+    @property
+    def complaint(self) -> str:
+        """What hangs, or nothing."""
+        late = time.monotonic() - self._until
+        return f"{self._what} makes no progress: {late:.0f} s over its time" if late > 0 else ""
 
 
 @dataclass
 class MemberState:
     """What a member says of itself. state: "starting" | "waiting" | "loading" | "ready" | "failed".
 
-    Fields are written by one thread and read by any; each is replaced whole. `extra` is asked at each /status.
+    Fields are written by one thread and read by any; each is replaced whole. `extra` is asked at each /status. tls: the
+    files that its connections use, once known. watch: of the thread that has the work.
     """
 
     role: str
@@ -39,6 +69,8 @@ class MemberState:
     total_bytes: int = 0
     extra: Callable[[], dict[str, Any]] = field(default=dict)
     progressed_at: float = field(default_factory=time.monotonic)
+    tls: TlsFiles | None = None
+    watch: Watch = field(default_factory=Watch)
 
     def enter(self, state: str, message: str = "") -> None:
         self.state, self.message = state, message
@@ -59,8 +91,15 @@ class MemberState:
         telemetry.LOAD_TOTAL_BYTES.set(total_bytes)
 
     @property
+    def complaint(self) -> str:
+        """Why this process must be started anew, or nothing."""
+        if self.state == "loading" and time.monotonic() - self.progressed_at >= _LOADING_STALL_SECONDS:
+            return "loading makes no progress"
+        return self.watch.complaint
+
+    @property
     def alive(self) -> bool:
-        return self.state != "loading" or time.monotonic() - self.progressed_at < _LOADING_STALL_SECONDS
+        return not self.complaint
 
     def snapshot(self) -> dict[str, Any]:
         return {
@@ -69,8 +108,28 @@ class MemberState:
             "message": self.message,
             "loaded_bytes": self.loaded_bytes,
             "total_bytes": self.total_bytes,
+            **self._certificates(),
             **self.extra(),
         }
+
+    def _certificates(self) -> dict[str, Any]:
+        """bundle: SHA-256 of the ca.crt that a connection made now would use; the operator rotates the CA by it."""
+        if self.tls is not None:
+            try:
+                report = self.tls.report()
+            except TlsError:
+                pass  # its own message comes from whoever needs a connection
+            else:
+                ends = datetime.fromtimestamp(report.leaf_not_after, UTC).isoformat()
+                return {"bundle": report.bundle, "leaf_not_after": ends}
+        return {"bundle": "", "leaf_not_after": None}
+
+    def certificate_expiry(self) -> float:
+        """Unix time; 0 while there is no certificate that can be used."""
+        try:
+            return 0.0 if self.tls is None else self.tls.report().leaf_not_after
+        except TlsError:
+            return 0.0
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -96,6 +155,7 @@ def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, st
     the address cannot be bound.
     """
     metrics = make_wsgi_app()
+    telemetry.CERTIFICATE_EXPIRY.set_function(state.certificate_expiry)
 
     def readiness() -> tuple[bool, str]:
         if ready is not None:
@@ -108,7 +168,8 @@ def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, st
             shown: Iterable[bytes] = metrics(environ, start_response)
             return shown
         if path == "/healthz":
-            return _answer(start_response, state.alive, "ok" if state.alive else "loading makes no progress")
+            complaint = state.complaint
+            return _answer(start_response, not complaint, complaint or "ok")
         if path == "/readyz":
             is_ready, reason = readiness()
             return _answer(start_response, is_ready, "ok" if is_ready else reason)

@@ -46,7 +46,7 @@ def prepare(settings: MemberSettings, state: MemberState) -> Startup:
             f"LANGUAGEPIPES_PLAN_FILE: {settings.plan_file} holds no plan that this version reads ({error}): "
             "let the operator of the same version write it again"
         ) from error
-    tls = TlsFiles(settings.tls_dir)
+    tls = state.tls = TlsFiles(settings.tls_dir)
     state.enter("waiting", "waiting for the weights store")
     store = StoreClient(settings.store_address, tls, moving=state.moving)
     architecture = Architecture.from_config(json.loads(store.file("config.json")))

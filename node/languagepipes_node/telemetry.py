@@ -14,6 +14,11 @@ _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25,
 _FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _HOP_SECONDS = (0.00005, 0.0001, 0.00015, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1)
 
+# Every role's
+CERTIFICATE_EXPIRY = Gauge(
+    "languagepipes_certificate_expiry_timestamp_seconds", "When the certificate for new connections ends (Unix time)."
+)
+
 # The End Model's
 REQUESTS = Counter("languagepipes_requests", "Requests by route and outcome.", ["route", "outcome"])
 TIME_TO_FIRST_TOKEN = Histogram(

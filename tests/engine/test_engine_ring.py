@@ -251,13 +251,13 @@ def test_an_engine_that_fails_tells_nobody_what_it_choked_on(
     rig = make_rig(join=False, alter=choke)
     bridge = EngineBridge()
     bridge.attach(rig.engine)
-    reasons: list[str | None] = []
+    reasons: list[tuple[str, str] | None] = []
     thread = threading.Thread(target=lambda: reasons.append(drive(rig.engine, bridge)))
     thread.start()
     eventually(lambda: rig.engine.status.ring_ready)
     rig.submit(1, PROMPT)
     thread.join(timeout=10)
-    assert reasons == ["the engine failed: ValueError"]
+    assert reasons == [("EngineFailed", "the engine failed: ValueError")]
     assert rig.client.outputs[1] == [Failure(1, "ring_down", "the engine failed")]
     with pytest.raises(EngineGone, match=r"^the engine failed: ValueError$"):
         bridge.open([])

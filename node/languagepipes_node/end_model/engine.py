@@ -45,6 +45,7 @@ from languagepipes_node.end_model.scheduler import (
     schedule,
 )
 from languagepipes_node.end_model.sequences import Sequence
+from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watch
 from languagepipes_node.model.buffers import TORCH_DTYPES, bytes_of, tensor_from
 from languagepipes_node.model.errors import ModelError
 from languagepipes_node.wire.errors import FrameError, RingDown, SupersededError
@@ -104,7 +105,8 @@ class Engine:
     """`submit` and `status` are for any thread; everything else belongs to the thread of `run_forever`.
 
     deliver: takes one list of outputs a step; must not block. Called on the engine's thread, and on the
-    caller's of `submit` for what is refused at once."""
+    caller's of `submit` for what is refused at once. watch: told of each step, so that one that hangs for good is
+    noticed."""
 
     def __init__(
         self,
@@ -114,11 +116,13 @@ class Engine:
         plan: Plan,
         settings: EngineSettings,
         deliver: Deliver,
+        watch: Watch | None = None,
     ) -> None:
         self._layers = end_layers
         self._ring = ring
         self._settings = settings
         self._deliver = deliver
+        self._watch = watch or Watch()
         self._limits = settings.limits(plan)
         self._hidden_size = plan.hidden_size
         self._dtype = TORCH_DTYPES[plan.dtype]
@@ -175,6 +179,7 @@ class Engine:
         try:
             with torch.inference_mode():
                 while not self._stopping.is_set():
+                    self._watch.expect("joining the ring", WAITING_SECONDS)
                     try:
                         self.join_ring()
                         pause = self._settings.reconnect_first_seconds
@@ -208,6 +213,7 @@ class Engine:
 
     def step(self) -> None:
         """One round of the engine. Raises RingDown once the ring is lost."""
+        self._watch.expect("computing a frame", COMPUTING_SECONDS)
         self.dispatch()
         returned = self._wait()
         if returned is not None:
@@ -338,11 +344,13 @@ class Engine:
         deadline = self._flights[0].deadline
         late = time.perf_counter() >= deadline
         while not self._stopping.is_set():
+            self._watch.expect("waiting for a frame", WAITING_SECONDS)
             pause = self._settings.poll_seconds if self._could_send_more() else _STOP_SECONDS
             # An engine that was busy until now, or stopped, looks once more before it blames a station.
             pause = self._settings.deadline_slack_seconds if late else min(pause, deadline - time.perf_counter())
             returned = self._ring.receive(max(pause, 0.0))
             if returned is not None:
+                self._watch.expect("computing a frame", COMPUTING_SECONDS)
                 return returned
             if time.perf_counter() >= deadline:
                 reason = self._flights[0].overdue

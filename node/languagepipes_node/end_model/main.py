@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from languagepipes_api.member import MemberSettings
 
-from languagepipes_node import health, member, process
+from languagepipes_node import health, last_words, member, process
 from languagepipes_node.health import MemberState
-from languagepipes_node.model.errors import ModelError
-from languagepipes_node.weights.errors import WeightsError
 from languagepipes_node.wire.errors import WireError
 
 if TYPE_CHECKING:
@@ -37,23 +35,29 @@ def run(settings: MemberSettings) -> int:
     ready: list[Any] = []  # the engine, once it runs
 
     def readiness() -> tuple[bool, str]:
-        if not ready:
+        if not ready or state.state != "ready":
             return False, state.message or state.state
         status = ready[0].status
         return status.ring_ready, status.ring_error
 
-    server = health.serve(settings.telemetry_listen, state, ready=readiness)
     try:
-        return _serve(settings, state, ready)
-    except (member.SettingsError, ModelError, WeightsError, WireError, OSError) as error:
-        state.enter("failed", str(error))
-        print(f"end-model: {error}", file=sys.stderr)
+        server = health.serve(settings.telemetry_listen, state, ready=readiness)
+        try:
+            failure = _serve(settings, state, ready)
+        finally:
+            server.shutdown()
+    except Exception as error:
+        state.enter("failed", last_words.sentence_of(error))
+        last_words.tell("end-model", error)
         return 1
-    finally:
-        server.shutdown()
+    if failure is not None:
+        last_words.tell("end-model", failure)
+        return 1
+    return 0
 
 
-def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> int:
+def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tuple[str, str] | None:
+    """Until told to stop: None, or (code, sentence) of what ended it."""
     startup = member.prepare(settings, state)
     plan = startup.plan
 
@@ -107,6 +111,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> in
             shared_cores=settings.shared_cores,
         ),
         deliver=bridge.deliver,
+        watch=state.watch,
     )
     app = create_app(
         engine=engine,
@@ -130,42 +135,48 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> in
     ready.append(engine)
     state.enter("ready", "serving")
 
-    failures: list[str] = []
+    failures: list[tuple[str, str]] = []
 
     def turn() -> None:
         try:
-            if reason := drive(engine, bridge):
-                failures.append(reason)
+            if (failure := drive(engine, bridge)) is not None:
+                failures.append(failure)
         finally:
+            stopping.set()
+
+    def api_ended(error: BaseException | None) -> None:
+        if not stopping.is_set():
+            why = "" if error is None else f": {type(error).__name__}"
+            failures.append(("ApiFailed", f"the API's thread ended{why}"))
             stopping.set()
 
     thread = threading.Thread(target=turn, name="engine")
     thread.start()
-    api.start()
+    api.start(on_end=api_ended)
     log.info("end-model ready, API on %s", api.address)
     stopping.wait()
+    state.enter("stopping", "shutting down")  # no longer ready, while running answers may end
     api.stop()
     engine.stop()
     thread.join()
+    state.watch.rest()
     station.close()
-    if failures:
-        state.enter("failed", failures[0])
-        print(f"end-model: {failures[0]}", file=sys.stderr)
-        return 1
-    return 0
+    return failures[0] if failures else None
 
 
-def drive(engine: Engine, bridge: EngineBridge) -> str | None:
-    """Run the engine until it is stopped: None, or why it ended. Open requests are answered by then."""
-    reason = None
+def drive(engine: Engine, bridge: EngineBridge) -> tuple[str, str] | None:
+    """Run the engine until it is stopped: None, or (code, sentence) of what ended it. Open requests are answered by
+    then.
+    """
+    failure = None
     try:
         engine.run_forever()
     except WireError as error:  # another End Model holds the chain
-        reason = str(error)
+        failure = last_words.code_of(error), str(error)
     except Exception as error:
         # Its message may quote what it choked on, which may be of a request: type and place are enough.
-        reason = f"the engine failed: {type(error).__name__}"
-        log.error("%s in\n%s", reason, "".join(traceback.format_tb(error.__traceback__)))
+        failure = "EngineFailed", f"the engine failed: {type(error).__name__}"
+        log.error("%s in\n%s", failure[1], "".join(traceback.format_tb(error.__traceback__)))
     finally:
-        bridge.engine_gone(reason or "the server is shutting down")
-    return reason
+        bridge.engine_gone("the server is shutting down" if failure is None else failure[1])
+    return failure

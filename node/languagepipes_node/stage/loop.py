@@ -11,6 +11,7 @@ import time
 import torch
 
 from languagepipes_node import telemetry
+from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watch
 from languagepipes_node.model.buffers import bytes_of, tensor_from
 from languagepipes_node.model.stack import LayerStack
 from languagepipes_node.wire.station import StageStation
@@ -21,7 +22,8 @@ _IDLE_SECONDS = 0.2
 class StageLoop:
     """Runs one LayerStack behind one StageStation.
 
-    rows_only: the last stage of a chain without tail layers returns the wanted rows and nothing else.
+    rows_only: the last stage of a chain without tail layers returns the wanted rows and nothing else. watch: told of
+    each step, so that one that hangs for good is noticed.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class StageLoop:
         hidden_size: int,
         dtype: torch.dtype,
         rows_only: bool,
+        watch: Watch | None = None,
     ) -> None:
         self._stack = stack
         self._station = station
         self._hidden_size = hidden_size
         self._dtype = dtype
         self._rows_only = rows_only
+        self._watch = watch or Watch()
 
     def run(self, stopping: threading.Event) -> None:
         """Until `stopping` is set. Lost links are the station's business and end nothing here."""
@@ -47,9 +51,11 @@ class StageLoop:
 
     def step(self) -> bool:
         """Receive, run and send one frame. False if none came within a moment."""
+        self._watch.expect("the ring thread", WAITING_SECONDS)
         inbound = self._station.receive(_IDLE_SECONDS)
         if inbound is None:
             return False
+        self._watch.expect("computing a frame", COMPUTING_SECONDS)
         started = time.perf_counter()
         hidden = tensor_from(
             inbound.hidden, dtype=self._dtype, width=self._hidden_size, device=self._stack.device
@@ -61,6 +67,7 @@ class StageLoop:
         data = bytes_of(hidden)
         blocks = int(inbound.batch.runs[:, 1].sum())  # now: once forwarded, the next frame may lie in the slot
         busy_seconds = time.perf_counter() - started
+        self._watch.expect("sending a frame", WAITING_SECONDS)
         self._station.forward(inbound, data, round(busy_seconds * 1e6))
         telemetry.STEP.observe(busy_seconds)
         telemetry.KV_BLOCKS_USED.set(blocks)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
 
 from languagepipes_api.member import MemberSettings
 
-from languagepipes_node import health, member, process, telemetry
+from languagepipes_node import health, last_words, member, process, telemetry
 from languagepipes_node.health import MemberState
-from languagepipes_node.model.errors import ModelError
-from languagepipes_node.weights.errors import WeightsError
-from languagepipes_node.wire.errors import WireError
 
 log = logging.getLogger(__name__)
 
@@ -21,15 +17,16 @@ def run(settings: MemberSettings) -> int:
     """Returns 0 after SIGTERM, 1 if this stage can never serve; the reason is the last line on stderr."""
     process.end_on_signals()
     state = MemberState("stage")
-    server = health.serve(settings.telemetry_listen, state)
     try:
-        _serve(settings, state)
-    except (member.SettingsError, ModelError, WeightsError, WireError, OSError) as error:
-        state.enter("failed", str(error))
-        print(f"stage {settings.stage}: {error}", file=sys.stderr)
+        server = health.serve(settings.telemetry_listen, state)
+        try:
+            _serve(settings, state)
+        finally:
+            server.shutdown()
+    except Exception as error:
+        state.enter("failed", last_words.sentence_of(error))
+        last_words.tell(f"stage {settings.stage}", error)
         return 1
-    finally:
-        server.shutdown()
     return 0
 
 
@@ -88,8 +85,10 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
         hidden_size=plan.hidden_size,
         dtype=dtype,
         rows_only=last and len(plan.end_model.tail_layers) <= 0,
+        watch=state.watch,
     )
     try:
         loop.run(stopping)
     finally:
+        state.watch.rest()
         station.close()

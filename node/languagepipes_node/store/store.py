@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from languagepipes_api.member import MemberSettings
 
-from languagepipes_node import health, process, telemetry
+from languagepipes_node import health, last_words, process, telemetry
 from languagepipes_node.health import MemberState
+from languagepipes_node.member import required
 from languagepipes_node.store.cache import Cache
 from languagepipes_node.store.filling import Filling
 from languagepipes_node.store.server import StoreServer
 from languagepipes_node.store.shelf import Shelf
 from languagepipes_node.store.sources import open_source
 from languagepipes_node.weights.errors import WeightsError
-from languagepipes_node.wire.errors import WireError
 from languagepipes_node.wire.tls import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -31,28 +30,32 @@ def run(settings: MemberSettings) -> int:
     state = MemberState("store")
     shelf = Shelf()
     state.extra = lambda: {"progress": shelf.progress_json()}
-    telemetry_server = health.serve(
-        settings.telemetry_listen,
-        state,
-        ready=lambda: (shelf.facts is not None, state.message or shelf.phase),
-    )
     try:
-        if settings.store_listen is None or settings.source is None:
-            print("store: LANGUAGEPIPES_STORE_LISTEN and LANGUAGEPIPES_SOURCE must be set", file=sys.stderr)
-            return 1
-        server = StoreServer(settings.store_listen, TlsFiles(settings.tls_dir), settings.identity, shelf)
-    except (OSError, WireError) as error:
-        print(f"store: {settings.store_listen}: {error}", file=sys.stderr)
+        telemetry_server = health.serve(
+            settings.telemetry_listen,
+            state,
+            ready=lambda: (shelf.facts is not None and not stopping.is_set(), state.message or shelf.phase),
+        )
+        try:
+            _serve(settings, shelf, state, stopping)
+        finally:
+            telemetry_server.shutdown()
+    except Exception as error:
+        last_words.tell("store", error)
         return 1
-    else:
-        server.start()
-        arguments = (settings, settings.source, shelf, state, stopping)
-        threading.Thread(target=_fill, args=arguments, name="store-filling", daemon=True).start()
-        stopping.wait()
-        server.stop()
-    finally:
-        telemetry_server.shutdown()
     return 0
+
+
+def _serve(settings: MemberSettings, shelf: Shelf, state: MemberState, stopping: threading.Event) -> None:
+    listen = required(settings.store_listen, "store_listen")
+    source = required(settings.source, "source")
+    state.tls = TlsFiles(settings.tls_dir)
+    server = StoreServer(listen, state.tls, settings.identity, shelf)
+    server.start()
+    arguments = (settings, source, shelf, state, stopping)
+    threading.Thread(target=_fill, args=arguments, name="store-filling", daemon=True).start()
+    stopping.wait()
+    server.stop()
 
 
 def _fill(settings: MemberSettings, url: str, shelf: Shelf, state: MemberState, stopping: threading.Event) -> None:

@@ -23,6 +23,7 @@ from languagepipes_node.weights.directory import exactly, row_range
 from languagepipes_node.weights.errors import StoreFailed, StoreRefused, StoreUnavailable
 from languagepipes_node.weights.index import MAX_JSON_BYTES, IndexEntry, WeightsIndex
 from languagepipes_node.weights.source import TensorInfo
+from languagepipes_node.wire.dialling import connect
 from languagepipes_node.wire.errors import TlsError
 from languagepipes_node.wire.tls import TlsFiles, peer_identity
 
@@ -243,7 +244,7 @@ class _StoreConnection(http.client.HTTPSConnection):
         self._pipe = pipe
 
     def connect(self) -> None:
-        raw = socket.create_connection((self.host, self.port), timeout=self.timeout)
+        raw = connect(self.host, self.port, _CONNECT_TIMEOUT_SECONDS)
         try:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             secured = self._tls.client_context().wrap_socket(raw, server_hostname=None)

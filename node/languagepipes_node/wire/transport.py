@@ -18,6 +18,7 @@ from typing import Protocol
 
 from languagepipes_api.names import Identity
 
+from languagepipes_node.wire.dialling import connect
 from languagepipes_node.wire.errors import TlsError
 from languagepipes_node.wire.tls import TlsFiles, peer_identity
 
@@ -282,7 +283,7 @@ class TlsTransport:
     def dial(self, address: str, timeout_seconds: float) -> TlsConnection:
         deadline = time.monotonic() + timeout_seconds
         host, port = split_address(address)
-        connected = socket.create_connection((host, port), timeout_seconds)
+        connected = connect(host, port, timeout_seconds)
         _set_buffers(connected, self._socket_buffer_bytes)
         left = max(0.001, deadline - time.monotonic())
         return _handshake(connected, self._files.client_context, left, server=False)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
+import traceback
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
+
+log = logging.getLogger(__name__)
 
 # A burst of clients waits in the kernel rather than being refused (Linux caps this at net.core.somaxconn).
 _BACKLOG = 2048
@@ -55,9 +60,24 @@ class ApiServer:
         """Serve until `stop`, or until SIGTERM or SIGINT if this is the main thread."""
         self._server.run(sockets=[self._socket])
 
-    def start(self) -> None:
-        """Serve in a thread. Connections wait in the backlog until it is up."""
-        self._thread = threading.Thread(target=self.run, name="api", daemon=True)
+    def start(self, *, on_end: Callable[[BaseException | None], None] = lambda error: None) -> None:
+        """Serve in a thread. Connections wait in the backlog until it is up.
+
+        on_end: called from that thread when it ends, whether by `stop` or by the error given.
+        """
+
+        def serve() -> None:
+            failure: BaseException | None = None
+            try:
+                self.run()
+            except BaseException as error:  # uvicorn ends by SystemExit where it cannot start
+                failure = error
+                # Its message may quote what it choked on, which may be of a request: type and place are enough.
+                log.error("%s in\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+            finally:
+                on_end(failure)
+
+        self._thread = threading.Thread(target=serve, name="api", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
