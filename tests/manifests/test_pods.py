@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from example_pipes import container_of, kept_plan_of, of_kind, pipe_snapshot, pod_of, rendered
+from example_pipes import container_of, kept_plan_of, living, of_kind, pipe_snapshot, pod_of, rendered
 from languagepipes_api.quantity import parse_quantity
 from languagepipes_operator.cluster.manifests.quantities import canonical, of_bytes
 from languagepipes_operator.cluster.snapshot import Manifest
@@ -143,7 +144,7 @@ def test_gpus_that_the_template_names_stand_alone(named: str) -> None:
     ("asked", "requests", "limits"),
     [
         ({"limits": {"cpu": "250m"}}, {"cpu": "250m"}, {"cpu": "250m"}),
-        ({"limits": {"memory": "64Mi"}}, {"memory": "64Mi"}, {"memory": "64Mi"}),
+        ({"limits": {"memory": "2048Mi"}}, {"cpu": "500m"}, {"memory": "2Gi"}),
         ({"requests": {"memory": "9000Mi"}}, {"memory": "9000Mi"}, {"memory": "9000Mi"}),
         ({"requests": {"cpu": 2}, "limits": {"cpu": "4.0"}}, {"cpu": "2"}, {"cpu": "4"}),
         ({"limits": {"ephemeral-storage": "1024Mi"}}, {"cpu": "500m"}, {"ephemeral-storage": "1Gi"}),
@@ -258,6 +259,35 @@ def test_the_templates_affinity_stands_before_ours() -> None:
     assert affinity[preferred][0] == term
     assert len(affinity[preferred]) == 2
     assert affinity["requiredDuringSchedulingIgnoredDuringExecution"] == required
+
+
+def test_a_member_of_the_first_chain_would_rather_run_on_the_plans_node() -> None:
+    snapshot = pipe_snapshot(replicas=2)
+    kept = kept_plan_of(snapshot)
+    stages = tuple(replace(stage, node=f"n{place}") for place, stage in enumerate(kept.plan.stages))
+    placed = replace(kept, plan=replace(kept.plan, stages=stages))
+
+    liked = {
+        tuple(deployment["metadata"]["labels"][f"languagepipes.io/{key}"] for key in ("chain", "stage")): [
+            term["preference"]["matchFields"][0]["values"]
+            for term in pod_of(deployment)["affinity"]
+            .get("nodeAffinity", {})
+            .get("preferredDuringSchedulingIgnoredDuringExecution", ())
+        ]
+        for deployment in of_kind(rendered(snapshot, placed), "Deployment", "stage")
+    }
+
+    first = {("0", str(place)): [[f"n{place - 1}"]] for place in (1, 2, 3)}
+    assert liked == {**first, **{("1", str(place)): [] for place in (1, 2, 3)}}
+
+
+def test_other_preferred_nodes_for_the_same_plan_roll_nothing() -> None:
+    snapshot = pipe_snapshot()
+    kept = kept_plan_of(snapshot)
+    before = rendered(snapshot, kept)
+    moved = replace(kept, plan=replace(kept.plan, end_model=replace(kept.plan.end_model, node="n9")))
+
+    assert rendered(living(snapshot, before), moved) == before
 
 
 def test_chains_keep_away_from_each_other() -> None:

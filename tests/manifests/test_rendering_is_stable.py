@@ -15,10 +15,11 @@ from example_pipes import (
     pipe_snapshot,
     pod_of,
     rendered,
+    settings,
 )
-from languagepipes_operator.cluster.manifests import kept_plan
+from languagepipes_operator.cluster.manifests import kept_plan, store_children
 from languagepipes_operator.cluster.manifests.rendered import pack, unpack
-from languagepipes_operator.cluster.snapshot import Manifest
+from languagepipes_operator.cluster.snapshot import Manifest, StoreReport
 
 INPUTS = "languagepipes.io/inputs"
 RENDERED = "languagepipes.io/rendered"
@@ -101,9 +102,6 @@ def test_an_upgraded_operator_with_another_node_image_changes_no_deployment() ->
 
 
 def test_before_there_is_a_plan_an_upgraded_operator_leaves_the_store_alone() -> None:
-    from example_pipes import settings
-    from languagepipes_operator.cluster.manifests import store_children
-
     snapshot = pipe_snapshot()
     before = store_children(snapshot, settings())
 
@@ -112,10 +110,49 @@ def test_before_there_is_a_plan_an_upgraded_operator_leaves_the_store_alone() ->
     assert after == before
 
 
-def test_the_store_that_a_plan_finds_stays_as_it_is() -> None:
-    from example_pipes import settings
-    from languagepipes_operator.cluster.manifests import store_children
+def test_a_store_edited_by_hand_before_there_is_a_plan_is_wanted_as_it_was() -> None:
+    snapshot = pipe_snapshot()
+    before = store_children(snapshot, settings())
+    edited = json.loads(json.dumps(before))
+    container_of(of_kind(edited, "Deployment")[0])["image"] = "nginx"
 
+    assert store_children(living(snapshot, edited), settings(node_image="languagepipes-node:2")) == before
+
+
+def test_a_store_that_must_change_anyway_takes_the_new_image() -> None:
+    before = store_children(pipe_snapshot(), settings())
+    snapshot = living(pipe_snapshot(source="hf://Qwen/Qwen3-4B"), before)
+    newer = settings(node_image="languagepipes-node:2")
+
+    after = store_children(snapshot, newer)
+    planned = store_children(living(snapshot, after), newer, kept_plan_of(snapshot, image="languagepipes-node:1"))
+
+    assert container_of(of_kind(after, "Deployment")[0])["image"] == "languagepipes-node:2"
+    assert planned == after
+
+
+def told_revision(manifests: list[Manifest]) -> str:
+    (store,) = of_kind(manifests, "Deployment", "store")
+    return {item["name"]: item["value"] for item in container_of(store)["env"]}["LANGUAGEPIPES_REVISION"]
+
+
+def test_a_store_that_lost_its_volume_after_its_branch_moved_is_told_the_plans_commit() -> None:
+    snapshot = pipe_snapshot()
+    kept = kept_plan_of(snapshot)
+    before = rendered(snapshot, kept)
+    same = StoreReport(answered=True, facts=kept.facts)
+    moved = StoreReport(answered=True, facts=replace(kept.facts, revision="another"))
+
+    at_first = rendered(replace(living(snapshot, before), store=same), kept)
+    then = rendered(replace(living(snapshot, before), store=moved), kept)
+    later = rendered(replace(living(snapshot, then), store=None), kept)
+
+    assert (told_revision(at_first), told_revision(then), told_revision(later)) == ("main", "c0ffee", "c0ffee")
+    assert at_first == before
+    assert later == then
+
+
+def test_the_store_that_a_plan_finds_stays_as_it_is() -> None:
     snapshot = pipe_snapshot()
     before = store_children(snapshot, settings())
 
@@ -127,7 +164,7 @@ def test_a_plan_for_the_new_image_takes_the_store_along() -> None:
     before = rendered(snapshot)
     newer = kept_plan_of(snapshot, image="languagepipes-node:2")
 
-    after = rendered(living(snapshot, before), newer)
+    after = rendered(living(snapshot, before), newer, node_image="languagepipes-node:2")
 
     assert {container_of(deployment)["image"] for deployment in of_kind(after, "Deployment")} == {
         "languagepipes-node:2"

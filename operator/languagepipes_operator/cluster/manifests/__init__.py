@@ -38,7 +38,7 @@ def plan_children(snapshot: Snapshot, kept: KeptPlan, settings: ManifestSettings
     ]
     if snapshot.pipe.spec.network_policy.enabled:
         found += policies.ring_policies(snapshot, kept)
-    for chain in chains(snapshot):
+    for chain in chains(snapshot.children, snapshot.pipe.spec.replicas):
         for identity in members.ring(snapshot.pipe, kept.plan, chain):
             make = stage.stage_deployment if identity.role == "stage" else end_model.end_model_deployment
             found.append(make(snapshot, kept, settings, identity))

@@ -46,6 +46,7 @@ def end_model_deployment(
             device=end_model.device,
             need_bytes=end_model.weight_bytes + end_model.kv_bytes + end_model.overhead_bytes,
             budget_bytes=None,
+            request_bytes=end_model.memory_request_bytes,
             template=template.get("resources", {}),
         ),
         ports={"api": API_PORT, "ring": RING_PORT, "telemetry": TELEMETRY_PORT},
@@ -59,7 +60,7 @@ def end_model_deployment(
         container,
         template=template,
         grace_seconds=_GRACE_SECONDS,
-        node=getattr(end_model, "node", None),
+        node=end_model.node,
         stage_name=None,
         inputs={
             "served_name": pipe.served_name,

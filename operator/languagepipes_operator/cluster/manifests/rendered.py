@@ -62,17 +62,25 @@ def settled(rendered: Manifest, inputs: Mapping[str, Any], live: Manifest | None
     Deployment must not get the operator to write anything else.
     """
     wanted = digest(inputs)
-    if live is not None:
-        annotations = live.get("metadata", {}).get("annotations") or {}
-        packed = annotations.get(ANNOTATION_RENDERED)
-        if annotations.get(ANNOTATION_INPUTS) == wanted and isinstance(packed, str):
-            try:
-                kept = unpack(packed)
-            except ValueError:
-                kept = {}
-            if _same_object(kept, rendered):
-                return _annotated(kept, wanted, packed)
+    kept = rendering_of(live)
+    if kept is not None and _same_object(kept, rendered) and _annotations(live)[ANNOTATION_INPUTS] == wanted:
+        return _annotated(kept, wanted, _annotations(live)[ANNOTATION_RENDERED])
     return _annotated(rendered, wanted, pack(rendered))
+
+
+def rendering_of(live: Manifest | None) -> Manifest | None:
+    """What a live object says it was rendered as; None if it says nothing that can be read."""
+    annotations = _annotations(live)
+    if not {ANNOTATION_INPUTS, ANNOTATION_RENDERED} <= annotations.keys():
+        return None
+    try:
+        return unpack(annotations[ANNOTATION_RENDERED])
+    except ValueError:
+        return None
+
+
+def _annotations(live: Manifest | None) -> dict[str, str]:
+    return dict(((live or {}).get("metadata") or {}).get("annotations") or {})
 
 
 def _annotated(manifest: Manifest, inputs: str, packed: str) -> Manifest:

@@ -31,14 +31,17 @@ STORE_CONVERTING_LIMIT_BYTES = 8 * _GIB
 
 
 def member_resources(
-    *, device: Device, need_bytes: int, budget_bytes: int | None, template: Mapping[str, Any]
+    *, device: Device, need_bytes: int, budget_bytes: int | None, request_bytes: int, template: Mapping[str, Any]
 ) -> dict[str, dict[str, str]]:
-    """need_bytes: weights, KV and overhead on the device; budget_bytes: the spec's `memory`."""
+    """need_bytes: weights, KV and overhead on the device; budget_bytes: the spec's `memory`. request_bytes: main
+    memory that the plan counted with when it chose nodes; 0 in an older plan.
+    """
     if device == "GPU":
         request, limit = GPU_HOST_REQUEST_BYTES, GPU_HOST_LIMIT_BYTES
     else:
         limit = budget_bytes if budget_bytes is not None else need_bytes + need_bytes // 8
-        request = min(need_bytes, limit)
+        request = need_bytes
+    request = min(request_bytes or request, limit)
     limits = {"memory": quantities.of_bytes(limit)}
     if device == "GPU" and not _names_gpus(template):
         limits[GPU_RESOURCE] = "1"

@@ -35,6 +35,7 @@ def stage_deployment(snapshot: Snapshot, kept: KeptPlan, settings: ManifestSetti
             device=stage.device,
             need_bytes=stage.weight_bytes + stage.kv_bytes + stage.overhead_bytes,
             budget_bytes=stage.memory_budget_bytes,
+            request_bytes=stage.memory_request_bytes,
             template=template.get("resources", {}),
         ),
         ports={"ring": RING_PORT, "telemetry": TELEMETRY_PORT},
@@ -47,7 +48,7 @@ def stage_deployment(snapshot: Snapshot, kept: KeptPlan, settings: ManifestSetti
         container,
         template=template,
         grace_seconds=_GRACE_SECONDS,
-        node=getattr(stage, "node", None),
+        node=stage.node,
         stage_name=stage.name,
         inputs={},
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from languagepipes_api import source as sources
-from languagepipes_api.member import MemberSettings
+from languagepipes_api.member import PREFIX, MemberSettings
 from languagepipes_api.names import STORE_PORT, TELEMETRY_PORT, Identity
 
 from languagepipes_operator.cluster.manifests import members, names, pods, quantities, rendered, resources
@@ -46,12 +46,16 @@ def cache_claim(snapshot: Snapshot) -> Manifest | None:
 
 
 def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: ManifestSettings) -> Manifest:
-    """kept: the plan in force, whose image the store runs too. Before there is one it keeps the image it has."""
+    """kept: the plan in force: the store runs its image, or one that is newer already, and is told its commit once it
+    has come back with another. Before there is a plan it keeps the image it has.
+    """
     pipe = snapshot.pipe
     model = pipe.spec.model
     name = names.store(pipe.name)
     live = snapshot.children.deployments.get(name)
-    image = kept.node_image if kept is not None else _image_of(live) or settings.node_image
+    before = rendered.rendering_of(live)
+    pinned = _pinned(snapshot, kept, before)
+    image = settings.node_image if kept is None else kept.node_image
     template = pods.template_fields(pipe.spec.end_model.store_template)
     token = model.token_secret_ref
     cached = pipe.spec.cache is not None
@@ -83,7 +87,7 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
             telemetry_listen=f"{members.LISTEN}:{TELEMETRY_PORT}",
             store_listen=f"{members.LISTEN}:{STORE_PORT}",
             source=model.source,
-            revision=model.resolved_from,
+            revision=pinned or model.resolved_from,
             dtype=model.dtype,
             cache_dir=Path(names.CACHE_DIR),
             token_file=None if token is None else Path(names.TOKEN_FILE),
@@ -97,8 +101,7 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
     placement = {"affinity": template["affinity"]} if "affinity" in template else {}
     pod = pods.pod_spec(container, template=template, grace_seconds=_GRACE_SECONDS, placement=placement, host={})
     wanted = pods.deployment(snapshot, name, labels=own, selector=own, pod=pod)
-    inputs = {
-        "image": image,
+    inputs: dict[str, Any] = {
         "source": model.source,
         "revision": model.resolved_from,
         "dtype": model.dtype,
@@ -106,11 +109,26 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
         "cached": cached,
         "template": template,
     }
-    return rendered.settled(wanted, inputs, live)
+    if pinned is not None:
+        inputs["pinned"] = pinned
+    current = kept is None or _container_field(before, "image") in (kept.node_image, settings.node_image)
+    return rendered.settled(wanted, inputs, live if current else None)
 
 
-def _image_of(live: Manifest | None) -> str | None:
+def _pinned(snapshot: Snapshot, kept: KeptPlan | None, before: Manifest | None) -> str | None:
+    """The plan's commit, where the store must be told: its volume was lost and the branch has moved on since. Told
+    once, it stays told; telling it earlier would cost a restart in the middle of the download.
+    """
+    if kept is None or not snapshot.pipe.spec.model.source.startswith("hf://"):
+        return None
+    commit, report = kept.facts.revision, snapshot.store
+    moved = report is not None and report.facts is not None and report.facts.revision != commit
+    variables = {item.get("name"): item.get("value") for item in _container_field(before, "env") or ()}
+    return commit if moved or variables.get(f"{PREFIX}REVISION") == commit else None
+
+
+def _container_field(deployment: Manifest | None, field: str) -> Any:
     try:
-        return None if live is None else str(live["spec"]["template"]["spec"]["containers"][0]["image"])
-    except (KeyError, IndexError, TypeError):
+        return None if deployment is None else deployment["spec"]["template"]["spec"]["containers"][0].get(field)
+    except (KeyError, IndexError, TypeError, AttributeError):
         return None
