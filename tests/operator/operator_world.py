@@ -188,7 +188,7 @@ class World:
         return [item for kind in kinds or CHILD_KINDS for item in self.list(kind, namespace=namespace)]
 
     def child(self, kind: str, role: str, pipe: str = "pipe") -> Object:
-        found = [item for item in self.list(kind, labels=f"languagepipes.io/pipe={pipe},{LABEL_ROLE}={role}")]
+        found = self.list(kind, labels=f"languagepipes.io/pipe={pipe},{LABEL_ROLE}={role}")
         assert found, f"no {kind} of role {role}"
         return found[0]
 

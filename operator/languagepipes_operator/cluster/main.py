@@ -6,6 +6,7 @@ Exit 0 after SIGTERM or SIGINT, 2 where the environment is wrong, 1 for what mus
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -49,10 +50,9 @@ async def _run(settings: OperatorSettings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, serving.cancel)
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await serving
-        except asyncio.CancelledError:
-            log.info("stopped")
+        log.info("stopped")
 
 
 def _refuse(text: str) -> int:

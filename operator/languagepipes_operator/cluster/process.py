@@ -36,6 +36,10 @@ _RECHECK_SECONDS = 60.0
 log = logging.getLogger(__name__)
 
 
+class _StopRequested(Exception):
+    """kopf heard the signal."""
+
+
 class Operator:
     """Serves pipes until it is cancelled."""
 
@@ -79,7 +83,7 @@ class Operator:
         self._metrics.leader.set(1 if self.leadership.leads else 0)
 
     async def run(self) -> None:
-        """Until cancelled, or until a part ends that must not (the process is then started again)."""
+        """Until cancelled or a signal comes, or until a part fails that must not (the process is then started again)."""
         try:
             await self._wait_for_schema()
             async with asyncio.TaskGroup() as group:
@@ -89,6 +93,8 @@ class Operator:
                 await self._wait_for_caches()
                 log.info("caches are filled: %d pipes", len(self.pipes.known()))
                 group.create_task(self.leadership.run(self._lead), name="lease")
+        except* _StopRequested:
+            log.debug("a signal came")
         finally:
             self.stores.close()
             await self._http.aclose()
@@ -111,7 +117,10 @@ class Operator:
             self.queue.add(key)
 
     async def _feed(self) -> None:
-        """kopf, for as long as this runs. It returns only when something in it failed for good."""
+        """kopf, for as long as this runs: it raises where something in it failed for good.
+
+        On the main thread it takes SIGTERM and SIGINT for itself and returns then.
+        """
         stop = asyncio.Event()
         try:
             await kopf.operator(
@@ -125,7 +134,7 @@ class Operator:
             )
         finally:
             stop.set()
-        raise RuntimeError("the watch of LanguagePipes ended; see kopf's messages above")
+        raise _StopRequested
 
     async def _wait_for_schema(self) -> None:
         last = None
