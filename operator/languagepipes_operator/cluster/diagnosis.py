@@ -6,12 +6,12 @@ The order in which causes are told is written here, in `Diagnosis.causes`, and n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 
 from languagepipes_api.names import LABEL_CHAIN, STORE_PORT
 from languagepipes_api.plan import Plan
 
-from languagepipes_operator.cluster.failures import Failure, failure, passed_on, quoted, refusals
+from languagepipes_operator.cluster.failures import Failure, failure, passed_on, quoted, refusals, refused
+from languagepipes_operator.cluster.manifests.chains import chains as chain_numbers
 from languagepipes_operator.cluster.membership import (
     Member,
     chain_of,
@@ -19,17 +19,15 @@ from languagepipes_operator.cluster.membership import (
     is_ready,
     label,
     other_plans,
-    pod_condition,
     store_of,
-    time_of,
 )
 from languagepipes_operator.cluster.pod_failures import pod_failures
 from languagepipes_operator.cluster.scheduling import unschedulable
 from languagepipes_operator.cluster.snapshot import Decision, Manifest, Snapshot
 from languagepipes_operator.cluster.volume_failures import volume_failures
 
-# The operator asks every five seconds.
-ANSWERS_WITHIN = timedelta(seconds=30)
+# The operator asks every five seconds, and waits three for an answer.
+MISSES_THAT_COUNT = 6
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,8 @@ def diagnose(snapshot: Snapshot, decision: Decision) -> Diagnosis:
     plan = None if decision.plan is None else decision.plan.plan
     chains: tuple[tuple[Member, ...], ...] = ()
     if plan is not None:
-        chains = tuple(chain_of(children, plan, chain, replicas=spec.replicas) for chain in range(spec.replicas))
+        numbers = chain_numbers(children, spec.replicas)
+        chains = tuple(chain_of(children, plan, chain, replicas=spec.replicas) for chain in numbers)
     pods = end_models(children)
     return Diagnosis(
         store=(store := store_of(children)),
@@ -98,7 +97,11 @@ def diagnose(snapshot: Snapshot, decision: Decision) -> Diagnosis:
 
 
 def _of_names(snapshot: Snapshot, decision: Decision) -> tuple[Failure, ...]:
-    return tuple(_conflict(snapshot, name) for name in sorted(decision.conflicts))
+    taken = [_conflict(snapshot, name) for name in sorted(decision.conflicts)]
+    for words in decision.denied:
+        name, _, said = words.partition(": ")
+        taken.append(refused(name.replace("/", " ", 1), said, otherwise="ChildRefused"))
+    return tuple(taken)
 
 
 def _conflict(snapshot: Snapshot, name: str) -> Failure:
@@ -133,7 +136,7 @@ def _of_store(snapshot: Snapshot, store: Member) -> tuple[Failure, ...]:
         found += _of(store, snapshot)
     if report is not None and report.answered and report.reason:
         found.append(passed_on(report.reason, report.message, waits=not report.failed))
-    elif report is not None and not report.answered and _ready_for(store, ANSWERS_WITHIN, snapshot.now):
+    elif report is not None and report.misses >= MISSES_THAT_COUNT and store.ready:
         found.append(
             failure(
                 "StoreUnavailable",
@@ -142,11 +145,6 @@ def _of_store(snapshot: Snapshot, store: Member) -> tuple[Failure, ...]:
             )
         )
     return tuple(found)
-
-
-def _ready_for(member: Member, age: timedelta, now: datetime) -> bool:
-    since = None if member.pod is None else time_of(pod_condition(member.pod, "Ready").get("lastTransitionTime"))
-    return member.ready and since is not None and now - since > age
 
 
 def _of(member: Member, snapshot: Snapshot) -> tuple[Failure, ...]:
