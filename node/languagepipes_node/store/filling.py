@@ -6,8 +6,10 @@ ends in phase Failed with reason and remedy.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,8 +25,11 @@ from languagepipes_node.store.sources import LocalSource, RemoteSource, Snapshot
 from languagepipes_node.weights.directory import is_model_file, list_files, read_file_range
 from languagepipes_node.weights.errors import (
     BrokenFile,
+    CacheUnusable,
     HashMismatch,
+    NoSpace,
     SourceError,
+    SourceUnreadable,
     UnsupportedFile,
     WeightsError,
 )
@@ -98,9 +103,25 @@ class Filling:
             if isinstance(error, SourceError):
                 self._cache.unpin(self._source.url, self._source.revision)
             self._fail(error)
+        except OSError as error:
+            self._fail(self._explain(error))
         except Exception as error:  # a fault of ours; the store stays up and says so
             log.exception("filling the store failed")
             self._fail(BrokenFile(f"internal error while reading the model: {type(error).__name__}"))
+
+    def _explain(self, error: OSError) -> WeightsError:
+        """A disk's answer that nobody nearer to it expected: of the cache, or of the source if that lies on a disk."""
+        told = error.strerror or type(error).__name__
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return NoSpace(f"cache directory {self._cache.root} is full ({told}); enlarge spec.cache.size")
+        name = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+        if name is None or name.is_relative_to(self._cache.root):
+            return CacheUnusable(
+                f"cache directory {self._cache.root}: {told}; give the store a volume that works and that it can write"
+            )
+        return SourceUnreadable(
+            f"{self._source.url}: {name}: {told}; let user {os.getuid()} (group {os.getgid()}) read the files"
+        )
 
     def fill(self) -> None:
         """The whole way, in named steps. Raises WeightsError or Stopped."""

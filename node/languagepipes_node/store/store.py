@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +20,15 @@ from languagepipes_node.store.filling import Filling
 from languagepipes_node.store.server import StoreServer
 from languagepipes_node.store.shelf import Shelf
 from languagepipes_node.store.sources import open_source
-from languagepipes_node.weights.errors import WeightsError
+from languagepipes_node.store.sources.local import FileSource
+from languagepipes_node.weights.errors import BrokenFile, WeightsError
 from languagepipes_node.wire.tls import TlsFiles
 
 log = logging.getLogger(__name__)
+
+_LOOK_AGAIN_SECONDS = 5.0
+# What was mended elsewhere (a model's terms accepted, a repository made) cannot be seen from here.
+_TRY_AGAIN_SECONDS = 600.0
 
 
 def run(settings: MemberSettings) -> int:
@@ -59,7 +66,24 @@ def _serve(settings: MemberSettings, shelf: Shelf, state: MemberState, stopping:
 
 
 def _fill(settings: MemberSettings, url: str, shelf: Shelf, state: MemberState, stopping: threading.Event) -> None:
+    """Fill the shelf. A failure stands until what may have caused it looks otherwise; then all is tried once more."""
     show = _shower(shelf, state)
+    while True:
+        seen = _surroundings(settings, url)
+        _try_to_fill(settings, url, shelf, show, stopping)
+        if not shelf.failed:
+            return
+        again = time.monotonic() + _TRY_AGAIN_SECONDS
+        while _surroundings(settings, url) == seen and time.monotonic() < again:
+            if stopping.wait(_LOOK_AGAIN_SECONDS):
+                return
+        log.info("trying once more")
+        shelf.done_bytes = shelf.total_bytes = 0
+
+
+def _try_to_fill(
+    settings: MemberSettings, url: str, shelf: Shelf, show: Callable[[], None], stopping: threading.Event
+) -> None:
     try:
         source = open_source(
             url,
@@ -68,13 +92,34 @@ def _fill(settings: MemberSettings, url: str, shelf: Shelf, state: MemberState, 
             volumes_dir=settings.volumes_dir,
         )
         cache = Cache(settings.cache_dir or default_cache_dir())
-    except WeightsError as error:
+    except Exception as error:
+        if not isinstance(error, WeightsError):  # a fault of ours; the store stays up and says so
+            log.exception("the store cannot begin")
+            error = BrokenFile(f"internal error before the model was read: {type(error).__name__}")
         log.error("%s: %s", error.reason, error)
         shelf.error = error
         shelf.phase = "Failed"
         show()
         return
     Filling(source, cache, shelf, dtype=settings.dtype, wait=stopping.wait, on_progress=show).run()
+
+
+def _surroundings(settings: MemberSettings, url: str) -> tuple[object, ...]:
+    """What a person changes to mend a failure: the token, the cache's volume, the files on a claim."""
+    token = volume = place = None
+    cache = settings.cache_dir or default_cache_dir()
+    with contextlib.suppress(OSError):
+        token = settings.token_file.read_bytes() if settings.token_file else None
+    with contextlib.suppress(OSError):
+        # The size alone: what is free changes by our own doing.
+        volume = os.statvfs(cache).f_blocks, os.access(cache, os.W_OK)
+    if url.startswith(("pvc:", "file:")):
+        with contextlib.suppress(OSError, WeightsError):
+            source = open_source(url, volumes_dir=settings.volumes_dir)
+            if isinstance(source, FileSource):
+                status = source.root.stat()
+                place = status.st_mtime_ns, status.st_mode, status.st_uid, os.access(source.root, os.R_OK)
+    return token, volume, place
 
 
 def _shower(shelf: Shelf, state: MemberState) -> Callable[[], None]:

@@ -8,8 +8,10 @@ remedy. `retriable` errors are worth another attempt; the others need a person.
     │   ├── UnsupportedSource    the URL's form, scheme or security
     │   ├── RepositoryNotFound
     │   ├── GatedRepository
+    │   ├── TokenRefused
     │   ├── RevisionNotFound
     │   ├── FileNotFoundAtSource
+    │   ├── SourceUnreadable     the files are there, and may not be read
     │   ├── SourceUnreachable    (retriable)
     │   └── HashMismatch
     ├── FileError                what the files say
@@ -58,12 +60,20 @@ class GatedRepository(SourceError):
     """The repository asks for a token whose owner accepted its terms."""
 
 
+class TokenRefused(SourceError):
+    """The Hub knows no such token, or not any more."""
+
+
 class RevisionNotFound(SourceError):
     """The repository has no such branch, tag or commit."""
 
 
 class FileNotFoundAtSource(SourceError):
     """A file that the model needs is not there."""
+
+
+class SourceUnreadable(SourceError):
+    """The files are there, and the store may not read them."""
 
 
 class SourceUnreachable(SourceError):

@@ -22,6 +22,7 @@ from languagepipes_node.weights.errors import (
     RepositoryNotFound,
     RevisionNotFound,
     SourceUnreachable,
+    TokenRefused,
     UnsupportedSource,
 )
 
@@ -63,6 +64,12 @@ class HubSource:
         except HfHubHTTPError as error:
             response = error.response
             what = f"{self.url} at {self.revision!r}"
+            # To a token that it knows, the Hub says 403 or 404.
+            if response.status_code == 401 and self._token is not None:
+                raise TokenRefused(
+                    f"{what}: the Hub refuses the token (401): it is wrong, has expired or was revoked; put one that "
+                    "works into the Secret of tokenSecretRef"
+                ) from error
             raise http.translate(response.status_code, response.headers.get("X-Error-Code", ""), what) from error
         except (httpx.TransportError, OSError) as error:
             raise http.unreachable(f"{self.url} at {self._endpoint}", error) from error

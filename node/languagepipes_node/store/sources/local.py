@@ -22,6 +22,11 @@ class FileSource:
         self._path = path
         self.gguf_file = path.name if path.suffix == ".gguf" else None
 
+    @property
+    def root(self) -> Path:
+        """The directory or file that the URL names."""
+        return self._path
+
     def resolve(self) -> Snapshot:
         directory = self._path
         if not directory.exists():
