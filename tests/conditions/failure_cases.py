@@ -180,7 +180,7 @@ def member_gave_up(world: World) -> None:
 
 def store_is_silent(world: World) -> None:
     world.planned = False
-    world.store = StoreReport(answered=False)
+    world.store = StoreReport(answered=False, misses=6)
 
 
 def foreign_service(owner: dict[str, Any] | None) -> Spoil:
@@ -192,6 +192,13 @@ def foreign_service(owner: dict[str, Any] | None) -> Spoil:
         }
         world.conflicts = ("Service/smol",)
         del world.services["smol"]
+
+    return spoil
+
+
+def denied(words: str) -> Spoil:
+    def spoil(world: World) -> None:
+        world.denied = (words,)
 
     return spoil
 
@@ -611,6 +618,27 @@ CASES = (
         foreign_service({"kind": "LanguagePipe", "name": "smol", "uid": "0", "controller": True}),
         "WaitingForDeletion",
         ("the deleted pipe of the same name", "garbage collector"),
+        also="EndpointReady",
+    ),
+    Case(
+        "a claim that cannot shrink",
+        denied(
+            'PersistentVolumeClaim/smol-cache-1a2b3c4d: PersistentVolumeClaim "smol-cache-1a2b3c4d" is invalid: '
+            "spec.resources.requests.storage: Forbidden: field can not be less than status.capacity"
+        ),
+        "ChildRefused",
+        ("PersistentVolumeClaim smol-cache-1a2b3c4d is refused", "can not be less than status.capacity"),
+        also="EndpointReady",
+    ),
+    Case(
+        "a quota on claims",
+        denied(
+            'PersistentVolumeClaim/smol-cache-1a2b3c4d: persistentvolumeclaims "smol-cache-1a2b3c4d" is forbidden: '
+            "exceeded quota: small, requested: requests.storage=40Gi, used: requests.storage=0, limited: "
+            "requests.storage=1Gi"
+        ),
+        "QuotaExceeded",
+        ("PersistentVolumeClaim smol-cache-1a2b3c4d", "limited: requests.storage=1Gi"),
         also="EndpointReady",
     ),
     Case(

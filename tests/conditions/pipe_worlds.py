@@ -89,6 +89,7 @@ class World:
     store: StoreReport | None = None
     refusal: PlanError | None = None
     conflicts: tuple[str, ...] = ()
+    denied: tuple[str, ...] = ()
     paused: bool = False
     planned: bool = True
 
@@ -151,6 +152,7 @@ class World:
             plan=self.kept if self.planned and self.refusal is None else None,
             refusal=self.refusal,
             conflicts=self.conflicts,
+            denied=self.denied,
             paused=self.paused,
         )
 

@@ -296,6 +296,16 @@ def test_progress_never_says_all_before_all_is_there() -> None:
     assert shown == ["256.5/256.6 MiB", "256.6/256.6 MiB"]
 
 
+def test_a_store_that_misses_a_question_is_no_news() -> None:
+    world = World.ready()
+    unready(world.pod("end-model"))
+    world.store = StoreReport(True, FACTS, "Downloading", FETCHED, FACTS.download_bytes)
+    first = world.status()
+    world.store = StoreReport(answered=False, facts=FACTS, misses=1)
+
+    assert later(world, seconds=30).status(first) == first
+
+
 def test_a_paused_pipe_stays_truthful_and_makes_no_progress() -> None:
     world = World.ready()
     world.paused = True

@@ -64,7 +64,9 @@ def status_of(
         url=url_of(snapshot),
         resolved_revision=resolved_revision(snapshot, decision, before),
         plan_hash=None if found.plan is None else found.plan.hash,
-        progress=progress_text(snapshot, before, written=progress_written),
+        progress=progress_text(
+            snapshot, before, written=progress_written, fetching=verdicts["WeightsAvailable"].reason in _FETCHING
+        ),
         stages_ready=None if found.plan is None else f"{pods_ready if found.chains else 0}/{len(found.plan.stages)}",
         replicas=found.existing,
         ready_replicas=found.answering,
@@ -158,11 +160,13 @@ def _weights_available(snapshot: Snapshot, found: Diagnosis, before: Mapping[str
             return Verdict("True", "WeightsAvailable", "the weights store has every file, verified, and serves them")
         return _fetching(snapshot, report.phase)
     last = condition_in(before, "WeightsAvailable")
-    # A Ready pipe's store is not asked; one that is up has what it had.
+    # A Ready pipe's store is not asked, and one that is busy may miss a question: one that is up has what it had.
     if store.ready and last.get("status") == "True":
         return Verdict("True", str(last["reason"]), str(last["message"]))
     if store.ready and found.ready_chains:
         return Verdict("True", "WeightsAvailable", "every member has loaded its weights from the store, which is up")
+    if store.pod is not None and last.get("reason") in _FETCHING and last.get("status") == "False":
+        return Verdict("False", str(last["reason"]), str(last["message"]))
     if store.ready:
         return Verdict("Unknown", "WaitingForFacts", "the weights store is up and has not said yet what it has")
     if store.pod is None:

@@ -21,7 +21,9 @@ _QUOTE_MAX = 400
 _UNSTEADY = re.compile(
     r"\b[0-9a-f]{32,}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9.]+:[0-9]+->|\[[0-9a-f:]+\]:[0-9]+->"
 )
-_REFUSED_NAME = re.compile(r'(?:pods "[^"]*" is forbidden|admission webhook "[^"]*" denied the request): ')
+_REFUSED_NAME = re.compile(
+    r'(?:[\w.]+ "[^"]*" is (?:forbidden|invalid)|admission webhook "[^"]*" denied the request): '
+)
 
 
 @dataclass(frozen=True)
@@ -60,38 +62,38 @@ def refusals(member: Member) -> Iterator[Failure]:
     if member.deployment is None:
         return
     condition = pod_condition(member.deployment, "ReplicaFailure")
-    if condition.get("status") != "True":
-        return
-    said = _REFUSED_NAME.sub("", str(condition.get("message", "")))
-    title = member.title
+    if condition.get("status") == "True":
+        yield refused(f"{member.title}: its pod", str(condition.get("message", "")), otherwise="PodRefused")
+
+
+def refused(what: str, said: str, *, otherwise: str) -> Failure:
+    """What the API server or admission said when it refused to make `what`. otherwise: the reason for unknown words."""
+    said = _REFUSED_NAME.sub("", said)
     if "exceeded quota" in said:
-        yield failure(
+        return failure(
             "QuotaExceeded",
-            f"{title}: the namespace's ResourceQuota allows no pod for it ({quoted(said)}): raise the quota, or ask "
-            "for fewer replicas, fewer stages or less in their templates",
+            f"{what} is over the namespace's ResourceQuota ({quoted(said)}): raise the quota, or ask for fewer "
+            "replicas, fewer stages or less in their templates",
         )
-    elif "violates PodSecurity" in said:
-        yield failure(
+    if "violates PodSecurity" in said:
+        return failure(
             "PodSecurityDenied",
-            f"{title}: the namespace's Pod Security level refuses its pod ({quoted(said)}): the pod meets restricted "
-            "as the operator makes it; look for a mutating webhook that adds to it",
+            f"{what} is refused by the namespace's Pod Security level ({quoted(said)}): it meets restricted as the "
+            "operator makes it; look for a mutating webhook that adds to it",
         )
-    elif "no PriorityClass with name" in said:
-        yield failure(
+    if "no PriorityClass with name" in said:
+        return failure(
             "MissingPriorityClass",
-            f"{title}: {quoted(said)}: create the PriorityClass, or correct priorityClassName in its template",
+            f"{what} is refused ({quoted(said)}): create the class, or correct priorityClassName in its template",
         )
-    elif "RuntimeClass" in said and "not found" in said:
-        yield failure(
+    if "RuntimeClass" in said and "not found" in said:
+        return failure(
             "MissingRuntimeClass",
-            f"{title}: {quoted(said)}: create the RuntimeClass, or correct runtimeClassName in its template",
+            f"{what} is refused ({quoted(said)}): create the class, or correct runtimeClassName in its template",
         )
-    else:
-        yield failure(
-            "PodRefused",
-            f"{title}: the API server refuses its pod ({quoted(said)}): change what it refuses, in the template or in "
-            "the namespace",
-        )
+    return failure(
+        otherwise, f"{what} is refused by the API server ({quoted(said)}): change what it names, in the spec or there"
+    )
 
 
 def told_first(failures: Iterable[Failure]) -> Failure | None:

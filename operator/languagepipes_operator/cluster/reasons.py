@@ -54,7 +54,7 @@ REASONS: dict[str, Reason] = {
                            "delete or rename that object, or rename the pipe"),
     "WaitingForDeletion": _passing("children of a deleted pipe of the same name still exist",
                                    "wait for Kubernetes' garbage collector; it takes seconds"),
-    "QuotaExceeded": Reason("the namespace's ResourceQuota does not allow another pod",
+    "QuotaExceeded": Reason("the namespace's ResourceQuota does not allow it",
                             "raise the quota, or ask for fewer replicas, stages or resources"),
     "PodSecurityDenied": Reason("the namespace's Pod Security level refuses the pod",
                                 "the pods meet `restricted`: remove what the template or a mutating webhook added"),
@@ -62,6 +62,8 @@ REASONS: dict[str, Reason] = {
                                    "create it, or correct `priorityClassName`"),
     "MissingRuntimeClass": Reason("the template names a RuntimeClass that does not exist",
                                   "create it, or correct `runtimeClassName`"),
+    "ChildRefused": Reason("the API server or an admission webhook refuses an object of the pipe",
+                           "the message names it and quotes why; a cache's claim cannot shrink or change its class"),
     "PodRefused": Reason("the API server or an admission webhook refuses the pod", "the message quotes why"),
     # The store's volume.
     "MissingStorageClass": Reason("the cache's volume claim names a StorageClass that does not exist",

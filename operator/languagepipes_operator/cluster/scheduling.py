@@ -154,7 +154,7 @@ def _shortage(resource: str, asked: str | int | None, nodes: Sequence[Node] | No
             return f"; the largest node has {format_bytes(largest)}, short by {format_bytes(wanted - largest)}"
         return f"; the largest node has {format_bytes(largest)}, part of it taken by other pods"
     if resource == _GPU:
-        most = max(len(node.gpu_memory_bytes) for node in nodes)
+        most = max(max(node.gpus, len(node.gpu_memory_bytes)) for node in nodes)
         if wanted > most:
             return f"; the most on one node is {most}, short by {wanted - most}"
         return f"; the most on one node is {most}, taken by other pods"

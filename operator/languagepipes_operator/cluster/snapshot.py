@@ -24,7 +24,7 @@ class StoreReport:
     """What the pipe's store said when last asked, over mTLS.
 
     facts: once it has them. phase: as /v1/progress spells it. reason and message: the source's error; final where
-    `failed`, else the store tries again. answered: whether it answered this time.
+    `failed`, else the store tries again. answered: whether it answered this time; misses: how often not, in a row.
     """
 
     answered: bool
@@ -35,6 +35,7 @@ class StoreReport:
     reason: str = ""
     message: str = ""
     failed: bool = False
+    misses: int = 0
 
 
 @dataclass(frozen=True)

@@ -39,15 +39,16 @@ def resolved_revision(snapshot: Snapshot, decision: Decision, before: Mapping[st
     return str(before["resolvedRevision"]) if same and before.get("resolvedRevision") else None
 
 
-def progress_text(snapshot: Snapshot, before: Mapping[str, Any], *, written: datetime | None) -> str | None:
+def progress_text(
+    snapshot: Snapshot, before: Mapping[str, Any], *, written: datetime | None, fetching: bool
+) -> str | None:
     """ "12.1/16.4 GiB" while the store fetches, else None. The last text stays for ten seconds after it was written."""
     report = snapshot.store
-    if report is None or report.phase in ("", "Ready", "Failed"):
-        return None
     last = before.get("progress")
-    if not report.answered:
-        return last
-    if not report.total_bytes:
+    if report is None or not report.answered:
+        # Not asked any more, or it missed a question: while it is fetching still, what it said last stands.
+        return last if fetching else None
+    if report.phase in ("Ready", "Failed") or not report.total_bytes:
         return None
     if last and written is not None and snapshot.now - written < PROGRESS_STAYS:
         return str(last)

@@ -127,7 +127,9 @@ async def _ask(http: httpx.AsyncClient, store: Identity, before: StoreReport | N
             progress = StoreProgress.model_validate_json(answer.content)
     if progress is None:
         # What it said last still holds; that it does not answer is said beside it.
-        return StoreReport(answered=False, facts=before.facts if before else None)
+        return StoreReport(
+            answered=False, facts=before.facts if before else None, misses=before.misses + 1 if before else 1
+        )
     facts = before.facts if before else None
     problem, failed = progress.error, progress.phase == "Failed"
     if facts is None:
