@@ -17,15 +17,15 @@ TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedu
 
 
 @pytest.fixture(scope="module")
-def gpu_nodes(cluster: Cluster) -> Iterator[list[str]]:
+def gpu_nodes(our_cluster: Cluster) -> Iterator[list[str]]:
     """Two nodes with two GPUs each and no kubelet: what is scheduled there is seen and never runs."""
     names = ["gpu-1", "gpu-2"]
     labels = {"nvidia.com/gpu.memory": "24576", "nvidia.com/gpu.present": "true"}
     for name in names:
-        cluster.add_node(name, allocatable={"nvidia.com/gpu": "2"}, labels=labels, taints=[TAINT])
+        our_cluster.control_plane.add_node(name, allocatable={"nvidia.com/gpu": "2"}, labels=labels, taints=[TAINT])
     yield names
     for name in names:
-        cluster.remove_node(name)
+        our_cluster.control_plane.remove_node(name)
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_an_image_that_cannot_be_pulled(kubectl: Kubectl, operator: Installation
         operator.install()
 
 
-def test_a_stage_in_a_crash_loop_tells_its_last_words(kubectl: Kubectl, cluster: Cluster) -> None:
+def test_a_stage_in_a_crash_loop_tells_its_last_words(kubectl: Kubectl, our_cluster: Cluster) -> None:
     """A node that promises a GPU and has none: torch finds none, and the stage says so as it ends."""
     node = kubectl.list("nodes")[0]["metadata"]["name"]
     promise = '{"status": {"capacity": {"nvidia.com/gpu": "1"}, "allocatable": {"nvidia.com/gpu": "1"}}}'
