@@ -86,6 +86,10 @@ fuzz: install ## Fuzz the frame parser and the weight-file readers, five minutes
 bench: install model ## Print the figures: the ring beside transformers generate and language-pipes
 	$(BIN)/python -m benchmarks.run $(OPTIONS)
 
+.PHONY: images
+images: install model ## Build the images with buildah, for the tests on a cluster (root, Debian bookworm)
+	images/build.py
+
 .PHONY: ci
 ci: ## What CI runs
 	@$(MAKE) --no-print-directory test
