@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+import time
 from typing import Any
 
 import pytest
 from cluster import ControlPlane, programs
-from example_pipes import container_of, of_kind, pipe_snapshot, pod_of, rendered
 from languagepipes_operator.cluster.drift import differences
 from languagepipes_operator.cluster.kinds import BY_NAME
 from languagepipes_operator.cluster.manifests.quantities import canonical
 from languagepipes_operator.cluster.snapshot import Manifest
+from manifests.example_pipes import container_of, of_kind, pipe_snapshot, pod_of, rendered
 
 NAMESPACE = "restricted"
 TEMPLATE: dict[str, Any] = {
@@ -52,20 +52,21 @@ PIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def control_plane() -> Iterator[ControlPlane]:
-    with ControlPlane(scheduler=False, controller_manager=False) as control_plane:
-        labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
-        core, of_namespace = "/api/v1", f"/api/v1/namespaces/{NAMESPACE}"
-        named = {"apiVersion": "v1", "metadata": {"name": NAMESPACE, "labels": labels}}
-        control_plane.api.create(f"{core}/namespaces", {**named, "kind": "Namespace"})
-        account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
-        control_plane.api.create(f"{of_namespace}/serviceaccounts", account)
-        scheduling = "/apis/scheduling.k8s.io/v1"
-        high = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "high"}, "value": 7}
-        control_plane.api.create(f"{scheduling}/priorityclasses", high)
-        runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}}
-        control_plane.api.create("/apis/node.k8s.io/v1/runtimeclasses", {**runtime, "handler": "nvidia"})
-        yield control_plane
+def strict(control_plane: ControlPlane) -> ControlPlane:
+    """With a namespace that enforces the restricted profile, and what TEMPLATE names."""
+    api = control_plane.api
+    labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
+    priority = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "high"}, "value": 7}
+    runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "n"}
+    api.apply(f"/api/v1/namespaces/{NAMESPACE}", namespace)
+    api.apply("/apis/scheduling.k8s.io/v1/priorityclasses/high", priority)
+    api.apply("/apis/node.k8s.io/v1/runtimeclasses/nvidia", runtime)
+    deadline = time.monotonic() + 30
+    while not api.exists(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default"):
+        assert time.monotonic() < deadline, "no service account"
+        time.sleep(0.1)
+    return control_plane
 
 
 def kubectl(control_plane: ControlPlane, *arguments: str, manifests: list[Manifest]) -> None:
@@ -86,18 +87,12 @@ def children_of(case: str) -> list[Manifest]:
 
 
 @pytest.mark.parametrize("case", PIPES)
-def test_a_strict_server_side_dry_run_takes_every_child_without_a_warning(
-    control_plane: ControlPlane, case: str
-) -> None:
-    kubectl(
-        control_plane, "apply", "--server-side", "--dry-run=server", "--validate=strict", manifests=children_of(case)
-    )
+def test_a_strict_server_side_dry_run_takes_every_child_without_a_warning(strict: ControlPlane, case: str) -> None:
+    kubectl(strict, "apply", "--server-side", "--dry-run=server", "--validate=strict", manifests=children_of(case))
 
 
 @pytest.mark.parametrize("case", PIPES)
-def test_a_namespace_that_enforces_the_restricted_profile_admits_every_pod(
-    control_plane: ControlPlane, case: str
-) -> None:
+def test_a_namespace_that_enforces_the_restricted_profile_admits_every_pod(strict: ControlPlane, case: str) -> None:
     pods = [
         {
             "apiVersion": "v1",
@@ -112,28 +107,26 @@ def test_a_namespace_that_enforces_the_restricted_profile_admits_every_pod(
         for deployment in of_kind(children_of(case), "Deployment")
     ]
 
-    kubectl(control_plane, "create", "--dry-run=server", "--validate=strict", manifests=pods)
+    kubectl(strict, "create", "--dry-run=server", "--validate=strict", manifests=pods)
 
 
 @pytest.mark.parametrize("case", PIPES)
-def test_what_was_created_reads_back_as_it_was_sent(control_plane: ControlPlane, case: str) -> None:
+def test_what_was_created_reads_back_as_it_was_sent(strict: ControlPlane, case: str) -> None:
     for manifest in children_of(case):
-        kind = BY_NAME[manifest["kind"]]
-        path = kind.path(NAMESPACE)
-        live = control_plane.api.create(path, manifest)
-        try:
-            assert differences(manifest, live) == [], manifest["metadata"]["name"]
-            if manifest["kind"] == "Deployment":
-                sent, read = (container_of(item)["resources"] for item in (manifest, live))
-                assert sent["limits"].items() <= read["limits"].items()
-                assert sent["requests"].items() <= read["requests"].items()
-            if manifest["kind"] == "PersistentVolumeClaim":
-                assert manifest["spec"]["resources"] == live["spec"]["resources"]
-        finally:
-            control_plane.api.delete(f"{path}/{manifest['metadata']['name']}")
+        path = BY_NAME[manifest["kind"]].path(NAMESPACE)
+
+        live = strict.api.create(f"{path}?dryRun=All", manifest)
+
+        assert differences(manifest, live) == [], manifest["metadata"]["name"]
+        if manifest["kind"] == "Deployment":
+            sent, read = (container_of(item)["resources"] for item in (manifest, live))
+            assert sent["limits"].items() <= read["limits"].items()
+            assert sent["requests"].items() <= read["requests"].items()
+        if manifest["kind"] == "PersistentVolumeClaim":
+            assert manifest["spec"]["resources"] == live["spec"]["resources"]
 
 
-def test_quantities_are_what_the_api_server_makes_of_them(control_plane: ControlPlane) -> None:
+def test_quantities_are_what_the_api_server_makes_of_them(strict: ControlPlane) -> None:
     written = [
         *("1024Mi", "1536Mi", "0.5Gi", "1.0", "0.5", "1000", "1500000", "1000M", "0.1Ki", "1e3", "1.5e3"),
         *("12e6", "0", "1000Ki", "2.5", "1n", "0.1n", "3e-2", "1.5Ki", "1.0001Ki", "100e3", "1023Mi", "10e-1", "1Ei"),
@@ -147,7 +140,7 @@ def test_quantities_are_what_the_api_server_makes_of_them(control_plane: Control
     spec = {"selector": {"matchLabels": {"a": "b"}}, "template": template}
     deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
 
-    live = control_plane.api.create("/apis/apps/v1/namespaces/default/deployments", deployment)
+    live = strict.api.create("/apis/apps/v1/namespaces/default/deployments?dryRun=All", deployment)
 
     read = [container["resources"]["requests"]["cpu"] for container in pod_of(live)["containers"]]
     assert dict(zip(written, read, strict=True)) == {amount: canonical(amount) for amount in written}
