@@ -10,6 +10,7 @@ from helm_chart import EVERYTHING, NAMESPACE, OPERATOR, ROOT, VARIANTS, Manifest
 from languagepipes_api.names import LABEL_MANAGED_BY, MANAGED_BY, STORE_PORT, TELEMETRY_PORT
 from languagepipes_operator.cluster.manifests.labels import OPERATOR_LABELS
 from languagepipes_operator.cluster.settings import PREFIX, OperatorSettings
+from permissions import IN_A_NAMESPACE, LEASE, NODES, THE_CRD, Permission
 
 
 def pod_of(objects: Objects) -> Manifest:
@@ -33,7 +34,7 @@ def settings(objects: Objects) -> OperatorSettings:
     return OperatorSettings.from_environment(environment)
 
 
-def rules(role: Manifest) -> set[tuple[str, str, str, str]]:
+def rules(role: Manifest) -> set[Permission]:
     """(group, resource, verb, name or "*") of each thing that is allowed."""
     return {
         (group, resource, verb, name)
@@ -271,31 +272,8 @@ def test_the_crd_is_small_enough_to_be_applied() -> None:
 
 # --- Permissions ------------------------------------------------------------------------------------------------------
 
-WRITTEN = {
-    ("apps", "deployments"),
-    ("", "services"),
-    ("", "secrets"),
-    ("", "configmaps"),
-    ("", "persistentvolumeclaims"),
-    ("policy", "poddisruptionbudgets"),
-    ("networking.k8s.io", "networkpolicies"),
-}
-IN_A_NAMESPACE = (
-    {(group, kind, verb, "*") for group, kind in WRITTEN
-     for verb in ("get", "list", "watch", "create", "patch", "delete")}
-    | {("languagepipes.io", "languagepipes", verb, "*") for verb in ("get", "list", "watch")}
-    | {("languagepipes.io", "languagepipes/status", verb, "*") for verb in ("get", "patch")}
-    | {("", "pods", verb, "*") for verb in ("get", "list", "watch")}
-    | {(group, "events", verb, "*") for group in ("", "events.k8s.io") for verb in ("list", "create", "patch")}
-)  # fmt: skip
-NODES = {("", "nodes", verb, "*") for verb in ("get", "list", "watch")}
-THE_CRD = {("apiextensions.k8s.io", "customresourcedefinitions", "get", "languagepipes.languagepipes.io")}
-LEASE = {("coordination.k8s.io", "leases", "create", "*")} | {
-    ("coordination.k8s.io", "leases", verb, OPERATOR) for verb in ("get", "update", "patch")
-}
 
-
-def bound(objects: Objects, kind: str) -> dict[tuple[str | None, str], set[tuple[str, str, str, str]]]:
+def bound(objects: Objects, kind: str) -> dict[tuple[str | None, str], set[Permission]]:
     """What each Role (or ClusterRole) that is bound to the operator's account allows, by (namespace, name)."""
     account = {"kind": "ServiceAccount", "name": OPERATOR, "namespace": NAMESPACE}
     found = {}

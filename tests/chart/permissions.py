@@ -1,0 +1,32 @@
+"""What the operator may do, written a second time: the roles are held to this, rendered and on an API server."""
+
+from __future__ import annotations
+
+from helm_chart import OPERATOR
+
+# (API group, resource or resource/subresource, verb, name; "*" for every name).
+Permission = tuple[str, str, str, str]
+
+WRITTEN = {
+    ("apps", "deployments"),
+    ("", "services"),
+    ("", "secrets"),
+    ("", "configmaps"),
+    ("", "persistentvolumeclaims"),
+    ("policy", "poddisruptionbudgets"),
+    ("networking.k8s.io", "networkpolicies"),
+}
+IN_A_NAMESPACE: set[Permission] = (
+    {(group, kind, verb, "*") for group, kind in WRITTEN
+     for verb in ("get", "list", "watch", "create", "patch", "delete")}
+    | {("languagepipes.io", "languagepipes", verb, "*") for verb in ("get", "list", "watch")}
+    | {("languagepipes.io", "languagepipes/status", verb, "*") for verb in ("get", "patch")}
+    | {("", "pods", verb, "*") for verb in ("get", "list", "watch")}
+    | {(group, "events", verb, "*") for group in ("", "events.k8s.io") for verb in ("list", "create", "patch")}
+)  # fmt: skip
+NODES: set[Permission] = {("", "nodes", verb, "*") for verb in ("get", "list", "watch")}
+CRD = "languagepipes.languagepipes.io"
+THE_CRD: set[Permission] = {("apiextensions.k8s.io", "customresourcedefinitions", "get", CRD)}
+LEASE: set[Permission] = {("coordination.k8s.io", "leases", "create", "*")} | {
+    ("coordination.k8s.io", "leases", verb, OPERATOR) for verb in ("get", "update", "patch")
+}
