@@ -1,7 +1,8 @@
 """Names of children, addresses between them, and where a container finds its files.
 
 Names end in a hash of what they stand for, since pipe `a` with `b-c` and pipe `a-b` with `c` are the same text. The
-longest pipe name (40 characters) leaves every name within a DNS label (63), Secrets' excepted.
+longest pipe name (40 characters) leaves every name within a DNS label (63), Secrets' excepted. Pods that an older
+operator rendered go on using these names: they are part of the contract between versions.
 """
 
 from __future__ import annotations
