@@ -50,9 +50,12 @@ VARIANTS: Mapping[str, Values] = {
     "no cluster-scoped object": {
         "crds": {"enabled": False},
         "namespaces": ["team-a"],
-        "rbac": {"clusterScoped": False},
+        "rbac": {"aggregateClusterRoles": False},
     },
-    "permissions from elsewhere": {"rbac": {"create": False}, "serviceAccount": {"create": False, "name": "given"}},
+    "permissions from elsewhere": {
+        "rbac": {"create": False, "aggregateClusterRoles": False},
+        "serviceAccount": {"create": False, "name": "given"},
+    },
     "no aggregation": {"rbac": {"aggregateClusterRoles": False}},
     "images by digest": {
         "image": {"repository": "registry.example:5000/lp/operator", "digest": "sha256:" + "a" * 64},

@@ -25,8 +25,6 @@ IN_A_NAMESPACE: set[Permission] = (
     | {(group, "events", verb, "*") for group in ("", "events.k8s.io") for verb in ("list", "create", "patch")}
 )  # fmt: skip
 NODES: set[Permission] = {("", "nodes", verb, "*") for verb in ("get", "list", "watch")}
-CRD = "languagepipes.languagepipes.io"
-THE_CRD: set[Permission] = {("apiextensions.k8s.io", "customresourcedefinitions", "get", CRD)}
 LEASE: set[Permission] = {("coordination.k8s.io", "leases", "create", "*")} | {
     ("coordination.k8s.io", "leases", verb, OPERATOR) for verb in ("get", "update", "patch")
 }

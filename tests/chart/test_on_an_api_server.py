@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from cluster import ControlPlane, programs
 from helm_chart import CHART, NAMESPACE, OPERATOR, RELEASE, VARIANTS, helm, text
-from permissions import CRD, IN_A_NAMESPACE, LEASE, NODES, THE_CRD, Permission
+from permissions import IN_A_NAMESPACE, LEASE, NODES, Permission
 
 NARROW = "narrow-system"
-# The one object of a kind that the operator may reach.
-NAMED = {"leases": OPERATOR, "customresourcedefinitions": CRD}
+# The one object of a kind that the operator may reach by name alone.
+NAMED = {"leases": OPERATOR}
 VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
 PIPE = {
     "apiVersion": "languagepipes.io/v1alpha1",
@@ -251,7 +251,7 @@ def test_the_operator_for_all_namespaces_may_do_what_it_needs_and_nothing_else(
 ) -> None:
     account = f"{NAMESPACE}/{OPERATOR}"
 
-    everywhere = IN_A_NAMESPACE | NODES | THE_CRD | anyone
+    everywhere = IN_A_NAMESPACE | NODES | anyone
     assert cluster.everything_allowed(account, namespace="team-b") == everywhere
     assert cluster.everything_allowed(account, namespace=NAMESPACE) == everywhere | LEASE
 
@@ -262,10 +262,9 @@ def test_the_operator_for_some_namespaces_reaches_no_other(
 ) -> None:
     account = f"{NARROW}/{OPERATOR}"
 
-    everywhere = THE_CRD | anyone
-    assert cluster.everything_allowed(account, namespace="team-a") == everywhere | IN_A_NAMESPACE
-    assert cluster.everything_allowed(account, namespace="team-b") == everywhere
-    assert cluster.everything_allowed(account, namespace=NARROW) == everywhere | LEASE
+    assert cluster.everything_allowed(account, namespace="team-a") == anyone | IN_A_NAMESPACE
+    assert cluster.everything_allowed(account, namespace="team-b") == anyone
+    assert cluster.everything_allowed(account, namespace=NARROW) == anyone | LEASE
     for permission in IN_A_NAMESPACE | NODES:
         assert not cluster.may(account, permission), permission
 

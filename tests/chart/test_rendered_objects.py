@@ -10,7 +10,7 @@ from helm_chart import EVERYTHING, NAMESPACE, OPERATOR, ROOT, VARIANTS, Manifest
 from languagepipes_api.names import LABEL_MANAGED_BY, MANAGED_BY, STORE_PORT, TELEMETRY_PORT
 from languagepipes_operator.cluster.manifests.labels import OPERATOR_LABELS
 from languagepipes_operator.cluster.settings import PREFIX, OperatorSettings
-from permissions import IN_A_NAMESPACE, LEASE, NODES, THE_CRD, Permission
+from permissions import IN_A_NAMESPACE, LEASE, NODES, Permission
 
 
 def pod_of(objects: Objects) -> Manifest:
@@ -290,16 +290,14 @@ def bound(objects: Objects, kind: str) -> dict[tuple[str | None, str], set[Permi
 def test_for_all_namespaces_one_cluster_role_allows_what_the_operator_does_and_no_more() -> None:
     objects = render()
 
-    assert bound(objects, "ClusterRole") == {
-        (None, "lp-system:lp-languagepipes-operator"): IN_A_NAMESPACE | NODES | THE_CRD
-    }
+    assert bound(objects, "ClusterRole") == {(None, "lp-system:lp-languagepipes-operator"): IN_A_NAMESPACE | NODES}
     assert bound(objects, "Role") == {(NAMESPACE, f"{OPERATOR}-lease"): LEASE}
 
 
-def test_for_some_namespaces_roles_there_and_the_crd_alone_cluster_wide() -> None:
+def test_for_some_namespaces_roles_there_and_none_for_the_cluster() -> None:
     objects = render({"namespaces": ["team-a", NAMESPACE]})
 
-    assert bound(objects, "ClusterRole") == {(None, "lp-system:lp-languagepipes-operator"): THE_CRD}
+    assert bound(objects, "ClusterRole") == {}
     assert bound(objects, "Role") == {
         ("team-a", OPERATOR): IN_A_NAMESPACE,
         (NAMESPACE, OPERATOR): IN_A_NAMESPACE,

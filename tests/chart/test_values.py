@@ -53,8 +53,6 @@ FREE = {"nodeSelector", "affinity", "podLabels", "podAnnotations"}
         ({"podLabels": {"a": 1}}, ["'/podLabels/a'", "got number, want string"]),
         ({"serviceMonitor": {"interval": "30"}}, ["'/serviceMonitor/interval'", "does not match pattern"]),
         ({"networkPolicy": {"apiServerPorts": [0]}}, ["'/networkPolicy/apiServerPorts/0'", "minimum"]),
-        ({"rbac": {"clusterScoped": False}}, ["rbac.clusterScoped: false needs namespaces"]),
-        ({"rbac": {"clusterScoped": False}, "namespaces": ["a"]}, ["clusterScoped: false needs crds.enabled: false"]),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_by_name(values: Mapping[str, Any], words: list[str]) -> None:

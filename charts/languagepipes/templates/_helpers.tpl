@@ -113,21 +113,3 @@ makes for a pipe. Pods and events it reads to say what is wrong. */}}
   resources: [events]
   verbs: [list, create, patch]
 {{- end -}}
-
-{{/* Lets the operator tell an older CustomResourceDefinition, to which it writes nothing. */}}
-{{- define "languagepipes.crdRules" -}}
-- apiGroups: [apiextensions.k8s.io]
-  resources: [customresourcedefinitions]
-  resourceNames: [languagepipes.languagepipes.io]
-  verbs: [get]
-{{- end -}}
-
-{{/* Values that only together are wrong; the schema has refused what is wrong alone. */}}
-{{- define "languagepipes.validate" -}}
-{{- if and (not .Values.rbac.clusterScoped) (not .Values.namespaces) -}}
-{{- fail "rbac.clusterScoped: false needs namespaces: an operator for all namespaces cannot do without a ClusterRole" -}}
-{{- end -}}
-{{- if and (not .Values.rbac.clusterScoped) .Values.crds.enabled -}}
-{{- fail "rbac.clusterScoped: false needs crds.enabled: false: the CustomResourceDefinition is cluster-scoped" -}}
-{{- end -}}
-{{- end -}}
