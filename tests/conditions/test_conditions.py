@@ -233,6 +233,32 @@ def test_the_end_models_words_count_only_once_the_stages_are_up() -> None:
     assert "stage stage-2" in triple(status, "Ready")[2]
 
 
+def test_a_ring_that_was_whole_and_is_not_is_told_as_down() -> None:
+    """Nobody was asked for the End Model's words: that it ran while the pipe was Ready is enough."""
+    world = World.ready()
+    before = world.status()
+    unready(world.pod("end-model"))
+
+    first = later(world, seconds=4).status(before)
+    again = later(world, seconds=64).status(first)
+
+    assert triple(first, "Ready")[:2] == ("False", "RingDown")
+    assert "no token goes round the ring any more" in triple(first, "Ready")[2]
+    assert [event.type for event in events_of(before, first)] == ["Warning", "Warning"]
+    assert again == first
+
+
+def test_an_end_model_that_was_replaced_joins_and_is_not_down() -> None:
+    world = World.ready()
+    before = world.status()
+    unready(world.pod("end-model"))
+    world.pod("end-model")["status"]["containerStatuses"][0]["state"] = {
+        "running": {"startedAt": (NOW + timedelta(seconds=3)).isoformat()}
+    }
+
+    assert triple(later(world, seconds=4).status(before), "Ready")[1] == "JoiningRing"
+
+
 def test_a_crash_of_long_ago_is_not_why_a_member_is_not_ready_now() -> None:
     world = World.ready()
     ended(world.pod("end-model"), code=139)

@@ -15,6 +15,7 @@ from languagepipes_api.status import Condition, ConditionType, LanguagePipeStatu
 
 from languagepipes_operator.cluster.diagnosis import Diagnosis, diagnose
 from languagepipes_operator.cluster.failures import Failure, bounded, told_first
+from languagepipes_operator.cluster.membership import Member, container_state, container_statuses, time_of
 from languagepipes_operator.cluster.snapshot import Decision, Manifest, Snapshot
 from languagepipes_operator.cluster.status import progress_text, resolved_revision, selector_of, stage_statuses, url_of
 
@@ -53,7 +54,7 @@ def status_of(
     found = diagnose(snapshot, decision)
     before = dict(previous or {})
     generation = snapshot.pipe.metadata.generation or 0
-    verdicts = _verdicts(snapshot, decision, found, before, generation)
+    verdicts = _verdicts(snapshot, decision, found, before)
     conditions = tuple(
         _condition(kind, verdicts[kind], before, generation=generation, now=snapshot.now) for kind in ORDER
     )
@@ -113,11 +114,11 @@ def condition_in(status: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
 
 
 def _verdicts(
-    snapshot: Snapshot, decision: Decision, found: Diagnosis, before: Mapping[str, Any], generation: int
+    snapshot: Snapshot, decision: Decision, found: Diagnosis, before: Mapping[str, Any]
 ) -> dict[ConditionType, Verdict]:
     weights = _weights_available(snapshot, found, before)
     stages = _stages_ready(snapshot, found, weights)
-    ready = _ready(snapshot, decision, found, weights, stages)
+    ready = _ready(snapshot, decision, found, weights, stages, before)
     return {
         "Ready": ready,
         "Planned": _planned(found, weights),
@@ -125,7 +126,7 @@ def _verdicts(
         "StagesReady": stages,
         "EndpointReady": _endpoint_ready(snapshot, found, ready),
         "Progressing": _progressing(snapshot, decision, found, ready),
-        "Degraded": _degraded(snapshot, found, ready, before, generation),
+        "Degraded": _degraded(snapshot, found, ready, before),
     }
 
 
@@ -208,7 +209,14 @@ def _stages_ready(snapshot: Snapshot, found: Diagnosis, weights: Verdict) -> Ver
     return Verdict("False", "StagesStarting", bounded(f"{names}: being placed, started or loading weights"))
 
 
-def _ready(snapshot: Snapshot, decision: Decision, found: Diagnosis, weights: Verdict, stages: Verdict) -> Verdict:
+def _ready(
+    snapshot: Snapshot,
+    decision: Decision,
+    found: Diagnosis,
+    weights: Verdict,
+    stages: Verdict,
+    before: Mapping[str, Any],
+) -> Verdict:
     asked = snapshot.pipe.spec.replicas
     if asked == 0:
         return _scaled_to_zero()
@@ -225,7 +233,17 @@ def _ready(snapshot: Snapshot, decision: Decision, found: Diagnosis, weights: Ve
         return Verdict("False", weights.reason, weights.message)
     if stages.status != "True":
         return Verdict("False", stages.reason, stages.message)
-    waiting = [chain[-1].title for chain in found.chains if not chain[-1].ready]
+    silent = [chain[-1] for chain in found.chains if not chain[-1].ready]
+    waiting = [end.title for end in silent]
+    if _was_ready(before, snapshot) and any(_went_down(end, before) for end in silent):
+        return Verdict(
+            "False",
+            "RingDown",
+            bounded(
+                f"{', '.join(waiting)}: every stage is ready, and no token goes round the ring any more: it is tried "
+                "again without end; look at the members' logs and at NetworkPolicies in the namespace"
+            ),
+        )
     return Verdict(
         "False",
         "JoiningRing",
@@ -256,25 +274,36 @@ def _progressing(snapshot: Snapshot, decision: Decision, found: Diagnosis, ready
     return Verdict("True", ready.reason, ready.message)
 
 
-def _degraded(
-    snapshot: Snapshot, found: Diagnosis, ready: Verdict, before: Mapping[str, Any], generation: int
-) -> Verdict:
+def _degraded(snapshot: Snapshot, found: Diagnosis, ready: Verdict, before: Mapping[str, Any]) -> Verdict:
     asked = snapshot.pipe.spec.replicas
     if ready.status == "True" or asked == 0:
         return Verdict("False", "AsAsked", "there are as many replicas as asked")
     # It is a rollout until this generation was Ready once; after that, what is missing is missing.
-    last_ready, last_degraded = condition_in(before, "Ready"), condition_in(before, "Degraded")
-    settled = any(
-        last.get("status") == "True" and last.get("observedGeneration") == generation
-        for last in (last_ready, last_degraded)
-    )
-    if not settled:
+    if not _was_ready(before, snapshot):
         return Verdict("False", "RollingOut", "the replicas of this spec are being brought up: see the condition Ready")
     return Verdict(
         "True",
         "FewerReplicas",
         bounded(f"{found.ready_chains} of {_count(asked, 'replica')} answer: {ready.message}"),
     )
+
+
+def _was_ready(before: Mapping[str, Any], snapshot: Snapshot) -> bool:
+    """Whether this generation was Ready once: it still is, or it is Degraded since."""
+    generation = snapshot.pipe.metadata.generation or 0
+    return any(
+        last.get("status") == "True" and last.get("observedGeneration") == generation
+        for last in (condition_in(before, "Ready"), condition_in(before, "Degraded"))
+    )
+
+
+def _went_down(end: Member, before: Mapping[str, Any]) -> bool:
+    """Whether its container ran already when Ready last turned: then it had a ring, and lost it."""
+    turned = time_of(condition_in(before, "Ready").get("lastTransitionTime"))
+    if end.pod is None or turned is None:
+        return False
+    began = [time_of(container_state(status, "running").get("startedAt")) for status in container_statuses(end.pod)]
+    return any(since is not None and since < turned for since in began)
 
 
 def _scaled_to_zero() -> Verdict:
