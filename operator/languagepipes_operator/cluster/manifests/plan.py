@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from functools import lru_cache
 from typing import Any
 
 from languagepipes_api.facts import ModelFacts
@@ -26,6 +27,7 @@ IMAGE_KEY = "node-image"
 _ASIDE = ("reason", "reasons", "node", "hash")
 
 
+@lru_cache(maxsize=64)  # every member of every chain asks
 def content_hash(kept: KeptPlan) -> str:
     """Identifies what members read and run: the plan without its words and preferred nodes, and the image.
 
