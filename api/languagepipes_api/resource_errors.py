@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -16,7 +16,14 @@ from pydantic_core import ErrorDetails
 # Fields of the design whose work comes later: people will try them.
 NOT_YET = frozenset({"quantization", "recovery", "rollout"})
 _VALUE_MAX_CHARACTERS = 80
+_QUOTED_BOOLEANS = ("'true'", "'false'")
 _OTHER_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "cuda": "GPU"}
+
+
+class MapKey(str):
+    """A part of a path that is a map's key and no field: written in brackets, since it may have dots."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,17 @@ def _sentence(detail: ErrorDetails, location: tuple[str | int, ...], model: type
         case "string_pattern_mismatch":
             return f"{given} does not match {context['pattern']}"
         case "too_long":
-            return f"has {context['actual_length']} entries, more than {context['max_length']}"
+            # Of a map pydantic does not say how many it has.
+            count = context["actual_length"] or len(detail["input"])
+            return f"has {count} entries, more than {context['max_length']}"
         case "too_short":
             return f"has {context['actual_length']} entries, fewer than {context['min_length']}"
         case "int_type":
             return f"{given} is not a whole number{_unquote(detail['input'], int)}"
+        case "bool_type":
+            return (
+                f"{given} is neither true nor false{'; write it without quotes' if given in _QUOTED_BOOLEANS else ''}"
+            )
         case "string_type":
             return f"{given} is not a string; write it in quotes"
         case "model_type" | "model_attributes_type" | "dict_type":
@@ -133,21 +146,38 @@ def _shown(value: object) -> str:
 def _path(location: Sequence[str | int]) -> str:
     path = ""
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+        path += f"[{part}]" if isinstance(part, int | MapKey) else f".{part}" if path else part
     return path
 
 
 def _fields_only(location: tuple[str | int, ...], model: type[BaseModel]) -> tuple[str | int, ...]:
-    """pydantic adds the tags of union members ("int", "str") behind a field's own name; people need none."""
+    """pydantic adds the tags of union members ("int", "str") behind a field's own name; people need none. A map's
+    keys are people's own.
+    """
     kept: list[str | int] = []
     here: type[BaseModel] | None = model
+    in_map = False
     for part in location:
         if isinstance(part, int):
             kept.append(part)
+        elif in_map:
+            kept.append(MapKey(part))
+            in_map = False
         elif here is not None:
             kept.append(part)
+            in_map = _is_map(here, part)
             here = _field_model(here, part)
     return tuple(kept)
+
+
+def _is_map(model: type[BaseModel], alias: str) -> bool:
+    return any(
+        alias == (field.alias or name) and _has_map(field.annotation) for name, field in model.model_fields.items()
+    )
+
+
+def _has_map(annotation: object) -> bool:
+    return get_origin(annotation) is dict or any(_has_map(argument) for argument in get_args(annotation))
 
 
 def _model_at(location: Sequence[str | int], model: type[BaseModel]) -> type[BaseModel] | None:

@@ -389,6 +389,19 @@ class PipeSpec(ResourceModel):
         }
         return tuple(field for field, value in used.items() if value is not None)
 
+    def without_cluster_only(self) -> PipeSpec:
+        """The same with those fields at their defaults."""
+        stages = self.stages.items and tuple(each.model_copy(update={"template": None}) for each in self.stages.items)
+        return self.model_copy(
+            update={
+                "end_model": self.end_model.model_copy(update={"template": None}),
+                "stages": self.stages.model_copy(update={"template": None, "items": stages}),
+                "cache": None,
+                "network_policy": NetworkPolicySpec(),
+                "paused": False,
+            }
+        )
+
 
 class Metadata(ResourceModel):
     """Kubernetes' ObjectMeta (k8s.io/apimachinery/pkg/apis/meta/v1), of which we use name, namespace, uid,

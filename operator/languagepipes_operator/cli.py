@@ -92,6 +92,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     here = arguments.place == "here"
     pipe = read_pipe(arguments.file, local=here)
+    if here:
+        pipe = _without_cluster_only(pipe, arguments.command)
     if pipe.spec.model.source.startswith("pvc://"):
         raise CommandError(
             f"spec.model.source: {pipe.spec.model.source!r} can be read only inside the cluster that has the claim"
@@ -137,6 +139,7 @@ def _up(arguments: argparse.Namespace) -> int:
             f"the same "
             "cores; set it to 1, or use a cluster"
         )
+    pipe = _without_cluster_only(pipe, arguments.command)
     from languagepipes_operator.local import up
 
     return up.run(pipe, up_options.UpOptions.from_arguments(arguments))
@@ -174,6 +177,14 @@ def read_pipe(file: Path, *, local: bool) -> LanguagePipe:
     except ResourceError as error:
         raise CommandError(f"{file} is refused:\n" + "\n".join(f"  {problem}" for problem in error.problems)) from error
     return pipe.seen_from(file.absolute().parent)
+
+
+def _without_cluster_only(pipe: LanguagePipe, command: str) -> LanguagePipe:
+    """The pipe as this machine can run it. Says in one line what of it is ignored, since only a cluster has it."""
+    if ignored := pipe.spec.cluster_only:
+        fields = ", ".join(f"spec.{field}" for field in ignored)
+        print(f"languagepipes {command}: ignored on this machine, for a cluster alone: {fields}", file=sys.stderr)
+    return pipe.model_copy(update={"spec": pipe.spec.without_cluster_only()})
 
 
 def _token_file(pipe: LanguagePipe, secrets_dir: Path | None) -> Path | None:

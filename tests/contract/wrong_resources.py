@@ -55,6 +55,22 @@ def _list(entries: str, *messages: str) -> Wrong:
     return _stages(f"count: $remove, list: {entries}", *messages)
 
 
+def _template(text: str, *messages: str) -> Wrong:
+    """messages: paths from the template on."""
+    whole = tuple(f"spec.endModel.template.{message}" for message in messages)
+    return Wrong(f"template {text}", f"spec: {{endModel: {{template: {{{text}}}}}}}", whole)
+
+
+def _node_affinity(requirement: str, *messages: str) -> Wrong:
+    """messages: paths from the requirement on."""
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    term = f"nodeSelectorTerms: [{{matchExpressions: [{{{requirement}}}]}}]"
+    path = f"affinity.nodeAffinity.{required}.nodeSelectorTerms[0].matchExpressions[0]"
+    return _template(
+        f"affinity: {{nodeAffinity: {{{required}: {{{term}}}}}}}", *(f"{path}.{message}" for message in messages)
+    )
+
+
 _NAME = "metadata.name must be a DNS label of at most 40 characters: a-z, 0-9 and -, starting with a letter"
 _SCHEMES = "source must start with hf://, pvc:// or https:// (file:// is for `languagepipes up` alone)"
 _HUB = "an hf:// source is hf://OWNER/NAME, or hf://OWNER/NAME/FILE.gguf for one GGUF file"
@@ -207,6 +223,91 @@ WRONG = (
         "spec: {server: {apiKeysSecretRef: {name: keys, key: a}}}",
         ("spec.server.apiKeysSecretRef.key: unknown field; known here: name",),
     ),
+    # the cache, network policies, a pause
+    Wrong("cache without size", "spec: {cache: {}}", ("spec.cache.size: is required",)),
+    Wrong("cache of nothing", "spec: {cache: {size: 0}}", ("spec.cache.size: 0 is less than 1",)),
+    Wrong(
+        "cache in unknown units",
+        "spec: {cache: {size: 40GB}}",
+        ("spec.cache.size: '40GB' is no amount of memory; write it like 12Gi, 500M or 1e9",),
+    ),
+    Wrong(
+        "a StorageClass without a name",
+        "spec: {cache: {size: 1Gi, storageClassName: ''}}",
+        ("spec.cache.storageClassName: is empty; give it a value or remove it",),
+    ),
+    Wrong(
+        "a quoted pause",
+        "spec: {paused: 'true'}",
+        ("spec.paused: 'true' is neither true nor false; write it without quotes",),
+    ),
+    Wrong("a pause in numbers", "spec: {paused: 1}", ("spec.paused: 1 is neither true nor false",)),
+    Wrong(
+        "an unknown network policy",
+        "spec: {networkPolicy: {ingress: []}}",
+        ("spec.networkPolicy.ingress: unknown field; known here: enabled",),
+    ),
+    # templates
+    _stages(
+        "count: $remove, template: {}, list: [{name: a}]",
+        "spec.stages.template: template goes with count; in a list each entry has its own",
+    ),
+    _stages(
+        f"template: {{nodeSelector: {{{', '.join(f'k{place}: a' for place in range(17))}}}}}",
+        "spec.stages.template.nodeSelector: has 17 entries, more than 16",
+    ),
+    _list(
+        "[{name: a, template: {imagePullSecrets: [pull]}}]",
+        "spec.stages.list[0].template.imagePullSecrets[0]: 'pull' is not a mapping of fields",
+    ),
+    _template("nodeselector: {}", "nodeselector: unknown field; did you mean nodeSelector?"),
+    _template(
+        "volumes: []",
+        "volumes: unknown field; known here: resources, nodeSelector, tolerations, affinity, "
+        "topologySpreadConstraints, priorityClassName, runtimeClassName, imagePullSecrets",
+    ),
+    _template("priorityClassName: High", f"priorityClassName: 'High' does not match {_SECRET}"),
+    _template(
+        "nodeSelector: {'a b': c}",
+        "nodeSelector: a key of nodeSelector is [PREFIX/]NAME of at most 317 letters, digits, -, _ and .",
+    ),
+    _template("nodeSelector: {a.b/c: true}", "nodeSelector[a.b/c]: true is not a string; write it in quotes"),
+    _template(
+        "nodeSelector: {a: 'b c'}",
+        "nodeSelector[a]: 'b c' does not match ^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
+    ),
+    _template(
+        "resources: {limits: {cpu: two}}",
+        "resources.limits[cpu]: 'two' is no quantity; write it like 2, 500m or 12Gi",
+    ),
+    _template(
+        "resources: {requests: {memory: -1}}",
+        "resources.requests[memory]: -1 is no quantity; write it like 2, 500m or 12Gi",
+    ),
+    _template("tolerations: [{}]", "tolerations[0]: a toleration without key has operator Exists"),
+    _template(
+        "tolerations: [{key: a, operator: Exists, value: b}]",
+        "tolerations[0].value: 'b': operator Exists takes no value",
+    ),
+    _template(
+        "tolerations: [{key: a, tolerationSeconds: 3}]",
+        "tolerations[0].tolerationSeconds: 3: tolerationSeconds goes with effect NoExecute",
+    ),
+    _template(
+        "topologySpreadConstraints: [{maxSkew: 0, topologyKey: z, whenUnsatisfiable: Never}]",
+        "topologySpreadConstraints[0].maxSkew: 0 is less than 1",
+        "topologySpreadConstraints[0].whenUnsatisfiable: 'Never' is none of DoNotSchedule, ScheduleAnyway",
+    ),
+    _template(
+        "topologySpreadConstraints: [{maxSkew: 1, topologyKey: z, whenUnsatisfiable: ScheduleAnyway, minDomains: 2}]",
+        "topologySpreadConstraints[0].minDomains: 2: minDomains goes with whenUnsatisfiable DoNotSchedule",
+    ),
+    _node_affinity("key: a, operator: In", "values: In and NotIn need values, Exists and DoesNotExist take none"),
+    _node_affinity(
+        "key: a, operator: Exists, values: [b]",
+        "values: In and NotIn need values, Exists and DoesNotExist take none",
+    ),
+    _node_affinity("key: a, operator: Gt, values: [x]", "values: Gt and Lt take one whole number"),
     # several at once: all are named
     Wrong(
         "three mistakes",

@@ -64,7 +64,7 @@ MOE = facts(
 )  # fmt: skip
 
 
-def spec(stages: Any, *, model: Any = None, end: Any = None, server: Any = None) -> PipeSpec:
+def spec(stages: Any, *, model: Any = None, end: Any = None, server: Any = None, replicas: int = 1) -> PipeSpec:
     """A valid spec: stages is a count, a list of entries, or the whole field."""
     if not isinstance(stages, dict):
         stages = {"list": stages} if isinstance(stages, list) else {"count": stages}
@@ -77,6 +77,7 @@ def spec(stages: Any, *, model: Any = None, end: Any = None, server: Any = None)
             "endModel": end or {},
             "stages": stages,
             "server": server or {},
+            "replicas": replicas,
         },
     }
     return parse_pipe(resource, local=False).spec

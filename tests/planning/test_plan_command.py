@@ -193,3 +193,23 @@ def test_up_runs_one_replica_only(pipe_file: Path, capsys: pytest.CaptureFixture
     assert cli.main(["up", str(pipe_file)]) == 1
 
     assert "spec.replicas: 2 is more than 1: on one machine several rings" in capsys.readouterr().err
+
+
+def test_what_only_a_cluster_has_is_ignored_with_one_line(pipe_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", str(pipe_file)]) == 0
+    plain = capsys.readouterr()
+    template = "template: {nodeSelector: {a: b}, resources: {limits: {memory: 1Mi}}}"
+    pipe_file.write_text(
+        PIPE.replace("stages: {", "stages: {" + template + ", ")
+        + "  cache: {size: 1Gi}\n  networkPolicy: {enabled: false}\n  paused: true\n"
+    )
+
+    assert cli.main(["plan", str(pipe_file)]) == 0
+
+    ignored = capsys.readouterr()
+    assert ignored.out == plain.out
+    assert ignored.err == (
+        "languagepipes plan: ignored on this machine, for a cluster alone: "
+        "spec.stages.template, spec.cache, spec.networkPolicy, spec.paused\n"
+    )
+    assert plain.err == ""

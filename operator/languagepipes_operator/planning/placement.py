@@ -9,7 +9,7 @@ module knows nodes and requests; it knows neither layers nor models.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from languagepipes_api.plan import Device
@@ -127,16 +127,17 @@ def pack(members: Sequence[Member], nodes: Sequence[Node], *, chains: int, cap_k
 
 
 def rooms(
-    end_model: Member, stage: Member, nodes: Sequence[Node], *, stages: int, chains: int, tight: bool
+    end_model: Member, stage: Member, nodes: Sequence[Node], *, stages: int, chains: int, tight: bool, together: int
 ) -> list[int]:
     """How much memory of its device each of `stages` like stages may take on these unlike nodes, the largest first;
     empty if there is no way.
 
     The End Models go first, to the node that they fill best (tight) or least. Then stages are shared out to nodes as
-    D'Hondt shares out seats: each goes where it leaves all those there the most. stage: its smallest form. With several
-    chains, a stage's room is the least that any chain has for it.
+    D'Hondt shares out seats, at most `together` to a node: each goes where it leaves all those there the most. With
+    several chains, a stage's room is the least that any chain has for it.
     """
     trays = [_Tray(node) for node in nodes if node.schedulable]
+    stage = replace(stage, device_bytes=0)  # any GPU will do, with as many layers as it holds
     preference = _tight if tight else _roomy
     for _ in range(chains if _left_to_scheduler(end_model, nodes) is None else 0):
         able = [tray for tray in trays if tray.why_not(end_model, cap_kv=False) == ""]
@@ -153,7 +154,11 @@ def rooms(
     else:
         shared: dict[str, int] = {}
         for _ in range(stages * chains):
-            able = [tray for tray in trays if why_not(stage.template, tray.node) == ""]
+            able = [
+                tray
+                for tray in trays
+                if shared.get(tray.node.name, 0) < together and why_not(stage.template, tray.node) == ""
+            ]
             if not able:
                 return []
             best = max(able, key=lambda tray: (tray.free_bytes // (shared.get(tray.node.name, 0) + 1), tray.node.name))
@@ -223,12 +228,13 @@ _Preference = Callable[[_Tray, Member], tuple[int, bool, int, str]]
 
 @dataclass(frozen=True)
 class _Stuck:
-    """The farthest that a search came: so many members placed, and then this one found only so much memory free."""
+    """The farthest that a search came: so many members placed, and then this one found no node. lacking: by node, what
+    was missing there (`_Tray.why_not`) and how much of it was left, to people.
+    """
 
     placed: int
     member: Member
-    free_bytes: int
-    node: str
+    lacking: Mapping[str, tuple[str, str]]
 
 
 @dataclass
@@ -252,7 +258,7 @@ def _search(
         return []
     trays = [_Tray(node) for node in _useful(order, nodes)]
     levels: list[_Level] = []
-    deepest = _Stuck(-1, order[0][1], 0, "")
+    deepest = _Stuck(-1, order[0][1], {})
     for _ in range(_MOST_STEPS + len(order)):
         if len(levels) == len(order) and levels[-1].taken is not None:
             return [level.seat for level in levels if level.seat is not None]
@@ -265,9 +271,7 @@ def _search(
             level.taken = tray
             continue
         if len(levels) - 1 > deepest.placed:
-            allowed = [tray for tray in trays if why_not(member.template, tray.node) == ""]
-            most = max(allowed, key=lambda tray: (tray.free_bytes, tray.node.name))
-            deepest = _Stuck(len(levels) - 1, member, most.free_bytes, most.node.name)
+            deepest = _Stuck(len(levels) - 1, member, _lacking(trays, member, cap_kv=cap_kv))
         levels.pop()
         if not levels:
             break
@@ -276,6 +280,21 @@ def _search(
             former.taken.put(order[len(levels) - 1][1], -1)
             former.taken = None
     return deepest
+
+
+def _lacking(trays: Sequence[_Tray], member: Member, *, cap_kv: bool) -> dict[str, tuple[str, str]]:
+    left: dict[str, Callable[[_Tray], str]] = {
+        "memory": lambda tray: (
+            f"{format_bytes(tray.free_bytes)} of memory free, "
+            f"{format_bytes(member.memory_bytes - tray.free_bytes)} short"
+        ),
+        "gpus": lambda tray: f"{tray.free_gpus} GPUs free" if tray.node.gpus else "no GPU",
+        "device": lambda tray: f"GPUs of {format_bytes(tray.gpu_memory or 0)}",
+        "cpus": lambda tray: f"{float(tray.free_cpus or 0):g} CPUs free",
+        "kv": lambda tray: f"{format_bytes(tray.kv_room)} left for KV",
+    }
+    found = ((tray, tray.why_not(member, cap_kv=cap_kv)) for tray in trays)
+    return {tray.node.name: (kind, left[kind](tray)) for tray, kind in found if kind in left}
 
 
 def _choices(trays: Sequence[_Tray], member: Member, preference: _Preference, *, cap_kv: bool) -> Iterator[_Tray]:
@@ -405,18 +424,21 @@ def _too_large(member: Member, able: Sequence[Node]) -> PlanError | None:
 
 
 def _in_pieces(stuck: _Stuck, members: Sequence[Member], nodes: Sequence[Node], chains: int) -> PlanError:
-    short = stuck.member.memory_bytes - stuck.free_bytes
-    found = (
-        f"its {format_bytes(stuck.member.memory_bytes)} find {format_bytes(stuck.free_bytes)} on {stuck.node} at most: "
-        f"{format_bytes(short)} short"
-        if short > 0
-        else "what its template asks for besides memory is gone"
-    )
+    kinds = {kind for kind, _ in stuck.lacking.values()}
+    reason = "InsufficientMemory"
+    asks = [f"{format_bytes(stuck.member.memory_bytes)} of memory"]
+    if stuck.member.gpus:
+        asks.append(f"{_count(stuck.member.gpus, 'GPU')} with {format_bytes(stuck.member.device_bytes)}")
+        reason = "InsufficientGPUs" if kinds == {"gpus"} else reason
+    if stuck.member.cpus:
+        asks.append(f"{float(stuck.member.cpus):g} CPUs")
+        reason = "InsufficientCPU" if kinds == {"cpus"} else reason
+    left = "; ".join(f"{node}: {text}" for node, (_, text) in list(stuck.lacking.items())[:_SHOWN_NODES])
     return PlanError(
-        "InsufficientMemory",
+        reason,
         f"{_rings(chains)}{_members(members)} do not fit on {_count(len(nodes), 'node')} together: with the others "
-        f"placed, {stuck.member.title} finds no node; {found}: take more and smaller stages, a shorter "
-        "maxContextLength, fewer replicas, or a larger node",
+        f"placed, {stuck.member.title}, which asks for {' and '.join(asks)}, finds no node ({left}): take more and "
+        "smaller stages, a shorter maxContextLength, fewer replicas, or a larger node",
     )
 
 

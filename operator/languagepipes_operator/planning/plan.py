@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from languagepipes_api.facts import ModelFacts
 from languagepipes_api.names import WIRE_VERSION
@@ -350,9 +351,11 @@ def _fitting(
     if isinstance(packed, Packed) or len(stages) < 2:
         return equal
     device, middle = stages[0].device, LayerRange(equal[0].layers.start, equal[-1].layers.stop)
-    for tight in (True, False):
-        smallest = min(stages, key=lambda stage: stage.memory_bytes)
-        caps = rooms(end_model, smallest, nodes, stages=len(stages), chains=max(1, spec.replicas), tight=tight)
+    need = packed.member.device_bytes or packed.member.memory_bytes
+    chains = max(1, spec.replicas)
+    evenly = -(-len(stages) * chains // len(nodes))
+    for together, tight in product((evenly, len(stages) * chains), (True, False)):
+        caps = rooms(end_model, stages[0], nodes, stages=len(stages), chains=chains, tight=tight, together=together)
         slots = [Slot(fits=_within(cap, sizes, device)) for cap in caps]
         ranges = split(_costs(sizes, middle), slots, first=middle.start)
         if ranges is None:
@@ -362,12 +365,12 @@ def _fitting(
                 share.stage,
                 layers,
                 f"{len(layers)} of {len(middle)} layers: an equal split does not fit the nodes "
-                f"({packed.member.title} would ask for {format_bytes(packed.member.memory_bytes)}), this one does",
+                f"({packed.member.title} would need {format_bytes(need)}), this one does",
             )
             for share, layers in zip(equal, ranges, strict=True)
         )
         stations = _stations(spec, sizes, local, tail, shares)
-        if isinstance(pack([each.member(sequence) for each in stations], nodes, chains=max(1, spec.replicas)), Packed):
+        if isinstance(pack([each.member(sequence) for each in stations], nodes, chains=chains), Packed):
             return shares
     return equal
 
