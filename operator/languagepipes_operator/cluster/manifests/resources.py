@@ -24,10 +24,9 @@ STORE_CPU_REQUEST = "100m"
 # A GPU member's main memory: the process, CUDA's libraries and the buffers that weights pass through.
 GPU_HOST_REQUEST_BYTES = 2 * _GIB
 GPU_HOST_LIMIT_BYTES = 4 * _GIB
-# The store's pages of files are the kernel's to take back; converting a GGUF file takes its largest tensors, widened.
+# The store's pages of files are the kernel's to take back, and a GGUF file is converted a few rows at a time.
 STORE_REQUEST_BYTES = 256 * _MIB
 STORE_LIMIT_BYTES = 2 * _GIB
-STORE_CONVERTING_LIMIT_BYTES = 8 * _GIB
 
 
 def member_resources(
@@ -48,12 +47,11 @@ def member_resources(
     return _merged({"cpu": MEMBER_CPU_REQUEST, "memory": quantities.of_bytes(request)}, limits, template)
 
 
-def store_resources(*, converting: bool) -> dict[str, dict[str, str]]:
-    """converting: the source is a GGUF file."""
-    limit = STORE_CONVERTING_LIMIT_BYTES if converting else STORE_LIMIT_BYTES
+def store_resources() -> dict[str, dict[str, str]]:
+    """The same for every model."""
     return _merged(
         {"cpu": STORE_CPU_REQUEST, "memory": quantities.of_bytes(STORE_REQUEST_BYTES)},
-        {"memory": quantities.of_bytes(limit)},
+        {"memory": quantities.of_bytes(STORE_LIMIT_BYTES)},
         {},
     )
 

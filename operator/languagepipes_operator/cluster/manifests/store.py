@@ -93,7 +93,7 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
             token_file=None if token is None else Path(names.TOKEN_FILE),
             volumes_dir=Path(names.VOLUMES_DIR) if source.scheme == "pvc" else None,
         ),
-        resources=resources.store_resources(converting=model.source.endswith(".gguf")),
+        resources=resources.store_resources(),
         ports={"store": STORE_PORT, "telemetry": TELEMETRY_PORT},
         files=files,
     )
