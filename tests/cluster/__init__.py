@@ -5,8 +5,9 @@ Everything runs from one program built here (`programs.py`), as child processes 
 
 from __future__ import annotations
 
+from cluster.cluster import Cluster
 from cluster.control_plane import ControlPlane
 from cluster.fake_nodes import FakeNode
 from cluster.parts import ClusterError
 
-__all__ = ["ClusterError", "ControlPlane", "FakeNode"]
+__all__ = ["Cluster", "ClusterError", "ControlPlane", "FakeNode"]

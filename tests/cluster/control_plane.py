@@ -51,11 +51,11 @@ class ControlPlane:
         scheduler: bool = True,
         controller_manager: bool = True,
         service_cidr: str = SERVICE_CIDR,
-        cluster_cidr: str | None = None,
         api_server_flags: Sequence[str] = (),
     ) -> None:
         self.address = address or _loopback_address()
         self.url = f"https://{self.address}:{API_PORT}"
+        self._on_loopback = ipaddress.ip_address(self.address).is_loopback
         self._temporary = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="languagepipes-control-plane-"))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,6 @@ class ControlPlane:
         self.logs = self.folder / "logs"
         self.parts = Parts(self.logs)
         self.service_cidr = service_cidr
-        self._cluster_cidr = cluster_cidr
         self._scheduler = scheduler
         self._controller_manager = controller_manager
         self._api_server_flags = tuple(api_server_flags)
@@ -204,7 +203,7 @@ class ControlPlane:
                 f"--service-cluster-ip-range={self.service_cidr}",
                 "--authorization-mode=Node,RBAC",
                 "--enable-admission-plugins=NodeRestriction",
-                "--endpoint-reconciler-type=none",
+                *(["--endpoint-reconciler-type=none"] if self._on_loopback else []),  # loopback is no endpoint
                 "--allow-privileged=true",
                 "--profiling=false",
                 *self._api_server_flags,
@@ -234,13 +233,6 @@ class ControlPlane:
     def _start_controller_manager(self) -> None:
         leaf = self.client("kube-controller-manager", common_name="system:kube-controller-manager")
         kubeconfig = self.write_kubeconfig(self.folder / "kube-controller-manager.kubeconfig", leaf)
-        network = ["--allocate-node-cidrs=false"]
-        if self._cluster_cidr:
-            network = [
-                "--allocate-node-cidrs=true",
-                f"--cluster-cidr={self._cluster_cidr}",
-                f"--service-cluster-ip-range={self.service_cidr}",
-            ]
         self.parts.start(
             "kube-controller-manager",
             [
@@ -259,7 +251,7 @@ class ControlPlane:
                 "--leader-elect=false",
                 "--profiling=false",
                 *(f"--{name}={value}" for name, value in NODE_LIFECYCLE_FLAGS.items()),
-                *network,
+                "--allocate-node-cidrs=false",
             ],
         )
 

