@@ -30,7 +30,9 @@ class ApiServer:
         host, _, port = listen.rpartition(":")
         host = host.strip("[]") or "0.0.0.0"  # noqa: S104 (a pod serves its network)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
+        # All addresses means both families, as for every other port of a member.
+        both = host == "::" and socket.has_dualstack_ipv6()
+        self._socket = socket.create_server((host, int(port)), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
         config = uvicorn.Config(
             app,
             loop="uvloop",
