@@ -36,7 +36,7 @@ class ImageStore:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def hold(self, archives: Sequence[Path]) -> None:
-        """Hold the pause image and the images of these archives, and no others.
+        """Hold the pause image and the images of these archives; drop those whose archives changed or are gone.
 
         An archive is known by its path, size and time of change: what is held costs nothing. Raises ClusterError.
         """
@@ -44,11 +44,11 @@ class ImageStore:
         record = self.folder / "archives.json"
         with self._locked():
             held: dict[str, list[str]] = json.loads(record.read_text()) if record.exists() else {}
-            if held.keys() == wanted.keys():
+            if wanted.keys() <= held.keys():
                 return
             record.unlink(missing_ok=True)  # until this is done, nothing is known to be held
             with self._containerd() as ctr:
-                kept = {key: held[key] for key in wanted if key in held}
+                kept = {key: images for key, images in held.items() if _is_current(key)}
                 for key in wanted.keys() - kept.keys():
                     kept[key] = self._add(ctr, wanted[key])
                 self._drop_all_but(ctr, {image for images in kept.values() for image in images})
@@ -189,4 +189,10 @@ def containerd_config(*, root: Path, state: Path, socket: Path, cni_folder: Path
 
 def _key(archive: Path) -> str:
     facts = archive.stat()
-    return f"{archive.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    return f"{facts.st_size} {facts.st_mtime_ns} {archive.resolve()}"
+
+
+def _is_current(key: str) -> bool:
+    """Whether the archive is still there as it was."""
+    archive = Path(key.split(" ", 2)[2])
+    return archive.exists() and _key(archive) == key

@@ -1,0 +1,94 @@
+"""Build the programs of a test cluster from Kubernetes' published modules, once, into the user's cache.
+
+From empty caches the big one takes about eight minutes on two cores; the others are built beside it. What is there
+already costs nothing, and whoever asks while another builds waits for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cluster import programs
+from cluster.parts import ClusterError
+
+STRIPPED = ("-trimpath", "-buildvcs=false")
+STATIC = {"CGO_ENABLED": "0"}
+
+
+def build(say: Callable[[str], None] = print) -> Path:
+    """The folder with all programs, built if they are not there. Raises ClusterError with the compiler's words."""
+    folder = programs.folder()
+    steps: dict[str, Callable[[Path], None]] = {
+        "cluster": _build_cluster,
+        "pause": _build_pause,
+        "coredns": lambda path: _install(programs.COREDNS, path),
+        "helm": lambda path: _install(programs.HELM, path),
+        "local-path-provisioner": lambda path: _install(programs.LOCAL_PATH_PROVISIONER, path),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        missing = {name: step for name, step in steps.items() if not (folder / name).exists()}
+        if not missing:
+            return folder
+        if shutil.which("go") is None:
+            raise ClusterError("building the test cluster's programs needs Go 1.26 or newer: https://go.dev/dl")
+        say(f"Building {', '.join(missing)} (from nothing 8 to 15 min on two cores; kept in {folder})")
+
+        def make(name: str) -> None:
+            began = time.monotonic()
+            partial = folder / f"{name}.partial"
+            missing[name](partial)
+            partial.rename(folder / name)
+            say(f"  {name}: {time.monotonic() - began:.0f} s")
+
+        # Two at a time: one that downloads or links beside one that compiles.
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            list(pool.map(make, missing))
+    return folder
+
+
+def _build_cluster(path: Path) -> None:
+    found = re.search(r"k8s\.io/kubernetes v((\d+)\.(\d+)\.\d+)", (programs.HERE / "go.mod").read_text())
+    if found is None:
+        raise ClusterError("go.mod names no version of k8s.io/kubernetes")
+    version, major, minor = found.groups()
+    package = "k8s.io/component-base/version"
+    values = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    settings = " ".join(f"-X {package}.{name}={value}" for name, value in values.items())
+    _go("build", *STRIPPED, "-ldflags", f"-s -w {settings}", "-o", str(path), ".")
+
+
+def _build_pause(path: Path) -> None:
+    _go("build", *STRIPPED, "-ldflags", "-s -w", "-o", str(path), "./pause", environment=STATIC)
+
+
+def _install(module: str, path: Path) -> None:
+    """`go install` of a published program, outside of our module."""
+    with TemporaryDirectory(dir=path.parent) as folder:
+        environment = {**STATIC, "GOBIN": folder}
+        _go("install", *STRIPPED, "-ldflags", "-s -w", module, folder=Path(folder), environment=environment)
+        (program,) = Path(folder).iterdir()
+        program.rename(path)
+
+
+def _go(*arguments: str, folder: Path = programs.HERE, environment: Mapping[str, str] | None = None) -> None:
+    result = subprocess.run(
+        ["nice", "go", *arguments],
+        cwd=folder,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise ClusterError(f"go {' '.join(arguments)}:\n{result.stderr[-4000:]}")
