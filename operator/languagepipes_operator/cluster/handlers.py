@@ -2,19 +2,87 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
 import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import kopf
 from languagepipes_api.names import API_GROUP, API_VERSION
 
-from languagepipes_operator.cluster.informer import SILENCE_SECONDS, key_of
+from languagepipes_operator.cluster.informer import SILENCE_SECONDS, ObjectKey, key_of
 from languagepipes_operator.cluster.kinds import PIPE
 from languagepipes_operator.cluster.kube import Kube
-from languagepipes_operator.cluster.pipes import Pipes
 
 
-def registry_of(pipes: Pipes, kube: Kube) -> kopf.OperatorRegistry:
+class _ForEver:
+    """Delays in seconds without an end: an API server that is away for an hour must not end this process."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((0.5, 1.0, 2.0, 4.0), itertools.repeat(8.0))
+
+
+async def feed(
+    kube: Kube,
+    namespaces: Sequence[str],
+    *,
+    on_seen: Callable[[dict[str, Any]], None],
+    on_gone: Callable[[ObjectKey, str], None],
+) -> None:
+    """Run kopf and tell of each pipe that it sees; ends, or raises, only with kopf itself. namespaces: none for all.
+
+    kopf has a thread and an event loop of its own: it takes over its loop's signals, and cancels whatever else runs
+    there when it ends. The callbacks are called in the caller's loop.
+    """
+    loop = asyncio.get_running_loop()
+    stop, ended = threading.Event(), loop.create_future()
+
+    def tell(event: kopf.RawEvent) -> None:
+        body = cast("dict[str, Any]", event["object"])
+        raw = {**body, "metadata": dict(body["metadata"])}
+        if event["type"] == "DELETED":
+            loop.call_soon_threadsafe(on_gone, key_of(raw), raw["metadata"]["uid"])
+        else:
+            loop.call_soon_threadsafe(on_seen, raw)
+
+    def run() -> None:
+        problem: BaseException | None = None
+        try:
+            asyncio.run(
+                kopf.operator(
+                    registry=_registry(kube, tell),
+                    settings=_settings(),
+                    standalone=True,
+                    clusterwide=not namespaces,
+                    namespaces=namespaces,
+                    stop_flag=stop,
+                )
+            )
+        except BaseException as error:
+            problem = error
+        with contextlib.suppress(RuntimeError):  # the caller's loop is closed
+            loop.call_soon_threadsafe(_settle, ended, problem)
+
+    threading.Thread(target=run, name="kopf", daemon=True).start()
+    try:
+        await ended
+    finally:
+        stop.set()
+
+
+def _settle(future: asyncio.Future[None], problem: BaseException | None) -> None:
+    if future.done():
+        return
+    if problem is None:
+        future.set_result(None)
+    else:
+        future.set_exception(problem if isinstance(problem, Exception) else RuntimeError(repr(problem)))
+
+
+def _registry(kube: Kube, tell: Callable[[kopf.RawEvent], None]) -> kopf.OperatorRegistry:
     """The handlers, as values of one operator: kopf's default registry is the whole process's."""
     registry = kopf.OperatorRegistry()
 
@@ -25,17 +93,12 @@ def registry_of(pipes: Pipes, kube: Kube) -> kopf.OperatorRegistry:
 
     @kopf.on.event(API_GROUP, API_VERSION, PIPE.plural, registry=registry)
     async def seen(event: kopf.RawEvent, **_: Any) -> None:
-        body = cast("dict[str, Any]", event["object"])
-        raw = {**body, "metadata": dict(body["metadata"])}
-        if event["type"] == "DELETED":
-            pipes.gone(key_of(raw), raw["metadata"]["uid"])
-        else:
-            pipes.seen(raw)
+        tell(event)
 
     return registry
 
 
-def settings_of() -> kopf.OperatorSettings:
+def _settings() -> kopf.OperatorSettings:
     """What makes kopf a plain, patient reader."""
     settings = kopf.OperatorSettings()
     settings.peering.standalone = True
@@ -46,9 +109,10 @@ def settings_of() -> kopf.OperatorSettings:
     settings.watching.client_timeout = 5 * 60 + 30
     settings.watching.connect_timeout = 10
     settings.watching.inactivity_timeout = SILENCE_SECONDS
+    settings.queueing.exit_timeout = 0.5
     settings.networking.connect_timeout = 10
     settings.networking.request_timeout = 60
-    settings.networking.error_backoffs = (0.5, 1, 2, 4, 8, 8, 8, 8)
+    settings.networking.error_backoffs = _ForEver()
     return settings
 
 
@@ -72,3 +136,5 @@ async def connection_of(kube: Kube) -> kopf.ConnectionInfo:
 def quiet() -> None:
     """kopf says at INFO what is of no interest where it only reads."""
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    # It warns that it cannot have the signals of a thread that is not the main one: so it shall be.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

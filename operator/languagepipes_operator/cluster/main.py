@@ -44,15 +44,17 @@ async def _run(settings: OperatorSettings) -> None:
     async with connect(metrics) as kube:
         where = ", ".join(settings.namespaces) or "all namespaces"
         log.info("serving %s of %s as %s", where, kube.host, settings.identity)
-        serving = asyncio.ensure_future(
-            serve(settings, kube, metrics, lambda address: log.info("telemetry on %s", address))
-        )
+        serving = asyncio.ensure_future(serve(settings, kube, metrics, on_listen=_say_address))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, serving.cancel)
         with contextlib.suppress(asyncio.CancelledError):
             await serving
         log.info("stopped")
+
+
+def _say_address(address: str) -> None:
+    log.info("telemetry on %s", address)
 
 
 def _refuse(text: str) -> int:

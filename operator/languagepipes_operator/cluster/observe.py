@@ -15,10 +15,10 @@ from fractions import Fraction
 import httpx
 from languagepipes_api.names import TELEMETRY_PORT
 from languagepipes_api.quantity import parse_resource_quantity
-from languagepipes_api.spec import parse_pipe
+from languagepipes_api.spec import LanguagePipe, parse_pipe
 from pydantic import BaseModel, ValidationError
 
-from languagepipes_operator.cluster import membership, pki
+from languagepipes_operator.cluster import membership, pki, plans
 from languagepipes_operator.cluster.apply import owned_by, title
 from languagepipes_operator.cluster.caches import Caches, pipes_of
 from languagepipes_operator.cluster.informer import ObjectKey
@@ -36,6 +36,7 @@ from languagepipes_operator.cluster.kinds import (
     Kind,
 )
 from languagepipes_operator.cluster.kube import Kube, KubeError
+from languagepipes_operator.cluster.manifests.labels import ANNOTATION_INPUTS
 from languagepipes_operator.cluster.snapshot import Children, Manifest, MemberReport, Snapshot
 from languagepipes_operator.cluster.stores import Address, Stores
 from languagepipes_operator.planning.nodes import Node, Taint
@@ -75,13 +76,14 @@ class Observer:
         metadata = raw["metadata"]
         key = ObjectKey(metadata["namespace"], metadata["name"])
         now = datetime.now(UTC)
+        pipe = parse_pipe(raw, local=False)
         children = self.children(key, metadata["uid"])
         return Snapshot(
-            pipe=parse_pipe(raw, local=False),
+            pipe=pipe,
             raw=raw,
             children=children,
             now=now,
-            nodes=self._nodes(key),
+            nodes=self._nodes(key, wanted=not _is_planned(pipe, children) or _is_unscheduled(children)),
             store=self._stores.latest(key, store_address(children)),
             members=await self._members(children),
             events=await self._events(key.namespace, unwell(children, now)),
@@ -109,10 +111,10 @@ class Observer:
             foreign=foreign,
         )
 
-    def _nodes(self, pipe: ObjectKey) -> tuple[Node, ...] | None:
-        """By name; None where Nodes may not be read."""
+    def _nodes(self, pipe: ObjectKey, *, wanted: bool) -> tuple[Node, ...] | None:
+        """By name; None where Nodes may not be read, or where nothing depends on them: that looks at every pod."""
         found = self._caches.nodes
-        if found is None:
+        if found is None or not wanted:
             return None
         others: dict[str, list[Manifest]] = defaultdict(list)
         for pod in self._caches.pods():
@@ -175,6 +177,18 @@ def unwell(children: Children, now: datetime) -> list[str]:
         if claim.get("status", {}).get("phase") != "Bound" and now - _since(claim, now) >= _UNWELL_AFTER
     ]
     return found
+
+
+def _is_planned(pipe: LanguagePipe, children: Children) -> bool:
+    inputs = plans.inputs_of(pipe.spec)
+    return any(
+        (item["metadata"].get("annotations") or {}).get(ANNOTATION_INPUTS) == inputs
+        for item in children.config_maps.values()
+    )
+
+
+def _is_unscheduled(children: Children) -> bool:
+    return any(not pod.get("spec", {}).get("nodeName") for pod in children.pods.values())
 
 
 def node_of(item: Manifest, others: Iterable[Manifest] = ()) -> Node:

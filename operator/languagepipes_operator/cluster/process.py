@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 
 import httpx
-import kopf
 
 from languagepipes_operator.cluster import handlers, health
 from languagepipes_operator.cluster.apply import Applier, Stale
@@ -36,15 +35,16 @@ _RECHECK_SECONDS = 60.0
 log = logging.getLogger(__name__)
 
 
-class _StopRequested(Exception):
-    """kopf heard the signal."""
-
-
 class Operator:
     """Serves pipes until it is cancelled."""
 
     def __init__(
-        self, kube: Kube, settings: OperatorSettings, metrics: Metrics, *, timing: Timing | None = None
+        self,
+        kube: Kube,
+        settings: OperatorSettings,
+        metrics: Metrics,
+        *,
+        timing: Timing | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
@@ -68,7 +68,6 @@ class Operator:
         applier = Applier(writing, self.caches)
         self._reconciler = Reconciler(writing, self.pipes, observer, applier, self.stores, settings, metrics)
         self._trouble: str | None = "nothing was checked yet"
-        self._kopf_ready = asyncio.Event()
 
     def why_not_ready(self) -> str | None:
         """None for a leader and a standby alike, once all that they watch is known."""
@@ -83,7 +82,7 @@ class Operator:
         self._metrics.leader.set(1 if self.leadership.leads else 0)
 
     async def run(self) -> None:
-        """Until cancelled or a signal comes, or until a part fails that must not (the process is then started again)."""
+        """Until cancelled, or until a part fails that must not, and the process is started again."""
         try:
             await self._wait_for_schema()
             async with asyncio.TaskGroup() as group:
@@ -93,8 +92,6 @@ class Operator:
                 await self._wait_for_caches()
                 log.info("caches are filled: %d pipes", len(self.pipes.known()))
                 group.create_task(self.leadership.run(self._lead), name="lease")
-        except* _StopRequested:
-            log.debug("a signal came")
         finally:
             self.stores.close()
             await self._http.aclose()
@@ -117,24 +114,9 @@ class Operator:
             self.queue.add(key)
 
     async def _feed(self) -> None:
-        """kopf, for as long as this runs: it raises where something in it failed for good.
-
-        On the main thread it takes SIGTERM and SIGINT for itself and returns then.
-        """
-        stop = asyncio.Event()
-        try:
-            await kopf.operator(
-                registry=handlers.registry_of(self.pipes, self._reading),
-                settings=handlers.settings_of(),
-                standalone=True,
-                clusterwide=self._settings.cluster_wide,
-                namespaces=self._settings.namespaces,
-                stop_flag=stop,
-                ready_flag=self._kopf_ready,
-            )
-        finally:
-            stop.set()
-        raise _StopRequested
+        """Until cancelled. Raises where kopf fails for good, or ends."""
+        await handlers.feed(self._reading, self._settings.namespaces, on_seen=self.pipes.seen, on_gone=self.pipes.gone)
+        raise RuntimeError("the watch of LanguagePipes ended; see kopf's messages above")
 
     async def _wait_for_schema(self) -> None:
         last = None
@@ -219,8 +201,14 @@ def _log_failure(key: ObjectKey, error: Exception, seconds: float) -> None:
         log.error("%s: an error that nothing expected; tried again in %.1f s", where, seconds, exc_info=error)
 
 
-async def serve(settings: OperatorSettings, kube: Kube, metrics: Metrics, on_listen: Callable[[str], None]) -> None:
-    """An operator and its telemetry. Raises OSError where the telemetry port is taken."""
+async def serve(
+    settings: OperatorSettings,
+    kube: Kube,
+    metrics: Metrics,
+    *,
+    on_listen: Callable[[str], None],
+) -> None:
+    """An operator and its telemetry, until it is cancelled. Raises OSError where the telemetry port is taken."""
     operator = Operator(kube, settings, metrics)
     async with health.serve(
         settings.listen, metrics, why_not_ready=operator.why_not_ready, before_metrics=operator.before_metrics
