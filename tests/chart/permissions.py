@@ -22,9 +22,9 @@ IN_A_NAMESPACE: set[Permission] = (
     | {("languagepipes.io", "languagepipes", verb, "*") for verb in ("get", "list", "watch")}
     | {("languagepipes.io", "languagepipes/status", verb, "*") for verb in ("get", "patch")}
     | {("", "pods", verb, "*") for verb in ("get", "list", "watch")}
-    | {(group, "events", verb, "*") for group in ("", "events.k8s.io") for verb in ("list", "create", "patch")}
+    | {("", "events", verb, "*") for verb in ("list", "create", "patch")}
 )  # fmt: skip
 NODES: set[Permission] = {("", "nodes", verb, "*") for verb in ("get", "list", "watch")}
 LEASE: set[Permission] = {("coordination.k8s.io", "leases", "create", "*")} | {
-    ("coordination.k8s.io", "leases", verb, OPERATOR) for verb in ("get", "update", "patch")
+    ("coordination.k8s.io", "leases", verb, OPERATOR) for verb in ("get", "update")
 }

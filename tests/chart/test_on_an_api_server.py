@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -110,6 +111,16 @@ class Cluster:
         labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
         self.api.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
         eventually(lambda: self.api.exists(f"/api/v1/namespaces/{name}/serviceaccounts/default"))
+
+    def kubeconfig_of(self, account: str, path: Path) -> Path:
+        """Write the administrator's kubeconfig with a token of the service account "namespace/name" in his stead."""
+        namespace, name = account.split("/")
+        token = self.api.create(f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token", {})["status"]["token"]
+        config = json.loads(Path(self._environment["KUBECONFIG"]).read_text())
+        config["users"][0]["user"] = {"token": token}
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config))
+        return path
 
     def may(self, user: str, permission: Permission, *, namespace: str = "") -> bool:
         """Whether RBAC lets this user, or the service account "namespace/name", do it; namespace "": in all of them."""
@@ -267,6 +278,51 @@ def test_the_operator_for_some_namespaces_reaches_no_other(
     assert cluster.everything_allowed(account, namespace=NARROW) == anyone | LEASE
     for permission in IN_A_NAMESPACE | NODES:
         assert not cluster.may(account, permission), permission
+
+
+@pytest.mark.parametrize(("home", "namespaces"), [(NAMESPACE, ""), (NARROW, "team-a")])
+def test_an_operator_under_its_account_makes_a_pipes_children_and_is_forbidden_nothing(
+    cluster: Cluster, wide: str, narrow: str, home: str, namespaces: str, tmp_path: Path
+) -> None:
+    kubeconfig = cluster.kubeconfig_of(f"{home}/{OPERATOR}", tmp_path / "kubeconfig")
+    settings = {
+        "NODE_IMAGE": "languagepipes-node:0.1.0",
+        "NAMESPACES": namespaces,
+        "POD_NAMESPACE": home,
+        "LEASE_NAME": OPERATOR,
+        "IDENTITY": "operator-0",
+        "LISTEN": "127.0.0.1:0",
+    }
+    environment = {f"LANGUAGEPIPES_OPERATOR_{name}": value for name, value in settings.items()}
+    name = f"of-{home}"
+    pipes = "/apis/languagepipes.io/v1alpha1/namespaces/team-a/languagepipes"
+    cluster.api.create(pipes, {**PIPE, "metadata": {"name": name}})
+
+    def made(collection: str, **selected: str) -> Callable[[], bool]:
+        selected = selected or {"labelSelector": f"languagepipes.io/pipe={name}"}
+        return lambda: bool(cluster.api.get(collection.format("namespaces/team-a"), **selected)["items"])
+
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        operator = subprocess.Popen(
+            [sys.executable, "-m", "languagepipes_operator.cluster.main"],
+            env={**os.environ, "KUBECONFIG": str(kubeconfig), **environment},
+            stdout=file,
+            stderr=file,
+        )
+        try:
+            eventually(made("/api/v1/{}/secrets"))
+            eventually(made("/api/v1/{}/services"))
+            eventually(made("/apis/networking.k8s.io/v1/{}/networkpolicies"))
+            eventually(made("/apis/apps/v1/{}/deployments"))
+            eventually(made("/api/v1/{}/events", fieldSelector=f"involvedObject.name={name}"))
+            eventually(lambda: "conditions" in cluster.api.get(f"{pipes}/{name}").get("status", {}))
+        finally:
+            operator.terminate()
+            operator.wait(timeout=30)
+            cluster.api.delete(f"{pipes}/{name}")
+
+    assert "forbidden" not in log.read_text().lower()
 
 
 def test_who_may_edit_a_namespace_makes_and_scales_pipes_there_and_who_may_view_reads_them(

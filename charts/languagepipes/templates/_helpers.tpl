@@ -109,7 +109,7 @@ makes for a pipe. Pods and events it reads to say what is wrong. */}}
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
-- apiGroups: ["", events.k8s.io]
+- apiGroups: [""]
   resources: [events]
   verbs: [list, create, patch]
 {{- end -}}
