@@ -256,3 +256,15 @@ def pipe_of(name: str, **spec: Any) -> Object:
             **spec,
         },
     }
+
+
+def settled(operator: OperatorProcess, seconds: float = 3.0) -> None:
+    """Wait until nothing was written for that long."""
+    last, since = operator.writes(), time.monotonic()
+    deadline = since + 60
+    while time.monotonic() - since < seconds:
+        time.sleep(0.5)
+        now = operator.writes()
+        if now != last:
+            last, since = now, time.monotonic()
+        assert time.monotonic() < deadline, "writes do not end"

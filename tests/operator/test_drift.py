@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-import pytest
-from operator_world import CHILD_KINDS, Object, World, eventually
+from operator_world import CHILD_KINDS, Object, World, eventually, settled
 
 CACHE = {"cache": {"size": "1Gi"}}
 
@@ -41,7 +40,7 @@ def test_every_kind_of_child_is_repaired_and_an_idle_pipe_costs_no_write(world: 
     eventually(lambda: len(world.list("Deployment")) == 4 and len(world.list("NetworkPolicy")) >= 4)
     assert {item["kind"] for item in world.children()} == set(CHILD_KINDS)
 
-    _settle(operator)
+    settled(operator)
     before, versions = operator.writes(), world.versions()
     for kind in CHILD_KINDS:
         item = world.list(kind)[0]
@@ -71,12 +70,12 @@ def test_every_kind_of_child_is_repaired_and_an_idle_pipe_costs_no_write(world: 
     # Additions by others stay.
     service = world.child("Service", "api")["metadata"]["name"]
     world.api.merge(world.path("Service", service), {"metadata": {"annotations": {"others/note": "mine"}}})
-    _settle(operator)
+    settled(operator)
     assert world.get("Service", service)["metadata"]["annotations"]["others/note"] == "mine"
 
     # Idle.
     before, versions = operator.writes(), world.versions()
-    _settle(operator, seconds=8)
+    settled(operator, seconds=8)
     assert (operator.writes(), world.versions()) == (before, versions)
 
 
@@ -88,7 +87,7 @@ def test_an_object_of_somebody_else_is_never_touched(world: World) -> None:
     world.apply_pipe()
     eventually(lambda: "NameConflict" in str(world.pipe()["status"]["conditions"]), what="NameConflict is told")
     world.api.delete(world.path("LanguagePipe", "pipe"))
-    _settle(operator)
+    settled(operator)
     assert world.get("Service", "pipe")["metadata"] == before["metadata"]
 
 
@@ -109,18 +108,3 @@ def test_children_of_an_earlier_pipe_of_the_same_name_are_waited_for(world: Worl
     eventually(lambda: "WaitingForDeletion" in str(world.pipe()["status"]["conditions"]))
     world.api.merge(world.path("Service", "pipe"), {"metadata": {"finalizers": None}})
     eventually(lambda: world.get("Service", "pipe")["spec"]["ports"][0]["port"] == 80, within_seconds=60)
-
-
-def _settle(operator: object, seconds: float = 3.0) -> None:
-    """Wait until nothing was written for that long."""
-    import time
-
-    last, since = operator.writes(), time.monotonic()  # type: ignore[attr-defined]
-    deadline = since + 60
-    while time.monotonic() - since < seconds:
-        time.sleep(0.5)
-        now = operator.writes()  # type: ignore[attr-defined]
-        if now != last:
-            last, since = now, time.monotonic()
-        if time.monotonic() > deadline:
-            pytest.fail("writes do not end")
