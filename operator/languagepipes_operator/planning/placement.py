@@ -28,8 +28,9 @@ from languagepipes_operator.planning.requests import (
 )
 from languagepipes_operator.planning.selection import matches, selects, why_not
 
-# How many members may be put somewhere, in all attempts of one order, before packing counts as impossible.
-_MOST_STEPS = 5_000
+# How many nodes may be looked at in taking choices back, over one order, before packing counts as impossible: a large
+# cluster must not hold up the operator's other pipes.
+_MOST_LOOKS = 50_000
 _SHOWN_NODES = 4
 
 
@@ -147,7 +148,7 @@ def rooms(
     found: list[int] = []
     if stage.device == "GPU":
         for tray in trays:
-            while tray.gpu_memory is not None and tray.why_not(stage, cap_kv=False) == "":
+            while stage.gpus and tray.gpu_memory is not None and tray.why_not(stage, cap_kv=False) == "":
                 tray.put(stage)
                 found.append(int(tray.gpu_memory * USABLE_FRACTION["GPU"]))
         found = sorted(found, reverse=True)[: stages * chains]
@@ -259,7 +260,7 @@ def _search(
     trays = [_Tray(node) for node in _useful(order, nodes)]
     levels: list[_Level] = []
     deepest = _Stuck(-1, order[0][1], {})
-    for _ in range(_MOST_STEPS + len(order)):
+    for _ in range(2 * len(order) + _MOST_LOOKS // max(1, len(trays))):
         if len(levels) == len(order) and levels[-1].taken is not None:
             return [level.seat for level in levels if level.seat is not None]
         if not levels or levels[-1].taken is not None:
