@@ -21,14 +21,11 @@ from cluster.build import build
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="A real Kubernetes for tests, until Ctrl-C")
-    parser.add_argument("what", choices=("up", "control-plane", "build"))
+    parser.add_argument("what", choices=("up", "control-plane"))
     parser.add_argument("--image", type=Path, action="append", default=[], help="archive that both nodes get")
     parser.add_argument("--kubeconfig", type=Path, help="link to the kubeconfig, as long as the cluster lives")
     options = parser.parse_args()
-    folder = build()
-    if options.what == "build":
-        print(folder)
-        return 0
+    build()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     running = Cluster(images=options.image) if options.what == "up" else ControlPlane()
     with running, contextlib.suppress(KeyboardInterrupt):

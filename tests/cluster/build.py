@@ -1,7 +1,8 @@
 """Build the programs of a test cluster from Kubernetes' published modules, once, into the user's cache.
 
 From empty caches the big one takes about eight minutes on two cores; the others are built beside it. What is there
-already costs nothing, and whoever asks while another builds waits for it.
+already costs nothing, and whoever asks while another builds waits for it. `python3 tests/cluster/build.py` needs no
+environment.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+if __package__ in (None, ""):  # run by its path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cluster import programs
 from cluster.parts import ClusterError
@@ -92,3 +97,16 @@ def _go(*arguments: str, folder: Path = programs.HERE, environment: Mapping[str,
     )
     if result.returncode != 0:
         raise ClusterError(f"go {' '.join(arguments)}:\n{result.stderr[-4000:]}")
+
+
+def main() -> int:
+    try:
+        print(build())
+    except ClusterError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -61,5 +61,5 @@ def kubectl() -> Path:
 def _built(name: str) -> Path:
     program = folder() / name
     if not program.exists():
-        raise ClusterError(f"{name} of the test cluster is not built: run `make cluster`")
+        raise ClusterError(f"{name} of the test cluster is not built: run tests/cluster/build.py")
     return program
