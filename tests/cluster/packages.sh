@@ -11,5 +11,4 @@ done
 echo "Installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update --quiet --quiet
-# A service of the distribution that the package would start is not wanted: the tests run their own.
 apt-get install --yes --quiet --quiet --no-install-recommends "${missing[@]}"

@@ -1,6 +1,7 @@
 """The child processes of a test cluster: a log each, ended by process id, and never outliving this one.
 
-A part is started through setpriv, so that the kernel ends it when this process dies in whatever way.
+A part is started through setpriv, so that the kernel ends it when this process dies in whatever way; it also does
+when the thread that started it ends, so start parts from the main thread.
 """
 
 from __future__ import annotations
