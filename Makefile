@@ -63,14 +63,41 @@ contracts: install ## Check which package may import which
 	$(BIN)/lint-imports
 	$(BIN)/python tests/imports.py
 
+.PHONY: packages
+packages: ## Install the Debian packages that images and the test cluster need (root)
+	$(call say,Debian packages for images and the test cluster)
+	tests/cluster/packages.sh
+
+.PHONY: cluster
+cluster: packages ## Build the programs of the test cluster: Kubernetes, CoreDNS, helm, a provisioner (9 min from nothing)
+	$(call say,Programs of the test cluster)
+	$(PYTHON) tests/cluster/build.py
+
+.PHONY: images
+images: packages $(MODEL) ## Build the container images (5 min from nothing)
+	$(call say,Container images)
+	$(PYTHON) images/build.py
+
+.PHONY: parts
+parts: install model cluster images
+
 .PHONY: test
-test: lint types contracts model ## Everything that CI runs: style, types, contracts and all tests
+test: ## Everything that CI runs: style, types, contracts and all tests, on a real cluster too
+	$(call say,Parts (side by side): packages, images, programs of the test cluster, model)
+	$(MAKE) --no-print-directory --jobs=3 parts
+	$(MAKE) --no-print-directory lint types contracts
 	$(call say,All tests)
 	$(BIN)/pytest
 
+.PHONY: e2e
+e2e: ## The tests on a real cluster of two nodes, alone
+	$(MAKE) --no-print-directory --jobs=3 parts
+	$(call say,Tests on a cluster)
+	$(BIN)/pytest tests/images tests/kubernetes
+
 .PHONY: test-fast
-test-fast: install ## The inner loop: tests that take less than ten seconds and need no model file
-	$(BIN)/pytest -m "not slow and not gpu" -x -q
+test-fast: install ## The inner loop: tests that take less than ten seconds and need no model file and no cluster
+	$(BIN)/pytest -m "not slow and not gpu and not kubernetes" -x -q
 
 .PHONY: test-gpu
 test-gpu: install ## The checks that need a CUDA device
@@ -85,10 +112,6 @@ fuzz: install ## Fuzz the frame parser and the weight-file readers, five minutes
 .PHONY: bench
 bench: install model ## Print the figures: the ring beside transformers generate and language-pipes
 	$(BIN)/python -m benchmarks.run $(OPTIONS)
-
-.PHONY: images
-images: install model ## Build the images with buildah, for the tests on a cluster (root, Debian bookworm)
-	images/build.py
 
 .PHONY: ci
 ci: ## What CI runs
