@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--kubeconfig", type=Path, help="link to the kubeconfig, as long as the cluster lives")
     options = parser.parse_args()
     build()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end it in order
     running = Cluster(images=options.image) if options.what == "up" else ControlPlane()
     with running, contextlib.suppress(KeyboardInterrupt):
         print(f"export KUBECONFIG={running.kubeconfig}  # logs in {running.logs}; Ctrl-C ends it", flush=True)
