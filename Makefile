@@ -93,7 +93,7 @@ test: ## Everything that CI runs: style, types, contracts and all tests, on a re
 e2e: ## The tests on a real cluster of two nodes, alone
 	$(MAKE) --no-print-directory --jobs=3 parts
 	$(call say,Tests on a cluster)
-	$(BIN)/pytest tests/images tests/kubernetes
+	$(BIN)/pytest tests/cluster tests/images tests/kubernetes
 
 .PHONY: test-fast
 test-fast: install ## The inner loop: tests that take less than ten seconds and need no model file and no cluster
