@@ -114,7 +114,7 @@ class Informer:
     def remember(self, item: Manifest) -> None:
         """What a write of ours gave back, until the watch says the same: so that no reconcile sees less than it did.
 
-        `item` becomes the cache's. A watch event that is older than this may replace it for a moment.
+        `item` becomes the cache's.
         """
         known = self._items.get(key_of(item))
         if known is not None and _version(known) >= _version(item):
@@ -183,13 +183,13 @@ class Informer:
                 if event.type == "BOOKMARK":
                     continue
                 if event.type == "DELETED":
-                    if key_of(event.object) in self._items:
-                        self._remove(key_of(event.object))
+                    self.drop(key_of(event.object), event.object["metadata"].get("uid", ""))
                     self._tell(event.object)
                     continue
                 item = self._trim(event.object)
                 known = self._items.get(key_of(item))
-                if known is None or known["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
+                # A write of ours may have brought a newer one already.
+                if known is None or _version(known) < _version(item):
                     self._put(item)
                 # Told even if a write of ours brought it first: others may have changed it in between.
                 self._tell(item)
