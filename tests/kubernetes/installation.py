@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
-from kubectl import CommandFailed, Kubectl
+from kubectl import CommandFailed, Kubectl, wait_for
 from serving import Images
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts/languagepipes"
-NAMESPACE = "languagepipes-system"
+NAMESPACE = "languagepipes"  # as README and docs/chart.md say it: test_readme.py installs there literally
 RELEASE = "languagepipes"
+DEPLOYMENT = "deployment/languagepipes-operator"
+PODS = "app.kubernetes.io/name=languagepipes,app.kubernetes.io/component=operator"
 
 
 class Installation:
@@ -49,6 +52,38 @@ class Installation:
 
     def logs(self) -> str:
         return self.kubectl("logs", "--selector", "app.kubernetes.io/name=languagepipes", "--tail=-1", "--prefix")
+
+    def leader(self) -> str:
+        """The pod that holds the Lease, or nothing."""
+        lease = self.kubectl.get("lease", "languagepipes-operator")
+        return str(lease["spec"].get("holderIdentity") or "")
+
+    def pods(self) -> list[str]:
+        """Operator pods that are neither ending nor over."""
+        return [
+            pod["metadata"]["name"]
+            for pod in self.kubectl.list("pods", PODS)
+            if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") == "Running"
+        ]
+
+    def wait_acting(self, *, other_than: Collection[str] = (), pipes: int = 1, timeout_seconds: float = 60) -> str:
+        """The leading pod, another one than those, once it has reconciled so often. All its first looks are over."""
+
+        def acting() -> str | None:
+            leader = self.leader()
+            if not leader or leader in other_than or leader not in self.pods():
+                return None
+            return leader if self.metric(leader, 'reconciles_total{outcome="done"}') >= pipes else None
+
+        return wait_for("another leader that acts", acting, timeout_seconds=timeout_seconds)
+
+    def metric(self, pod: str, name: str) -> float:
+        """A number of that operator pod's /metrics; 0 where it is not there (yet)."""
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9090/proxy/metrics"
+        lines = self.kubectl("get", "--raw", path).splitlines()
+        return next(
+            (float(line.split()[-1]) for line in lines if line.startswith(f"languagepipes_operator_{name} ")), 0
+        )
 
     def _values(self) -> tuple[str, ...]:
         operator, node = (_named(image) for image in (self._images.operator, self._images.node))
