@@ -83,6 +83,10 @@ class Node:
         """Import an archive of images; their names. Raises ClusterError."""
         return self._ctr.load(archive)
 
+    def ctr(self, *arguments: str) -> str:
+        """What containerd's own client prints, asked about what Kubernetes runs here. Raises ClusterError."""
+        return self._ctr(*arguments)
+
     def _start(self, name: str, argv: Sequence[str | Path]) -> Part:
         assert self._room is not None
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}

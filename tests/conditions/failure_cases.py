@@ -31,9 +31,12 @@ class Case:
     also: str = "StagesReady"
 
 
-def scheduler(message: str, *, stage: int = 2, asks: dict[str, str] | None = None) -> Spoil:
+def scheduler(
+    message: str, *, stage: int = 2, asks: dict[str, str] | None = None, selector: dict[str, str] | None = None
+) -> Spoil:
     def spoil(world: World) -> None:
         pod = unscheduled(world.pod("stage", stage=stage), message)
+        pod["spec"] |= {"nodeSelector": selector} if selector else {}
         pod["spec"]["containers"][0]["resources"] = {"requests": asks or {"cpu": "100m", "memory": "12Gi"}}
 
     return spoil
@@ -278,7 +281,16 @@ CASES = (
             "affinity/selector." + PREEMPTION.format(3)
         ),
         "Unschedulable",
-        ("1 are cordoned", "2 do not match its nodeSelector or affinity", "correct the template, or label a node"),
+        ("1 is cordoned", "2 do not match its nodeSelector or affinity", "correct the template, or label a node"),
+    ),
+    Case(
+        "a selector that its template has",
+        scheduler(
+            "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector." + PREEMPTION.format(1),
+            selector={"zone": "b", "disk": "ssd"},
+        ),
+        "Unschedulable",
+        ("1 does not match its nodeSelector disk=ssd,zone=b", "correct the template, or label a node"),
     ),
     Case(
         "a cluster without nodes",

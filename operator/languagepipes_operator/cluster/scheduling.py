@@ -24,7 +24,6 @@ _GPU = "nvidia.com/gpu"
 # The plugins' words: ours, and what helps.
 _PLAIN: tuple[tuple[str, str, str], ...] = (
     ("Too many pods", "can take no more pods", "add a node, or raise its kubelet's maxPods"),
-    ("node affinity/selector", "do not match its nodeSelector or affinity", "correct the template, or label a node"),
     ("topology spread", "would break its topologySpreadConstraints", "relax them in the template"),
     ("anti-affinity", "are excluded by anti-affinity", "relax the affinity in the template, or add a node"),
     ("pod affinity", "do not match its pod affinity", "relax the affinity in the template"),
@@ -103,17 +102,37 @@ def _in_words(count: str, reason: str, pod: Manifest, nodes: Sequence[Node] | No
     """(what is wrong on how many nodes, what helps)."""
     if reason.startswith("Insufficient "):
         return _short_of(count, reason.removeprefix("Insufficient "), pod, nodes)
+    if "node affinity/selector" in reason:
+        return _of(count, f"do not match its {_selection(pod)}"), "correct the template, or label a node"
     for words, ours, remedy in _PLAIN:
         if words in reason:
-            return f"{count} {ours}", remedy
+            return _of(count, ours), remedy
     taint = _TAINT.search(reason)
     if taint:
         name = f" {taint[1]}" if taint[1] else ""
         return (
-            f"{count} {'has' if count == '1' else 'have'} a taint{name} that it does not tolerate",
+            _of(count, f"have a taint{name} that it does not tolerate"),
             "add the toleration to its template, or remove the taint",
         )
     return f"{count} {reason}", "see kubectl describe pod"
+
+
+def _of(count: str, what: str) -> str:
+    """`what` holds of so many nodes; it begins with a verb in the plural."""
+    verb, _, rest = what.partition(" ")
+    singular = {"are": "is", "have": "has", "do": "does"}
+    return f"{count} {singular.get(verb, verb) if count == '1' else verb} {rest}"
+
+
+def _selection(pod: Manifest) -> str:
+    """What of the pod bounds it to some nodes; what the operator itself prefers is not among it."""
+    spec = pod.get("spec", {})
+    parts = []
+    if selector := spec.get("nodeSelector"):
+        parts.append("nodeSelector " + ",".join(f"{key}={value}" for key, value in sorted(selector.items())))
+    if "requiredDuringSchedulingIgnoredDuringExecution" in (spec.get("affinity") or {}).get("nodeAffinity", {}):
+        parts.append("node affinity")
+    return " and ".join(parts) or "nodeSelector or affinity"
 
 
 def _short_of(count: str, resource: str, pod: Manifest, nodes: Sequence[Node] | None) -> tuple[str, str]:
@@ -121,7 +140,7 @@ def _short_of(count: str, resource: str, pod: Manifest, nodes: Sequence[Node] | 
     amount = _amount(resource, asked)
     shortage = _shortage(resource, asked, nodes)
     asks = f" (it asks for {amount}{shortage})" if amount else ""
-    words = f"{count} {'has' if count == '1' else 'have'} too little {resource} free{asks}"
+    words = _of(count, f"have too little {resource} free{asks}")
     if resource == "memory":
         return words, "take more stages or a shorter maxContextLength, lower its memory, or add a node with more"
     if resource == _GPU:
