@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -20,6 +21,8 @@ from languagepipes_operator.cluster.snapshot import Manifest
 
 # Bookmarks come about once a minute: more silence than that is a watch that died without a word.
 SILENCE_SECONDS = 75.0
+# A watch that lasted for so long was no failure, whatever ended it.
+_LASTING_SECONDS = 5.0
 log = logging.getLogger(__name__)
 
 
@@ -90,6 +93,8 @@ class Informer:
         self._items: dict[ObjectKey, Manifest] = {}
         self._by_index: dict[ObjectKey, set[ObjectKey]] = defaultdict(set)
         self._version = ""
+        # Written by us since the last list began.
+        self._remembered: set[ObjectKey] = set()
         self._synced = asyncio.Event()
 
     @property
@@ -119,22 +124,29 @@ class Informer:
         known = self._items.get(key_of(item))
         if known is not None and _version(known) >= _version(item):
             return
+        self._remembered.add(key_of(item))
         self._put(self._trim(item))
 
     def drop(self, key: ObjectKey, uid: str) -> None:
         """Forget what we deleted, unless there is another of that name already."""
         known = self._items.get(key)
         if known is not None and known["metadata"].get("uid") == uid:
+            self._remembered.discard(key)
             self._remove(key)
 
     async def run(self) -> None:
-        """Until cancelled. Errors are kept in `trouble` and tried again with back-off, for ever."""
+        """Until cancelled. Errors are kept in `trouble` and tried again with back-off, for ever.
+
+        So is a watch that ends, or is refused as too old, as soon as it was begun: a proxy or a server that does so
+        must not be asked as fast as it answers.
+        """
         failures = 0
         while True:
+            watched_from, failed = float("inf"), False
             try:
                 if not self._version:
                     await self._list()
-                self.trouble, failures = None, 0
+                watched_from = time.monotonic()
                 await self._watch()
                 self._restarted("ended")
             except Expired:
@@ -146,25 +158,33 @@ class Informer:
                 self._restarted("failed")
                 if self.trouble is None or type(self.trouble) is not type(error):
                     log.warning("watching %s fails, tried again with back-off: %s", self.kind, error)
-                self.trouble = error
+                self.trouble, failed = error, True
                 if isinstance(error, Forbidden | NotFound):
                     self._version = ""
+            lasted = time.monotonic() - watched_from >= _LASTING_SECONDS
+            failures = 0 if lasted else failures
+            if failed or not lasted:
                 await asyncio.sleep(back_off(failures, first=0.5, longest=15.0))
                 failures += 1
 
     async def _list(self) -> None:
+        self._remembered.clear()
         listed = await self._kube.list(
             self.kind, namespace=self.namespace, labels=self._labels, fields=self._fields, trim=self._trim
         )
-        gone = self._items.keys() - {key_of(item) for item in listed.items}
+        # What we wrote meanwhile is newer than the list, which knows nothing of it.
+        gone = self._items.keys() - {key_of(item) for item in listed.items} - self._remembered
         for key in gone:
             self._tell(self._remove(key))
         for item in listed.items:
             known = self._items.get(key_of(item))
+            if known is not None and key_of(item) in self._remembered and _version(known) > _version(item):
+                continue
             if known is None or known["metadata"]["resourceVersion"] != item["metadata"]["resourceVersion"]:
                 self._put(item)
                 self._tell(item)
         self._version = listed.resource_version
+        self._remembered.clear()
         self._synced.set()
 
     async def _watch(self) -> None:
@@ -179,7 +199,7 @@ class Informer:
         # Closed at once, not by the collector: it holds a connection.
         async with contextlib.aclosing(events):
             async for event in events:
-                self._version = event.object["metadata"]["resourceVersion"]
+                self._version, self.trouble = event.object["metadata"]["resourceVersion"], None
                 if event.type == "BOOKMARK":
                     continue
                 if event.type == "DELETED":

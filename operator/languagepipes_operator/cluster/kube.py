@@ -45,6 +45,8 @@ _LONGEST_DELAY_SECONDS = 8.0
 _LONGEST_RETRY_AFTER_SECONDS = 30.0
 _REQUEST = aiohttp.ClientTimeout(total=30, sock_connect=5)
 _PAGE = 500
+# Verbs of writes that only the leader may do; the Lease itself is written with "update".
+_GUARDED = ("create", "apply", "delete")
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +219,6 @@ class Kube:
     async def create(self, manifest: Manifest, kind: Kind) -> Manifest:
         """Raises AlreadyExists where the name is taken, also where an earlier try of ours took it unheard."""
         namespace = manifest["metadata"].get("namespace")
-        self._check_guard()
         return await self._call(
             "create", kind, "POST", kind.path(namespace), body=manifest, query={"fieldManager": FIELD_MANAGER}
         )
@@ -229,7 +230,6 @@ class Kube:
         """
         metadata = manifest["metadata"]
         path = kind.path(metadata.get("namespace"), metadata["name"]) + (f"/{subresource}" if subresource else "")
-        self._check_guard()
         return await self._call(
             "apply",
             kind,
@@ -259,7 +259,6 @@ class Kube:
         body: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if preconditions:
             body["preconditions"] = preconditions
-        self._check_guard()
         try:
             await self._call("delete", kind, "DELETE", kind.path(namespace, name), body=body)
         except NotFound:
@@ -288,6 +287,9 @@ class Kube:
         attempts: int = _ATTEMPTS,
     ) -> Manifest:
         async def once() -> Manifest:
+            # Before each try: retries may go on for longer than the lease.
+            if verb in _GUARDED:
+                self._check_guard()
             async with self._send(
                 verb, kind, method, path, body=body, query=query, content_type=content_type
             ) as response:

@@ -19,15 +19,19 @@ class Pipes:
         """As a watch or an answer shows it; an older version than the known one is nothing new."""
         key = key_of(raw)
         known = self._pipes.get(key)
-        same = known is not None and known["metadata"]["uid"] == raw["metadata"]["uid"]
-        if known is not None and same and _version(known) >= _version(raw):
+        if known is not None and _version(known) >= _version(raw):
             return
         self._pipes[key] = trimmed(raw)
         self._on_change(key)
 
     def written(self, raw: Manifest) -> None:
-        """As a write of our own gave it back: known now, and no reason to look again."""
-        self._pipes[key_of(raw)] = trimmed(raw)
+        """As a write of our own gave it back: known now, and no reason to look again.
+
+        Its answer may come after the watch has shown a later change, or the end: that stays.
+        """
+        known = self._pipes.get(key_of(raw))
+        if known is not None and _version(known) < _version(raw):
+            self._pipes[key_of(raw)] = trimmed(raw)
 
     def gone(self, key: ObjectKey, uid: str) -> None:
         """Deleted, unless there is another of that name already."""
