@@ -98,6 +98,12 @@ def test_pull_policies_are_each_images_own() -> None:
     assert settings(objects).image_pull_policy == "Never"
 
 
+def test_a_mirror_of_the_hub_reaches_the_operator_and_is_absent_otherwise() -> None:
+    assert settings(render({"hub": {"endpoint": "https://hub.example"}})).hub_endpoint == "https://hub.example"
+    assert settings(render()).hub_endpoint == ""
+    assert "LANGUAGEPIPES_OPERATOR_HUB_ENDPOINT" not in {item["name"] for item in container(render())["env"]}
+
+
 def test_pull_secrets_reach_all_pods_and_are_absent_otherwise() -> None:
     with_secrets = render({"imagePullSecrets": [{"name": "registry"}]})
 

@@ -41,6 +41,7 @@ FREE = {"nodeSelector", "affinity", "podLabels", "podAnnotations"}
         ({"namespaces": "team-a"}, ["'/namespaces'", "got string, want array"]),
         ({"namespaces": ["Team_A"]}, ["'/namespaces/0'", "does not match pattern"]),
         ({"namespaces": ["a", "a"]}, ["'/namespaces'", "equal"]),
+        ({"hub": {"endpoint": "hub.example"}}, ["'/hub/endpoint'"]),
         ({"image": {"pullPolicy": "Sometimes"}}, ["'/image/pullPolicy'", "'Always', 'IfNotPresent', 'Never'"]),
         ({"image": {"repository": "operator:1.0"}}, ["'/image/repository'", "does not match pattern"]),
         ({"image": {"digest": "abc"}}, ["'/image/digest'", "does not match pattern"]),

@@ -110,6 +110,26 @@ def test_before_there_is_a_plan_an_upgraded_operator_leaves_the_store_alone() ->
     assert after == before
 
 
+def test_a_mirror_of_the_hub_is_told_to_stores_of_hub_sources_alone() -> None:
+    mirrored = settings(hub_endpoint="https://hub.example")
+
+    def environment(source: str) -> dict[str, str]:
+        children = store_children(pipe_snapshot(source=source), mirrored)
+        return {item["name"]: item["value"] for item in container_of(of_kind(children, "Deployment")[0])["env"]}
+
+    assert environment("hf://Qwen/Qwen3-8B")["HF_ENDPOINT"] == "https://hub.example"
+    assert "HF_ENDPOINT" not in environment("pvc://weights/qwen3")
+
+
+def test_a_mirror_that_comes_later_changes_no_store_of_another_source() -> None:
+    for source, changes in (("hf://Qwen/Qwen3-8B", True), ("pvc://weights/qwen3", False)):
+        before = store_children(pipe_snapshot(source=source), settings())
+        after = store_children(
+            living(pipe_snapshot(source=source), before), settings(hub_endpoint="https://hub.example")
+        )
+        assert (after != before) is changes
+
+
 def test_a_store_edited_by_hand_before_there_is_a_plan_is_wanted_as_it_was() -> None:
     snapshot = pipe_snapshot()
     before = store_children(snapshot, settings())

@@ -29,14 +29,15 @@ def _names(value: object) -> object:
 class OperatorSettings(BaseModel):
     """node_image: what members of new plans run; a plan that exists keeps its image.
 
-    namespaces: those that are served; none means all, and then Nodes are read too. identity: distinguishes replicas
-    of the operator in the Lease.
+    hub_endpoint: the mirror that hf:// means; empty for the Hub. namespaces: those that are served; none means all, and
+    then Nodes are read too. identity: distinguishes replicas of the operator in the Lease.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     node_image: Annotated[str, Field(min_length=1)]
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    hub_endpoint: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
     namespaces: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     pod_namespace: Annotated[str, Field(min_length=1)] = "default"
     lease_name: Annotated[str, Field(min_length=1)] = "languagepipes-operator"

@@ -8,7 +8,8 @@ from typing import Protocol
 class ManifestSettings(Protocol):
     """The part of the operator's settings that shapes children.
 
-    node_image: what new plans run. pod_namespace: where the operator's own pods are; empty outside a cluster.
+    node_image: what new plans run. hub_endpoint: the mirror that hf:// means; empty for the Hub.
+    pod_namespace: where the operator's own pods are; empty outside a cluster.
     """
 
     @property
@@ -16,6 +17,9 @@ class ManifestSettings(Protocol):
 
     @property
     def image_pull_policy(self) -> str: ...
+
+    @property
+    def hub_endpoint(self) -> str: ...
 
     @property
     def pod_namespace(self) -> str: ...

@@ -59,6 +59,7 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
     template = pods.template_fields(pipe.spec.end_model.store_template)
     token = model.token_secret_ref
     cached = pipe.spec.cache is not None
+    mirror = settings.hub_endpoint if model.source.startswith("hf://") else ""
     source = sources.parse_source(model.source)
     files = [
         pods.secret_files("tls", names.leaf_secret(store_identity(snapshot)), str(names.TLS_DIR)),
@@ -96,6 +97,7 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
         resources=resources.store_resources(),
         ports={"store": STORE_PORT, "telemetry": TELEMETRY_PORT},
         files=files,
+        environment={"HF_ENDPOINT": mirror} if mirror else {},
     )
     own = labels(pipe.name, "store")
     placement = {"affinity": template["affinity"]} if "affinity" in template else {}
@@ -109,6 +111,8 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
         "cached": cached,
         "template": template,
     }
+    if mirror:
+        inputs["mirror"] = mirror
     if pinned is not None:
         inputs["pinned"] = pinned
     current = kept is None or _container_field(before, "image") in (kept.node_image, settings.node_image)
