@@ -57,14 +57,16 @@ def statuses(kubectl: Kubectl) -> dict[str, dict[str, Any]]:
     return {role(pod): json.loads(fetch(kubectl, pod["metadata"]["name"], "/status")) for pod in pods(kubectl)}
 
 
-def metric(text: str, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that have these labels, among others. Raises AssertionError if it has none."""
+def metric(text: str, name: str, *, absent: float | None = None, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels, among others. With none: `absent`, or AssertionError."""
     found = [
         sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
     ]
+    if not found and absent is not None:
+        return absent
     assert found, f"no {name} with {labels} in:\n{text}"
     return sum(found)
 
