@@ -548,7 +548,7 @@ CASES = (
         "no such StorageClass",
         claim("Pending", "fast", warning("ProvisioningFailed", 'storageclass.storage.k8s.io "fast" not found')),
         "MissingStorageClass",
-        ("StorageClass fast", "spec.cache.storageClassName"),
+        ("StorageClass fast", "spec.cache.storageClassName", "(kubectl delete pvc smol-cache-1a2b3c4d)"),
         also="WeightsAvailable",
     ),
     Case(

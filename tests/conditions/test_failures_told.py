@@ -52,3 +52,11 @@ def test_no_failure_of_ours_is_without_a_case() -> None:
 
     # InvalidSpec is of a resource that cannot be read, FewerReplicas of a pipe that was Ready: see the other tests.
     assert ours - {case.reason for case in CASES} == {"InvalidSpec", "FewerReplicas"}
+
+
+def test_a_volume_that_cannot_be_made_is_told_once() -> None:
+    """The pod that waits for it is no second failure."""
+    world = World.ready()
+    next(case for case in CASES if case.name == "no such StorageClass").spoil(world)
+
+    assert "VolumePending" not in triple(world.status(), "Ready")[2]

@@ -126,6 +126,12 @@ REFUSED: list[tuple[str, ModelFacts, Any, dict[str, Any], list[Node], str, str]]
         "(c): 2.6 GiB short: give it fewer layers, or take a shorter maxContextLength",
     ),
     (
+        "memory that its template asks for", SMOLLM2,
+        {"count": 1, **template(resources={"requests": {"memory": "20Gi"}})}, {}, [node("n1", 8)], "StageTooLarge",
+        "stage stage-1 asks for 20 GiB of memory, and the most that is free on a node that it may run on is 8 GiB "
+        "(n1): 12 GiB short: lower memory in its template, or leave it out",
+    ),
+    (
         "memory in pieces", QWEN3_8B, [{"name": "a", "layers": 17}, {"name": "b", "layers": 18}], {},
         [node("n1", 11), node("n2", 11)], "InsufficientMemory",
         "3 members do not fit on 2 nodes together: with the others placed, the End Model, which asks for 3.7 GiB of "

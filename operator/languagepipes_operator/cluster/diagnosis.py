@@ -133,7 +133,8 @@ def _of_store(snapshot: Snapshot, store: Member) -> tuple[Failure, ...]:
     report = snapshot.store
     found = list(volume_failures(snapshot.children.claims, snapshot.events, now=snapshot.now))
     if not store.ready:
-        found += _of(store, snapshot)
+        # That the pod waits for its volume says less than why the volume is not there.
+        found += [each for each in _of(store, snapshot) if not (found and each.reason == "VolumePending")]
     if report is not None and report.answered and report.reason:
         found.append(passed_on(report.reason, report.message, waits=not report.failed))
     elif report is not None and report.misses >= MISSES_THAT_COUNT and store.ready:

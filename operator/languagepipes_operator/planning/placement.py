@@ -406,12 +406,18 @@ def _too_large(member: Member, able: Sequence[Node]) -> PlanError | None:
         able = with_gpus
     largest = max(able, key=lambda node: (node.free_bytes, node.name))
     if member.memory_bytes > largest.free_bytes:
+        # Where its template says what to ask for, layers change nothing.
+        asked = requested_bytes(member.template, 0) > 0
+        remedy = (
+            "lower memory in its template, or leave it out"
+            if asked
+            else "give it fewer layers, or take a shorter maxContextLength"
+        )
         return PlanError(
             "StageTooLarge",
             f"{member.title} asks for {format_bytes(member.memory_bytes)} of memory, and the most that is free on a "
             f"node that it may run on is {format_bytes(largest.free_bytes)} ({largest.name}): "
-            f"{format_bytes(member.memory_bytes - largest.free_bytes)} short: give it fewer layers, or take a shorter "
-            "maxContextLength",
+            f"{format_bytes(member.memory_bytes - largest.free_bytes)} short: {remedy}",
         )
     counted = [(node.free_cpus, node.name) for node in able if node.free_cpus is not None]
     if len(counted) == len(able) and member.cpus > max(counted)[0]:
