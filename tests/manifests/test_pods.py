@@ -10,6 +10,7 @@ from example_pipes import container_of, kept_plan_of, living, of_kind, pipe_snap
 from languagepipes_api.quantity import parse_quantity
 from languagepipes_operator.cluster.manifests.quantities import canonical, of_bytes
 from languagepipes_operator.cluster.snapshot import Manifest
+from languagepipes_operator.planning import Node
 from pod_security import violations
 
 LOST = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
@@ -279,6 +280,27 @@ def test_a_member_of_the_first_chain_would_rather_run_on_the_plans_node() -> Non
 
     first = {("0", str(place)): [[f"n{place - 1}"]] for place in (1, 2, 3)}
     assert liked == {**first, **{("1", str(place)): [] for place in (1, 2, 3)}}
+
+
+def test_members_of_later_chains_would_rather_run_where_the_planner_has_room() -> None:
+    snapshot = pipe_snapshot(replicas=2)
+    kept = kept_plan_of(snapshot)
+    nodes = tuple(Node(name, 64 * 2**30, kubernetes=True) for name in ("a", "b", "c", "d"))
+
+    def liked(manifests: list[Manifest]) -> list[str]:
+        return [
+            pod_of(deployment)["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"][-1][
+                "preference"
+            ]["matchFields"][0]["values"][0]
+            for deployment in of_kind(manifests, "Deployment")
+            if deployment["metadata"]["labels"].get("languagepipes.io/chain") == "1"
+        ]
+
+    before = rendered(replace(snapshot, nodes=nodes), kept)
+    assert sorted(liked(before)) == ["a", "b", "c", "d"]
+    # Nodes that come and go later make no running pod another.
+    assert rendered(living(replace(snapshot, nodes=nodes[:1]), before), kept) == before
+    assert rendered(living(snapshot, before), kept) == before
 
 
 def test_other_preferred_nodes_for_the_same_plan_roll_nothing() -> None:

@@ -50,12 +50,20 @@ def trimmed_pod(item: Manifest) -> Manifest:
     spec = item.get("spec", {})
     item["spec"] = {
         "nodeName": spec.get("nodeName", ""),
-        "containers": [
-            {key: container[key] for key in ("name", "image", "resources") if key in container}
-            for container in spec.get("containers", ())
-        ],
+        "containers": [_trimmed_container(each) for each in spec.get("containers", ())],
+        # Injected sidecars, a runtime class's overhead and resources of the pod as a whole are asked of its node too.
+        **(
+            {"initContainers": list(map(_trimmed_container, spec["initContainers"]))}
+            if "initContainers" in spec
+            else {}
+        ),
+        **{key: spec[key] for key in ("overhead", "resources") if key in spec},
     }
     return item
+
+
+def _trimmed_container(container: Manifest) -> Manifest:
+    return {key: container[key] for key in ("name", "image", "resources", "restartPolicy") if key in container}
 
 
 def key_of(item: Manifest) -> ObjectKey:

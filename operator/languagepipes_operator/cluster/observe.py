@@ -8,13 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 
 import httpx
-from languagepipes_api.names import TELEMETRY_PORT
-from languagepipes_api.quantity import parse_resource_quantity
+from languagepipes_api.names import LABEL_CHAIN, TELEMETRY_PORT
 from languagepipes_api.spec import LanguagePipe, parse_pipe
 from pydantic import BaseModel, ValidationError
 
@@ -36,16 +34,15 @@ from languagepipes_operator.cluster.kinds import (
     Kind,
 )
 from languagepipes_operator.cluster.kube import Kube, KubeError
-from languagepipes_operator.cluster.manifests.labels import ANNOTATION_INPUTS
 from languagepipes_operator.cluster.snapshot import Children, Manifest, MemberReport, Snapshot
 from languagepipes_operator.cluster.stores import Address, Stores
-from languagepipes_operator.planning.nodes import Node, Taint
+from languagepipes_operator.planning.kubernetes_nodes import node_of
+from languagepipes_operator.planning.nodes import Node
 
 # A pod that is not ready for so long may have Events that say why.
 _UNWELL_AFTER = timedelta(seconds=5)
 _EVENTS_KEPT_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
-_GPU = "nvidia.com/gpu"
 
 
 class _Status(BaseModel):
@@ -83,7 +80,12 @@ class Observer:
             raw=raw,
             children=children,
             now=now,
-            nodes=self._nodes(key, wanted=not _is_planned(pipe, children) or _is_unscheduled(children)),
+            nodes=self._nodes(
+                key,
+                wanted=not plans.is_planned(pipe.spec, children.config_maps.values())
+                or _is_unscheduled(children)
+                or _is_growing(pipe, children),
+            ),
             store=self._stores.latest(key, store_address(children)),
             members=await self._members(children),
             events=await self._events(key.namespace, unwell(children, now)),
@@ -116,9 +118,10 @@ class Observer:
         found = self._caches.nodes
         if found is None or not wanted:
             return None
+        # Only members of pipes are watched: where strangers fill a node, the scheduler says so.
         others: dict[str, list[Manifest]] = defaultdict(list)
         for pod in self._caches.pods():
-            if membership.is_active(pod) and pipe not in pipes_of(pod):
+            if pipe not in pipes_of(pod):
                 others[pod.get("spec", {}).get("nodeName", "")].append(pod)
         nodes = (node_of(item, others[item["metadata"]["name"]]) for item in found)
         return tuple(sorted(nodes, key=lambda node: node.name))
@@ -179,68 +182,14 @@ def unwell(children: Children, now: datetime) -> list[str]:
     return found
 
 
-def _is_planned(pipe: LanguagePipe, children: Children) -> bool:
-    inputs = plans.inputs_of(pipe.spec)
-    return any(
-        (item["metadata"].get("annotations") or {}).get(ANNOTATION_INPUTS) == inputs
-        for item in children.config_maps.values()
-    )
-
-
 def _is_unscheduled(children: Children) -> bool:
     return any(not pod.get("spec", {}).get("nodeName") for pod in children.pods.values())
 
 
-def node_of(item: Manifest, others: Iterable[Manifest] = ()) -> Node:
-    """A Node as the planner has it.
-
-    others: what is known of pods that are not the pipe's and run there. Only members of pipes are watched, so
-    `requested_…` counts those alone; where strangers fill a node, the scheduler says so. Without the vendor's label, a
-    GPU's memory is unknown.
-    """
-    allocatable, labels = item["status"].get("allocatable", {}), item["metadata"].get("labels") or {}
-    gpus = int(_amount(allocatable.get(_GPU, 0)))
-    each = labels.get(f"{_GPU}.memory", "")  # MiB, by NVIDIA's feature discovery
-    asked = [_requests(pod) for pod in others]
-    return Node(
-        name=item["metadata"]["name"],
-        memory_bytes=int(_amount(allocatable.get("memory", 0))),
-        gpu_memory_bytes=(int(each) * 2**20,) * gpus if each.isdecimal() else (),
-        kubernetes=True,
-        gpus=gpus,
-        cpus=_amount(allocatable["cpu"]) if "cpu" in allocatable else None,
-        requested_bytes=int(sum(request["memory"] for request in asked)),
-        requested_cpus=sum((request["cpu"] for request in asked), Fraction(0)),
-        requested_gpus=int(sum(request[_GPU] for request in asked)),
-        labels=labels,
-        taints=tuple(
-            Taint(taint["key"], taint.get("value", ""), taint["effect"]) for taint in item["spec"].get("taints", ())
-        ),
-        schedulable=_is_ready_node(item) and not item["spec"].get("unschedulable", False),
-    )
-
-
-def _requests(pod: Manifest) -> dict[str, Fraction]:
-    asked = [
-        (container.get("resources") or {}).get("requests") or {}
-        for container in pod.get("spec", {}).get("containers", ())
-    ]
-    return {
-        name: sum((_amount(request.get(name, 0)) for request in asked), Fraction(0)) for name in ("memory", "cpu", _GPU)
-    }
-
-
-def _amount(text: str | int) -> Fraction:
-    try:
-        return parse_resource_quantity(text)
-    except ValueError:
-        return Fraction(0)
-
-
-def _is_ready_node(node: Manifest) -> bool:
-    return any(
-        each.get("type") == "Ready" and each.get("status") == "True" for each in node["status"].get("conditions", ())
-    )
+def _is_growing(pipe: LanguagePipe, children: Children) -> bool:
+    """Whether chains are about to be made, which would rather be where others are not."""
+    there = {membership.label(item, LABEL_CHAIN) for item in children.deployments.values()} - {""}
+    return 1 < pipe.spec.replicas > len(there)
 
 
 def _by_object(events: Sequence[Manifest]) -> dict[str, tuple[Manifest, ...]]:

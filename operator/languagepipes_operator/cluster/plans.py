@@ -17,7 +17,7 @@ from languagepipes_operator.cluster.manifests import kept_plan
 from languagepipes_operator.cluster.manifests.rendered import digest
 from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
 from languagepipes_operator.planning.errors import PlanError
-from languagepipes_operator.planning.plan import plan
+from languagepipes_operator.planning.plan import check_templates, limits_hold, plan
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,20 @@ def choose(
 ) -> Chosen:
     """The plan for the spec as it stands: the kept one, or a new one as soon as there are facts.
 
+    Templates are no part of a plan's inputs, but a memory limit below what the kept plan needs asks for another plan.
+
     facts: what the store of this very model said. remembered: the plan in force so far, should its ConfigMap be gone.
     """
     spec, inputs = snapshot.pipe.spec, inputs_of(snapshot.pipe.spec)
     kept = kept_plans(snapshot.children.config_maps.values())
     if remembered is not None and all(_content(remembered) != _content(each) for each in kept):
         kept.append(remembered)
+    try:
+        check_templates(spec)
+    except PlanError as refusal:
+        return Chosen(refusal=refusal)
     for candidate in kept:
-        if candidate.inputs == inputs:
+        if candidate.inputs == inputs and limits_hold(candidate.plan, spec):
             return Chosen(candidate)
     known = pinned_facts(kept, spec) or facts
     if known is None:
@@ -93,6 +99,12 @@ def choose(
     unchanged = current is not None and made.hash == current.plan.hash
     image = current.node_image if current is not None and unchanged else node_image
     return Chosen(KeptPlan(made, known, image, inputs), made=True)
+
+
+def is_planned(spec: PipeSpec, config_maps: Iterable[Manifest]) -> bool:
+    """Whether one of these keeps a plan that serves the spec as it stands."""
+    inputs = inputs_of(spec)
+    return any(each.inputs == inputs and limits_hold(each.plan, spec) for each in kept_plans(config_maps))
 
 
 def pinned_facts(kept: Iterable[KeptPlan], spec: PipeSpec) -> ModelFacts | None:

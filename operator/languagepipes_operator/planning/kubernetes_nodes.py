@@ -50,6 +50,11 @@ def node_of(manifest: Mapping[str, Any], pods: Iterable[Mapping[str, Any]] = ())
     )
 
 
+def stands_for_gpus(resource: str) -> bool:
+    """Whether an extended resource is a kind of GPU: nvidia.com/gpu, a MIG slice, another vendor's."""
+    return "/" in resource and ("gpu" in resource or resource.startswith("nvidia.com/"))
+
+
 def pod_request(pod: Mapping[str, Any], resource: str) -> Fraction:
     """What the scheduler sets aside for a pod: its containers together with its sidecars, or the most that an init
     container needs beside the sidecars started before it, if that is more; and the pod's overhead.

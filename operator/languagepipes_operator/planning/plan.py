@@ -54,7 +54,7 @@ def plan(spec: PipeSpec, facts: ModelFacts, nodes: Sequence[Node] = (), current:
     budgets limit. All chains share the plan: on known nodes of a cluster every one of `replicas` must fit, and `node`
     of each assignment is the first chain's (`place` has the others'). Raises PlanError.
     """
-    _check_templates(spec)
+    check_templates(spec)
     if current is not None and satisfies(current, spec, facts):
         return current
     _check_model(spec, facts)
@@ -121,17 +121,10 @@ def satisfies(current: Plan, spec: PipeSpec, facts: ModelFacts) -> bool:
         and end.device == spec.end_model.device
     )
     stages = wanted(spec)
-    by_name = templates(spec)
-    # A container's limit is a budget too.
-    limits_hold = all(
-        part.weight_bytes + part.kv_bytes + part.overhead_bytes <= limit
-        for name, part in _parts(current)
-        if part.device == "CPU" and (limit := memory_limit_bytes(by_name.get(name))) is not None
-    )
     return (
         same_model
         and same_ends
-        and limits_hold
+        and limits_hold(current, spec)
         and len(stages) == len(current.stages)
         and all(
             stage.name == assigned.name
@@ -143,10 +136,21 @@ def satisfies(current: Plan, spec: PipeSpec, facts: ModelFacts) -> bool:
     )
 
 
+def limits_hold(current: Plan, spec: PipeSpec) -> bool:
+    """Whether every member on a CPU fits into its template's memory limit, which is a budget too."""
+    by_name = templates(spec)
+    return all(
+        part.weight_bytes + part.kv_bytes + part.overhead_bytes <= limit
+        for name, part in _parts(current)
+        if part.device == "CPU" and (limit := memory_limit_bytes(by_name.get(name))) is not None
+    )
+
+
 # 1. Does the spec suit the model at all?
 
 
-def _check_templates(spec: PipeSpec) -> None:
+def check_templates(spec: PipeSpec) -> None:
+    """Whether pods may be made from them at all, whatever the plan. Raises PlanError(InvalidTemplate)."""
     check_template(spec.end_model.template, spec.end_model.device, title_of(END_MODEL))
     for stage in wanted(spec):
         check_template(stage.template, stage.device, title_of(stage.name))

@@ -16,7 +16,7 @@ from languagepipes_api.quantity import format_bytes, parse_resource_quantity
 from languagepipes_api.template import PodTemplate, ResourcesSpec
 
 from languagepipes_operator.planning.errors import PlanError
-from languagepipes_operator.planning.kubernetes_nodes import GPU_RESOURCE
+from languagepipes_operator.planning.kubernetes_nodes import GPU_RESOURCE, stands_for_gpus
 
 _MIB = 2**20
 # A GPU member's main memory: the process, CUDA's libraries and the buffers that weights pass through.
@@ -50,7 +50,7 @@ def requested_gpus(template: PodTemplate | None, device: Device) -> int:
 def other_gpus(template: PodTemplate | None) -> tuple[str, ...]:
     """Extended resources in the template that stand for GPUs of another kind: MIG slices, other vendors'."""
     named = {*_resources(template).limits, *_resources(template).requests} - {GPU_RESOURCE}
-    return tuple(sorted(name for name in named if "/" in name and ("gpu" in name or name.startswith("nvidia.com/"))))
+    return tuple(sorted(filter(stands_for_gpus, named)))
 
 
 def memory_limit_bytes(template: PodTemplate | None) -> int | None:

@@ -5,11 +5,14 @@ Certificates are made elsewhere (`cluster.pki`); here their Secrets are mounted 
 
 from __future__ import annotations
 
+from functools import cache
+
 from languagepipes_operator.cluster.manifests import budget, end_model, members, policies, services, stage, store
 from languagepipes_operator.cluster.manifests.chains import chains
 from languagepipes_operator.cluster.manifests.plan import kept_plan, plan_config_map
 from languagepipes_operator.cluster.manifests.settings import ManifestSettings
 from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.planning.plan import place
 
 __all__ = ["ManifestSettings", "chains", "kept_plan", "plan_children", "store_children"]
 
@@ -38,8 +41,13 @@ def plan_children(snapshot: Snapshot, kept: KeptPlan, settings: ManifestSettings
     ]
     if snapshot.pipe.spec.network_policy.enabled:
         found += policies.ring_policies(snapshot, kept)
+
+    @cache
+    def seats(chain: int) -> dict[str, str]:
+        return place(kept.plan, snapshot.pipe.spec, snapshot.nodes or (), chain=chain)
+
     for chain in chains(snapshot.children, snapshot.pipe.spec.replicas):
         for identity in members.ring(snapshot.pipe, kept.plan, chain):
             make = stage.stage_deployment if identity.role == "stage" else end_model.end_model_deployment
-            found.append(make(snapshot, kept, settings, identity))
+            found.append(make(snapshot, kept, settings, identity, seats))
     return found

@@ -10,6 +10,7 @@ from languagepipes_api.names import API_PORT, RING_PORT, TELEMETRY_PORT, Identit
 from languagepipes_operator.cluster.manifests import members, names, pods, resources
 from languagepipes_operator.cluster.manifests.settings import ManifestSettings
 from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.planning.stages import END_MODEL
 
 # Until its address has left the Service everywhere, it goes on accepting; then answers that are under way may end
 # (25 s, `languagepipes_node.end_model.openai.server`), and connections close.
@@ -18,7 +19,7 @@ _GRACE_SECONDS = 45
 
 
 def end_model_deployment(
-    snapshot: Snapshot, kept: KeptPlan, settings: ManifestSettings, identity: Identity
+    snapshot: Snapshot, kept: KeptPlan, settings: ManifestSettings, identity: Identity, seats: members.Seats
 ) -> Manifest:
     pipe, end_model = snapshot.pipe, kept.plan.end_model
     server = pipe.spec.server
@@ -60,7 +61,7 @@ def end_model_deployment(
         container,
         template=template,
         grace_seconds=_GRACE_SECONDS,
-        node=end_model.node,
+        node=lambda: seats(identity.chain).get(END_MODEL),
         stage_name=None,
         inputs={
             "served_name": pipe.served_name,

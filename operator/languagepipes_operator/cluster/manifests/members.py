@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,6 +16,9 @@ from languagepipes_operator.cluster.manifests.labels import labels
 from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
 
 LISTEN = "0.0.0.0"  # noqa: S104 (a pod serves its network)
+
+# By chain (0 is the first) and member's name: the node where the planner would have it.
+Seats = Callable[[int], Mapping[str, str]]
 
 
 class Common(TypedDict):
@@ -73,13 +76,25 @@ def member_deployment(
     *,
     template: Mapping[str, Any],
     grace_seconds: int,
-    node: str | None,
+    node: Callable[[], str | None],
     stage_name: str | None,
     inputs: Mapping[str, Any],
 ) -> Manifest:
-    """inputs: what shapes this member's pod beside its plan, its image and its template."""
+    """inputs: what shapes this member's pod beside its plan, its image and its template. node: asked only where the
+    Deployment is rendered anew: a preference says something else each time, and must make no running pod another.
+    """
     pipe, plan = snapshot.pipe, kept.plan
     name = names.member(identity, plan.hash)
+    live = snapshot.children.deployments.get(name)
+    everything = {
+        "identity": identity.uri,
+        "plan": plan.hash,
+        "content": plans.content_hash(kept),
+        "template": dict(template),
+        **inputs,
+    }
+    # The first chain's is the plan's own.
+    anew = identity.chain == 0 or not rendered.is_for(live, everything)
     selector = labels(
         pipe.name,
         identity.role,
@@ -99,16 +114,8 @@ def member_deployment(
         container,
         template=template,
         grace_seconds=grace_seconds,
-        # One plan serves all chains; its preferred nodes are those of the first, which others keep away from.
-        placement=pods.ring_placement(pipe.name, identity.chain, template, node=node if identity.chain == 0 else None),
+        placement=pods.ring_placement(pipe.name, identity.chain, template, node=node() if anew else None),
         host={"hostname": names.hostname(identity, plan.hash), "subdomain": names.ring_service(pipe.name)},
     )
     wanted = pods.deployment(snapshot, name, labels=own, selector=selector, pod=pod)
-    everything = {
-        "identity": identity.uri,
-        "plan": plan.hash,
-        "content": plans.content_hash(kept),
-        "template": dict(template),
-        **inputs,
-    }
-    return rendered.settled(wanted, everything, snapshot.children.deployments.get(name))
+    return rendered.settled(wanted, everything, live)

@@ -68,6 +68,11 @@ def settled(rendered: Manifest, inputs: Mapping[str, Any], live: Manifest | None
     return _annotated(rendered, wanted, pack(rendered))
 
 
+def is_for(live: Manifest | None, inputs: Mapping[str, Any]) -> bool:
+    """Whether a live object was rendered for these inputs."""
+    return _annotations(live).get(ANNOTATION_INPUTS) == digest(inputs)
+
+
 def rendering_of(live: Manifest | None) -> Manifest | None:
     """What a live object says it was rendered as; None if it says nothing that can be read."""
     annotations = _annotations(live)

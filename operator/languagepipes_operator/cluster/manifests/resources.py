@@ -13,8 +13,8 @@ from typing import Any
 from languagepipes_api.plan import Device
 
 from languagepipes_operator.cluster.manifests import quantities
+from languagepipes_operator.planning.kubernetes_nodes import GPU_RESOURCE, stands_for_gpus
 
-GPU_RESOURCE = "nvidia.com/gpu"
 _GIB = 2**30
 _MIB = 2**20
 
@@ -67,9 +67,8 @@ def threads(template: Mapping[str, Any]) -> int | None:
 
 
 def _names_gpus(template: Mapping[str, Any]) -> bool:
-    """Whether it asks for GPUs by itself: nvidia.com/gpu, a MIG slice, another vendor's."""
-    named = {*template.get("limits", {}), *template.get("requests", {})}
-    return any("/" in name and ("gpu" in name or name.startswith("nvidia.com/")) for name in named)
+    """Whether it asks for GPUs by itself, of whatever kind."""
+    return any(map(stands_for_gpus, {*template.get("limits", {}), *template.get("requests", {})}))
 
 
 def _merged(requests: dict[str, str], limits: dict[str, str], template: Mapping[str, Any]) -> dict[str, dict[str, str]]:

@@ -13,7 +13,9 @@ from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
 _GRACE_SECONDS = 20
 
 
-def stage_deployment(snapshot: Snapshot, kept: KeptPlan, settings: ManifestSettings, identity: Identity) -> Manifest:
+def stage_deployment(
+    snapshot: Snapshot, kept: KeptPlan, settings: ManifestSettings, identity: Identity, seats: members.Seats
+) -> Manifest:
     pipe = snapshot.pipe
     stage = kept.plan.stages[identity.index - 1]
     stages = pipe.spec.stages
@@ -48,7 +50,7 @@ def stage_deployment(snapshot: Snapshot, kept: KeptPlan, settings: ManifestSetti
         container,
         template=template,
         grace_seconds=_GRACE_SECONDS,
-        node=stage.node,
+        node=lambda: seats(identity.chain).get(stage.name),
         stage_name=stage.name,
         inputs={},
     )
