@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from languagepipes_api.names import API_GROUP, KIND, LABEL_MANAGED_BY, LABEL_PIPE, MANAGED_BY
 
-from languagepipes_operator.cluster.informer import Informer, ObjectKey, trimmed, trimmed_pod
+from languagepipes_operator.cluster.informer import Informer, ObjectKey, key_of, trimmed, trimmed_pod
 from languagepipes_operator.cluster.kinds import CHILDREN, NODE, POD, Kind
 from languagepipes_operator.cluster.kube import Kube, KubeError
 from languagepipes_operator.cluster.metrics import Metrics
@@ -41,16 +41,27 @@ def trimmed_node(item: Manifest) -> Manifest:
         "spec": {key: value for key, value in item.get("spec", {}).items() if key in ("taints", "unschedulable")},
         "status": {
             "allocatable": status.get("allocatable", {}),
-            "conditions": [each for each in status.get("conditions", ()) if each.get("type") == "Ready"],
+            "conditions": [
+                {"type": "Ready", "status": each.get("status")}
+                for each in status.get("conditions", ())
+                if each.get("type") == "Ready"
+            ],
         },
     }
 
 
 class Caches:
-    """Informers by kind and namespace. on_change: called with each pipe that a change may matter to."""
+    """Informers by kind and namespace. on_change: called with each pipe that a change may matter to. on_nodes: when
+    a node came, went, or offers something else.
+    """
 
     def __init__(
-        self, kube: Kube, metrics: Metrics, namespaces: Iterable[str], on_change: Callable[[ObjectKey], None]
+        self,
+        kube: Kube,
+        metrics: Metrics,
+        namespaces: Iterable[str],
+        on_change: Callable[[ObjectKey], None],
+        on_nodes: Callable[[], None] = lambda: None,
     ) -> None:
         places: tuple[str | None, ...] = tuple(namespaces) or (None,)
         self._informers = {
@@ -71,10 +82,26 @@ class Caches:
         for informer in self._informers.values():
             informer.listeners.append(self._tell)
         self._nodes = Informer(kube, NODE, metrics, trim=trimmed_node) if self._cluster_wide else None
+        self._on_nodes = on_nodes
+        self._told_nodes: dict[ObjectKey, Manifest] = {}
+        if self._nodes is not None:
+            self._nodes.listeners.append(self._tell_of_node)
 
     def _tell(self, item: Manifest) -> None:
         for pipe in pipes_of(item):
             self._on_change(pipe)
+
+    def _tell_of_node(self, item: Manifest) -> None:
+        """Kubelets say every few minutes that nothing has changed; that is no news."""
+        key, now = key_of(item), self._nodes.get(key_of(item)) if self._nodes is not None else None
+        if now is None:
+            self._told_nodes.pop(key, None)
+        else:
+            plain = {"labels": now["metadata"].get("labels"), "spec": now["spec"], "status": now["status"]}
+            if self._told_nodes.get(key) == plain:
+                return
+            self._told_nodes[key] = plain
+        self._on_nodes()
 
     def of(self, kind: Kind, namespace: str) -> Informer:
         """The informer that has that namespace's objects."""

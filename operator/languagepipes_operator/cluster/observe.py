@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import httpx
-from languagepipes_api.names import LABEL_CHAIN, TELEMETRY_PORT
+from languagepipes_api.names import LABEL_CHAIN, LABEL_ROLE, TELEMETRY_PORT
 from languagepipes_api.spec import LanguagePipe, parse_pipe
 from pydantic import BaseModel, ValidationError
 
@@ -87,7 +87,7 @@ class Observer:
                 or _is_growing(pipe, children),
             ),
             store=self._stores.latest(key, store_address(children)),
-            members=await self._members(children),
+            members=await self._members(children, now),
             events=await self._events(key.namespace, unwell(children, now)),
         )
 
@@ -126,10 +126,14 @@ class Observer:
         nodes = (node_of(item, others[item["metadata"]["name"]]) for item in found)
         return tuple(sorted(nodes, key=lambda node: node.name))
 
-    async def _members(self, children: Children) -> dict[str, MemberReport]:
-        if not pki.wants_reports(children.secrets):
-            return {}
-        pods = [pod for pod in children.pods.values() if membership.is_active(pod) and _ip(pod)]
+    async def _members(self, children: Children, now: datetime) -> dict[str, MemberReport]:
+        """All of them while the CA is rotated; else those that run and are not ready, for their own words."""
+        everybody = pki.wants_reports(children.secrets)
+        pods = [
+            pod
+            for pod in children.pods.values()
+            if membership.is_active(pod) and _ip(pod) and (everybody or _has_something_to_say(pod, now))
+        ]
         reports = await asyncio.gather(*(self._report(_ip(pod)) for pod in pods))
         return {
             pod["metadata"]["name"]: report for pod, report in zip(pods, reports, strict=True) if report is not None
@@ -159,6 +163,15 @@ class Observer:
         return {name: warnings[name] for name in about if name in warnings}
 
 
+def _has_something_to_say(pod: Manifest, now: datetime) -> bool:
+    """An End Model whose ring is down says why at once; a stage that goes on loading has nothing to explain."""
+    runs = any(membership.container_state(each, "running") for each in membership.container_statuses(pod))
+    if not runs or membership.is_ready(pod):
+        return False
+    role = membership.label(pod, LABEL_ROLE)
+    return role == "end-model" or (role == "stage" and now - _since(pod, now) >= _UNWELL_AFTER)
+
+
 def store_address(children: Children) -> Address | None:
     """Where to ask the store, once the pod of its present form runs."""
     store = membership.store_of(children)
@@ -169,17 +182,22 @@ def store_address(children: Children) -> Address | None:
 
 def unwell(children: Children, now: datetime) -> list[str]:
     """Pods that are not ready for a while, and claims that are not bound, as "Kind/name"."""
-    found = [
-        f"Pod/{name}"
-        for name, pod in children.pods.items()
-        if not membership.is_ready(pod) and now - _since(pod, now) >= _UNWELL_AFTER
-    ]
-    found += [
-        f"PersistentVolumeClaim/{name}"
-        for name, claim in children.claims.items()
-        if claim.get("status", {}).get("phase") != "Bound" and now - _since(claim, now) >= _UNWELL_AFTER
-    ]
-    return found
+    found = [f"Pod/{name}" for name, pod in children.pods.items() if not membership.is_ready(pod)]
+    found += [f"PersistentVolumeClaim/{name}" for name, claim in children.claims.items() if not _is_bound(claim)]
+    things = {f"Pod/{name}": pod for name, pod in children.pods.items()}
+    things |= {f"PersistentVolumeClaim/{name}": claim for name, claim in children.claims.items()}
+    return [name for name in found if now - _since(things[name], now) >= _UNWELL_AFTER]
+
+
+def unfinished(children: Children) -> bool:
+    """Whether something is on its way, or has stopped on it: then time alone may change what is to be said."""
+    return not all(map(membership.is_ready, children.pods.values())) or not all(
+        map(_is_bound, children.claims.values())
+    )
+
+
+def _is_bound(claim: Manifest) -> bool:
+    return bool(claim.get("status", {}).get("phase") == "Bound")
 
 
 def _is_unscheduled(children: Children) -> bool:

@@ -31,6 +31,7 @@ from languagepipes_operator.cluster.workqueue import WorkQueue
 _WORKERS = 8
 _CHECK_SECONDS = 5.0
 _RECHECK_SECONDS = 60.0
+_TOGETHER_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Operator:
         self.queue: WorkQueue[ObjectKey] = WorkQueue(
             self._reconcile, on_failure=_log_failure, on_depth=metrics.queue_depth.set
         )
-        self.caches = Caches(kube, metrics, settings.namespaces, self._changed)
+        self.caches = Caches(kube, metrics, settings.namespaces, self._changed, self._nodes_changed)
         self.pipes = Pipes(self.queue.add)
         self.stores = Stores(metrics, self.queue.add)
         self._http = httpx.AsyncClient(trust_env=False)
@@ -112,6 +113,11 @@ class Operator:
         # Labels may name pipes that do not exist; those are nobody's business.
         if self.pipes.get(key) is not None:
             self.queue.add(key)
+
+    def _nodes_changed(self) -> None:
+        # Several at a time come together.
+        for key in self._reconciler.refused:
+            self.queue.add_after(key, _TOGETHER_SECONDS)
 
     async def _feed(self) -> None:
         """Until cancelled. Raises where kopf fails for good, or ends."""

@@ -25,7 +25,7 @@ from languagepipes_operator.cluster.kinds import EVENT, PIPE
 from languagepipes_operator.cluster.kube import Kube, KubeError, NotFound
 from languagepipes_operator.cluster.manifests.labels import ANNOTATION_INPUTS
 from languagepipes_operator.cluster.metrics import Metrics
-from languagepipes_operator.cluster.observe import Observer, store_address, unwell
+from languagepipes_operator.cluster.observe import Observer, store_address, unfinished
 from languagepipes_operator.cluster.pipes import Pipes
 from languagepipes_operator.cluster.settings import OperatorSettings
 from languagepipes_operator.cluster.snapshot import Children, Decision, KeptPlan, Manifest, Snapshot
@@ -103,6 +103,8 @@ class Reconciler:
         self._plans: dict[str, KeptPlan] = {}
         self._progress_written: dict[str, datetime] = {}
         self._known: dict[ObjectKey, str] = {}
+        # Pipes that have no plan for the spec as it stands: other nodes may give them one.
+        self.refused: set[ObjectKey] = set()
 
     async def __call__(self, key: ObjectKey) -> float | None:
         """In how many seconds to look again. Raises Stale and KubeError, to be tried again with back-off."""
@@ -131,6 +133,7 @@ class Reconciler:
         applied = await self._apply(snapshot, work)
         if work.chosen.kept is not None:
             self._plans[snapshot.uid] = work.chosen.kept
+        (self.refused.discard if work.chosen.refusal is None else self.refused.add)(key)
         return await self._report(key, snapshot, work, applied)
 
     async def _apply(self, snapshot: Snapshot, work: Work) -> Applied:
@@ -255,6 +258,7 @@ class Reconciler:
 
     def _forget(self, key: ObjectKey) -> None:
         uid = self._known.pop(key, None)
+        self.refused.discard(key)
         self._stores.leave(key)
         if uid is not None:
             self._plans.pop(uid, None)
@@ -316,7 +320,7 @@ def _identities(snapshot: Snapshot, items: Iterable[Manifest]) -> list[Identity]
 
 def _again(snapshot: Snapshot, work: Work, *, ready: bool, blocked: bool, leaving: bool) -> float:
     seconds = [_LONGEST_SECONDS, max(0.0, (work.pki.requeue_at - snapshot.now).total_seconds())]
-    if leaving or (not ready and unwell(snapshot.children, snapshot.now)):
+    if leaving or (not ready and unfinished(snapshot.children)):
         seconds.append(_UNWELL_SECONDS)
     if blocked or work.chosen.refusal is not None:
         seconds.append(_BLOCKED_SECONDS)

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -65,12 +66,14 @@ class Stores:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def watch(self, pipe: ObjectKey, store: Identity, address: Address, client: Credentials) -> None:
-        """From now on ask that store; nothing new if it is asked already."""
+        """From now on ask that store; nothing new if it is asked already, with a certificate that is good for long."""
         known = self._watched.get(pipe)
-        if known is not None and known.address == address and known.client.bundle == client.bundle:
+        same = known is not None and known.address == address
+        if known is not None and same and known.client.bundle == client.bundle and not _is_old(known.client):
             return
         self.leave(pipe)
-        watched = _Watched(store, address, client)
+        # Another certificate of ours makes nothing untrue that this store said.
+        watched = _Watched(store, address, client, report=known.report if known is not None and same else None)
         watched.task = asyncio.create_task(self._ask_on(pipe, watched), name=f"store of {pipe}")
         self._watched[pipe] = watched
 
@@ -84,6 +87,11 @@ class Stores:
         """What it said last; None while it was not asked yet, or if that was another pod."""
         known = self._watched.get(pipe)
         return None if known is None or known.address != address else known.report
+
+    def credentials(self, pipe: ObjectKey) -> Credentials | None:
+        """With which that pipe's store is asked; None if it is not."""
+        known = self._watched.get(pipe)
+        return None if known is None else known.client
 
     def close(self) -> None:
         for pipe in list(self._watched):
@@ -104,6 +112,10 @@ class Stores:
                     watched.told_at = now
                     self._on_news(pipe)
                 await asyncio.sleep(ASK_SECONDS)
+
+
+def _is_old(client: Credentials) -> bool:
+    return client.leaf.renew_at() <= datetime.now(UTC)
 
 
 def _is_news(before: StoreReport | None, now: StoreReport) -> bool:
