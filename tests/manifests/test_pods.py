@@ -240,7 +240,16 @@ def test_pods_of_a_pipe_spread_over_nodes_softly() -> None:
     assert constraint["labelSelector"]["matchLabels"]["languagepipes.io/pipe"] == "qwen3"
 
 
-def test_the_templates_spread_stands_in_place_of_ours_and_counts_the_pipes_pods() -> None:
+def test_the_weights_store_draws_no_stage_away_from_its_node() -> None:
+    """Counted with the ring, a store on one of two nodes had all three stages put on the other."""
+    (constraint,) = pod_of(stage_of({}))["topologySpreadConstraints"]
+
+    (role,) = constraint["labelSelector"]["matchExpressions"]
+    assert (role["key"], role["operator"]) == ("languagepipes.io/role", "In")
+    assert sorted(role["values"]) == ["end-model", "stage"]
+
+
+def test_the_templates_spread_stands_in_place_of_ours_and_counts_the_pipes_ring() -> None:
     asked = {"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
 
     (constraint,) = pod_of(stage_of({"topologySpreadConstraints": [asked]}))["topologySpreadConstraints"]

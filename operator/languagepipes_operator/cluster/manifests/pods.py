@@ -16,7 +16,7 @@ from languagepipes_api.names import LABEL_CHAIN, TELEMETRY_PORT
 from languagepipes_api.template import PodTemplate
 
 from languagepipes_operator.cluster.manifests import names
-from languagepipes_operator.cluster.manifests.labels import labels_of_pipe, metadata, ring_selector
+from languagepipes_operator.cluster.manifests.labels import metadata, ring_selector
 from languagepipes_operator.cluster.snapshot import Manifest, Snapshot
 
 USER_ID = 65532
@@ -174,7 +174,8 @@ def ring_placement(pipe: str, chain: int, template: Mapping[str, Any], *, node: 
     spread = template.get("topologySpreadConstraints") or [
         {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
     ]
-    counted = {"labelSelector": {"matchLabels": labels_of_pipe(pipe)}}
+    # The ring alone: a store that happens to be on one of two nodes would draw all stages to the other.
+    counted = {"labelSelector": ring_selector(pipe)}
     return {"affinity": affinity, "topologySpreadConstraints": [{**counted, **constraint} for constraint in spread]}
 
 
