@@ -76,6 +76,11 @@ class MemberState:
         self.state, self.message = state, message
         self.progressed_at = time.monotonic()
 
+    def wait(self, whom: str, why: str) -> None:
+        """While it waits: say for what exactly. Nothing where it goes on with other work meanwhile."""
+        if self.state == "waiting":
+            self.message = f"waiting for {whom}: {why}"
+
     def loaded(self, total_bytes: int) -> None:
         """Report how many bytes of weights are in place by now."""
         self.loaded_bytes = total_bytes

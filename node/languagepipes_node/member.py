@@ -33,7 +33,8 @@ class Startup:
 
 
 def prepare(settings: MemberSettings, state: MemberState) -> Startup:
-    """Read the plan and ask the store for config.json, waiting for the store as long as it takes.
+    """Read the plan and ask the store for config.json, waiting as long as it takes for a store that has the plan's
+    revision: a pipe's store is replaced at another pace than its members.
 
     Raises SettingsError for a plan that cannot be read, WeightsError if the store gave up for good.
     """
@@ -48,7 +49,13 @@ def prepare(settings: MemberSettings, state: MemberState) -> Startup:
         ) from error
     tls = state.tls = TlsFiles(settings.tls_dir)
     state.enter("waiting", "waiting for the weights store")
-    store = StoreClient(settings.store_address, tls, moving=state.moving)
+    store = StoreClient(
+        settings.store_address,
+        tls,
+        revision=plan.model_revision,
+        moving=state.moving,
+        waiting=lambda why: state.wait("the weights store", why),
+    )
     architecture = Architecture.from_config(json.loads(store.file("config.json")))
     return Startup(plan, tls, store, architecture)
 

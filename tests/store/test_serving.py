@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
 import ssl
 import threading
@@ -169,6 +170,46 @@ def test_nothing_outside_the_index_is_served(shelf: Shelf, serve: Serve, tls_for
         response = connection.getresponse()
         assert response.status == 404
         assert json.loads(response.read())["error"]["reason"] == "NotFound"
+
+
+def test_a_member_waits_for_a_store_of_the_planned_revision_and_says_so(
+    shelf: Shelf, model_dir: Path, tmp_path: Path, serve: Serve, tls_for: TlsFor
+) -> None:
+    """Also between two reads: the store was replaced by one of another commit, whose index names the same tensors."""
+    assert shelf.facts is not None
+    planned = shelf.facts.revision
+    server, said, paused = serve(shelf), [], []
+
+    def put_back_in_a_while(seconds: float) -> None:
+        paused.append(seconds)
+        if len(paused) == 3:
+            server.shelf = shelf
+
+    with client_of(
+        server,
+        tls_for(STAGE),
+        revision=planned,
+        patience_seconds=None,
+        waiting=said.append,
+        sleep=put_back_in_a_while,
+    ) as client:
+        right = client.file("config.json")
+        later = Path(shutil.copytree(model_dir, tmp_path / "later"))
+        (later / "config.json").write_text(json.dumps({**json.loads(right), "rope_theta": 7.0}))
+        other = fill(later.as_uri(), tmp_path / "other-cache")
+        assert other.facts is not None
+        assert other.facts.revision != planned
+        server.shelf = other
+        assert client.file("config.json") == right
+        assert len(paused) == 3
+        assert len(said) == 1
+        assert f"the store has revision {other.facts.revision} of the model, and the plan is for {planned}" in said[0]
+        assert "delete the pipe and apply it again" in said[0]
+    server.shelf = other
+    with client_of(server, tls_for(STAGE), revision=planned) as client, pytest.raises(StoreUnavailable, match=planned):
+        client.index()
+    with client_of(server, tls_for(STAGE), revision=other.facts.revision) as client:
+        assert client.file("config.json") != right
 
 
 def test_strangers_are_refused(shelf: Shelf, serve: Serve, tls_for: TlsFor) -> None:

@@ -25,6 +25,7 @@ from languagepipes_api.names import Identity
 from languagepipes_node import telemetry
 from languagepipes_node.store.shelf import Shelf
 from languagepipes_node.weights.errors import BrokenFile, StoreUnavailable, WeightsError
+from languagepipes_node.weights.remote import etag
 from languagepipes_node.wire.errors import WireError
 from languagepipes_node.wire.tls import TlsFiles, peer_identity
 
@@ -145,17 +146,35 @@ class _Exchange(BaseHTTPRequestHandler):
         elif path == "/v1/index":
             if shelf.index is None:
                 raise _why_not(shelf, "the index is not made yet")
-            self._send_body(200, shelf.index_json, "application/json")
+            if self._is_as_asked(shelf):
+                self._send_body(200, shelf.index_json, "application/json")
         elif path.startswith("/v1/files/"):
             self._send_file(path.removeprefix("/v1/files/"))
         else:
             self._send_error(404, "NotFound", "there are /v1/facts, /v1/progress, /v1/index and /v1/files/NAME")
+
+    def _is_as_asked(self, shelf: Shelf) -> bool:
+        """Whether this is the revision of If-Match, if one is asked for; else 412 is sent."""
+        asked = self.headers.get("If-Match")
+        ours = "" if shelf.facts is None else shelf.facts.revision
+        if asked is None or asked == etag(ours):
+            return True
+        planned = unquote(asked.strip('"'))[:100]
+        self._send_error(
+            412,
+            "OtherRevision",
+            f"the store has revision {ours} of the model, and the plan is for {planned}: members wait for a store that "
+            "has it; if the files of the source were changed, put them back, or delete the pipe and apply it again",
+        )
+        return False
 
     def _send_file(self, name: str) -> None:
         shelf = self.server.shelf
         index = shelf.index
         if index is None:
             raise _why_not(shelf, "the index is not made yet")
+        if not self._is_as_asked(shelf):
+            return
         if name not in index.files:  # the index decides, never the file system
             self._send_error(404, "NotFound", "the index names no such file")
             return

@@ -41,7 +41,9 @@ class StoreClient:
     """A `TensorSource` over `https://address` (host:port).
 
     pipe: (namespace, pipe) that the store's certificate must name; None takes any store of the CA, which is the pipe's
-    own. patience_seconds: how long to wait for a store that is away or not ready; None for as long as it takes.
+    own. revision: the model's, as planned; a store that has another one is waited out like one that is away, at the
+    start and between any two reads. patience_seconds: how long to wait for a store that is away or not ready; None for
+    as long as it takes. waiting: told why, whenever the reason to wait changes.
     moving: called whenever bytes came and at each pause of a wait: whoever loads is not stuck.
     bytes_read: bodies received so far.
     """
@@ -52,18 +54,22 @@ class StoreClient:
         tls: TlsFiles,
         *,
         pipe: tuple[str, str] | None = None,
+        revision: str | None = None,
         patience_seconds: float | None = None,
         sleep: Callable[[float], None] = time.sleep,
         moving: Callable[[], None] = lambda: None,
+        waiting: Callable[[str], None] = lambda _: None,
     ) -> None:
         host, _, port = address.rpartition(":")
         self._host, self._port = host.strip("[]"), int(port)
         self._address = address
         self._tls = tls
         self._pipe = pipe
+        self._condition = {} if revision is None else {"If-Match": etag(revision)}
         self._patience_seconds = patience_seconds
         self._sleep = sleep
         self._moving = moving
+        self._waiting = waiting
         self._connection: _StoreConnection | None = None
         self._index: WeightsIndex | None = None
         self.bytes_read = 0
@@ -202,6 +208,7 @@ class StoreClient:
             if str(unavailable) != last_message:
                 last_message = str(unavailable)
                 log.info("waiting for the weights store: %s", last_message)
+                self._waiting(last_message)
             self._moving()
             self._sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads members out, no secret
             pause = min(pause * 1.6, _LONGEST_PAUSE_SECONDS)
@@ -209,12 +216,12 @@ class StoreClient:
     def _request(self, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         if self._connection is None:
             self._connection = _StoreConnection(self._host, self._port, self._tls, self._pipe)
-        self._connection.request("GET", path, headers=headers)
+        self._connection.request("GET", path, headers=self._condition | headers)
         response = self._connection.getresponse()
         if response.status in (200, 206):
             return response
         body = response.read(MAX_JSON_BYTES)
-        if response.status == 503:
+        if response.status in (412, 503):
             raise StoreUnavailable(f"{self._address}: {_message(body)[1]}")
         if response.status >= 500:
             reason, message = _message(body)
@@ -254,6 +261,11 @@ class _StoreConnection(http.client.HTTPSConnection):
             raw.close()
             raise
         self.sock = secured
+
+
+def etag(revision: str) -> str:
+    """A model's revision as an entity tag of RFC 9110, section 8.8.3."""
+    return f'"{quote(revision)}"'
 
 
 def _check_is_store(secured: ssl.SSLSocket, pipe: tuple[str, str] | None, address: str) -> None:
