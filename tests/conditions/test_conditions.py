@@ -248,6 +248,21 @@ def test_a_ring_that_was_whole_and_is_not_is_told_as_down() -> None:
     assert again == first
 
 
+def test_a_ring_whose_lost_stage_is_back_joins_and_is_not_told_as_down() -> None:
+    """Between the stage's readiness and the first token; a Warning to look at logs would mislead there."""
+    world = World.ready()
+    before = world.status()
+    unready(world.pod("end-model"))
+    back = next(each for each in world.pod("stage", stage=2)["status"]["conditions"] if each["type"] == "Ready")
+    back["lastTransitionTime"] = (NOW + timedelta(seconds=3)).isoformat()
+
+    soon = later(world, seconds=4).status(before)
+    then = later(world, seconds=13).status(soon)
+
+    assert triple(soon, "Ready")[:2] == ("False", "JoiningRing")
+    assert triple(then, "Ready")[:2] == ("False", "RingDown")
+
+
 def test_an_end_model_that_was_replaced_joins_and_is_not_down() -> None:
     world = World.ready()
     before = world.status()

@@ -6,16 +6,22 @@ condition's status does. What is wrong comes from `diagnosis`; this module says 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from languagepipes_api.status import Condition, ConditionType, LanguagePipeStatus, Phase
 
 from languagepipes_operator.cluster.diagnosis import Diagnosis, diagnose
 from languagepipes_operator.cluster.failures import Failure, bounded, told_first
-from languagepipes_operator.cluster.membership import Member, container_state, container_statuses, time_of
+from languagepipes_operator.cluster.membership import (
+    Member,
+    container_state,
+    container_statuses,
+    pod_condition,
+    time_of,
+)
 from languagepipes_operator.cluster.snapshot import Decision, Manifest, Snapshot
 from languagepipes_operator.cluster.status import progress_text, resolved_revision, selector_of, stage_statuses, url_of
 
@@ -25,6 +31,8 @@ ORDER: tuple[ConditionType, ...] = (
 )  # fmt: skip
 
 # What WeightsAvailable says while the store fetches, in the order of the store's phases; or cannot for now.
+# How soon after its last stage a ring must be whole before it is called broken.
+_JOIN = timedelta(seconds=10)
 _FETCHING = ("Resolving", "Downloading", "Verifying", "Converting", "SourceUnreachable")
 
 
@@ -235,7 +243,8 @@ def _ready(
         return Verdict("False", stages.reason, stages.message)
     silent = [chain[-1] for chain in found.chains if not chain[-1].ready]
     waiting = [end.title for end in silent]
-    if _was_ready(before, snapshot) and any(_went_down(end, before) for end in silent):
+    rings = [chain for chain in found.chains if not chain[-1].ready and not _joins(chain, snapshot.now)]
+    if _was_ready(before, snapshot) and any(_went_down(chain[-1], before) for chain in rings):
         return Verdict(
             "False",
             "RingDown",
@@ -295,6 +304,15 @@ def _was_ready(before: Mapping[str, Any], snapshot: Snapshot) -> bool:
         last.get("status") == "True" and last.get("observedGeneration") == generation
         for last in (condition_in(before, "Ready"), condition_in(before, "Degraded"))
     )
+
+
+def _joins(chain: Sequence[Member], now: datetime) -> bool:
+    """Whether a stage has only just become ready: then the ring is about to be whole again."""
+    for stage in chain[:-1]:
+        since = None if stage.pod is None else time_of(pod_condition(stage.pod, "Ready").get("lastTransitionTime"))
+        if since is not None and now - since < _JOIN:
+            return True
+    return False
 
 
 def _went_down(end: Member, before: Mapping[str, Any]) -> bool:
