@@ -30,7 +30,8 @@ class OperatorSettings(BaseModel):
     """node_image: what members of new plans run; a plan that exists keeps its image.
 
     hub_endpoint: the mirror that hf:// means; empty for the Hub. namespaces: those that are served; none means all, and
-    then Nodes are read too. identity: distinguishes replicas of the operator in the Lease.
+    then Nodes are read too. identity: distinguishes replicas of the operator in the Lease. every_address: where members
+    listen: on all IPv4 addresses, or on all of both kinds where the API server is reached by IPv6.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +43,7 @@ class OperatorSettings(BaseModel):
     pod_namespace: Annotated[str, Field(min_length=1)] = "default"
     lease_name: Annotated[str, Field(min_length=1)] = "languagepipes-operator"
     identity: Annotated[str, Field(min_length=1)]
+    every_address: Literal["0.0.0.0", "[::]"] = "0.0.0.0"  # noqa: S104 (a pod serves its network)
     listen: Annotated[str, Field(pattern=r"^\S+:\d+$")] = "0.0.0.0:9090"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -58,6 +60,10 @@ class OperatorSettings(BaseModel):
             if name.startswith(PREFIX) and value
         }
         values.setdefault("identity", socket.gethostname())
+        if ":" in environment.get("KUBERNETES_SERVICE_HOST", ""):
+            # Pods of such a cluster have IPv6 addresses, and maybe no other.
+            values.setdefault("every_address", "[::]")
+            values.setdefault("listen", "[::]:9090")
         values.setdefault("pod_namespace", _own_namespace())
         try:
             return cls.model_validate(values)

@@ -13,9 +13,8 @@ from languagepipes_api.spec import LanguagePipe
 from languagepipes_operator.cluster.manifests import names, pods, rendered
 from languagepipes_operator.cluster.manifests import plan as plans
 from languagepipes_operator.cluster.manifests.labels import labels
+from languagepipes_operator.cluster.manifests.settings import ManifestSettings
 from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
-
-LISTEN = "0.0.0.0"  # noqa: S104 (a pod serves its network)
 
 # By chain (0 is the first) and member's name: the node where the planner would have it.
 Seats = Callable[[int], Mapping[str, str]]
@@ -34,16 +33,16 @@ class Common(TypedDict):
     ring_listen: str
 
 
-def common_settings(pipe: LanguagePipe, chain: int) -> Common:
+def common_settings(pipe: LanguagePipe, chain: int, settings: ManifestSettings) -> Common:
     return {
         "namespace": pipe.namespace,
         "pipe": pipe.name,
         "chain": chain,
         "tls_dir": Path(names.TLS_DIR),
-        "telemetry_listen": f"{LISTEN}:{TELEMETRY_PORT}",
+        "telemetry_listen": f"{settings.every_address}:{TELEMETRY_PORT}",
         "plan_file": Path(names.PLAN_FILE),
         "store_address": names.store_address(pipe.name, pipe.namespace),
-        "ring_listen": f"{LISTEN}:{RING_PORT}",
+        "ring_listen": f"{settings.every_address}:{RING_PORT}",
     }
 
 

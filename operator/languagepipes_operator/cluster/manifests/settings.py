@@ -8,8 +8,8 @@ from typing import Protocol
 class ManifestSettings(Protocol):
     """The part of the operator's settings that shapes children.
 
-    node_image: what new plans run. hub_endpoint: the mirror that hf:// means; empty for the Hub.
-    pod_namespace: where the operator's own pods are; empty outside a cluster.
+    node_image: what new plans run. every_address: where members listen: all of their pod's. hub_endpoint: the mirror
+    that hf:// means; empty for the Hub. pod_namespace: where the operator's own pods are; empty outside a cluster.
     """
 
     @property
@@ -20,6 +20,9 @@ class ManifestSettings(Protocol):
 
     @property
     def hub_endpoint(self) -> str: ...
+
+    @property
+    def every_address(self) -> str: ...
 
     @property
     def pod_namespace(self) -> str: ...

@@ -31,7 +31,7 @@ def stage_deployment(
             successor=members.successor(pipe, kept.plan, identity),
             device=stage.device,
             threads=resources.threads(template.get("resources", {})),
-            **members.common_settings(pipe, identity.chain),
+            **members.common_settings(pipe, identity.chain, settings),
         ),
         resources=resources.member_resources(
             device=stage.device,

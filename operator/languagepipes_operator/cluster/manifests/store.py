@@ -13,7 +13,7 @@ from languagepipes_api import source as sources
 from languagepipes_api.member import PREFIX, MemberSettings
 from languagepipes_api.names import STORE_PORT, TELEMETRY_PORT, Identity
 
-from languagepipes_operator.cluster.manifests import members, names, pods, quantities, rendered, resources
+from languagepipes_operator.cluster.manifests import names, pods, quantities, rendered, resources
 from languagepipes_operator.cluster.manifests.labels import labels, metadata
 from languagepipes_operator.cluster.manifests.settings import ManifestSettings
 from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
@@ -85,8 +85,8 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
             namespace=pipe.namespace,
             pipe=pipe.name,
             tls_dir=Path(names.TLS_DIR),
-            telemetry_listen=f"{members.LISTEN}:{TELEMETRY_PORT}",
-            store_listen=f"{members.LISTEN}:{STORE_PORT}",
+            telemetry_listen=f"{settings.every_address}:{TELEMETRY_PORT}",
+            store_listen=f"{settings.every_address}:{STORE_PORT}",
             source=model.source,
             revision=pinned or model.resolved_from,
             dtype=model.dtype,
