@@ -146,7 +146,7 @@ def test_probes_ask_the_metrics_port() -> None:
 
 def test_resources_and_places_are_passed_on_and_absent_where_not_given() -> None:
     given = pod_of(render({**EVERYTHING, "resources": {"limits": {"cpu": 1}}}))
-    plain = pod_of(render({"nodeSelector": {"kubernetes.io/os": None}}))
+    plain = pod_of(render({"nodeSelector": {"kubernetes.io/os": None}, "tolerations": []}))
 
     assert given["containers"][0]["resources"]["limits"] == {"cpu": 1, "memory": "512Mi"}
     for name in ("tolerations", "affinity", "priorityClassName"):
@@ -154,6 +154,12 @@ def test_resources_and_places_are_passed_on_and_absent_where_not_given() -> None
         assert name not in plain
     assert given["nodeSelector"] == {"kubernetes.io/os": "linux"}
     assert "nodeSelector" not in plain
+
+
+def test_an_operator_on_a_lost_node_is_soon_started_elsewhere() -> None:
+    tolerated = {found["key"]: found["tolerationSeconds"] for found in pod_of(render())["tolerations"]}
+
+    assert tolerated == {"node.kubernetes.io/not-ready": 30, "node.kubernetes.io/unreachable": 30}
 
 
 def test_labels_and_annotations_of_pods_are_added_and_replace_none_of_ours() -> None:
