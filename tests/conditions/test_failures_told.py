@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from failure_cases import CASES, Case
 from languagepipes_operator.cluster.failures import MESSAGE_MAX
+from languagepipes_operator.cluster.informer import trimmed_pod
 from languagepipes_operator.cluster.reasons import REASONS
 from pipe_worlds import World, later, triple, unready
 
@@ -32,6 +33,17 @@ def test_the_same_failure_a_minute_later_is_the_same_to_the_letter(case: Case) -
     first = world.status()
 
     assert later(world, seconds=60).status(first) == first
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_nothing_that_is_told_was_in_what_the_operator_forgets_of_a_pod(case: Case) -> None:
+    world = World.ready(case.spec)
+    case.spoil(world)
+    whole = world.status()
+    for pod in world.pods.values():
+        trimmed_pod(pod)
+
+    assert world.status() == whole
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from languagepipes_operator.cluster.kinds import Kind
 from languagepipes_operator.cluster.kube import Expired, Forbidden, Kube, KubeError, NotFound, back_off
@@ -44,6 +44,9 @@ def trimmed(item: Manifest) -> Manifest:
     return item
 
 
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+
+
 def trimmed_pod(item: Manifest) -> Manifest:
     """Where it runs, what it asks for, how it is; not how it was described."""
     trimmed(item)
@@ -57,9 +60,15 @@ def trimmed_pod(item: Manifest) -> Manifest:
             if "initContainers" in spec
             else {}
         ),
-        **{key: spec[key] for key in ("overhead", "resources") if key in spec},
+        # Which nodes it is bound to is told where none is such.
+        **{key: spec[key] for key in ("overhead", "resources", "nodeSelector") if key in spec},
+        **({"affinity": {"nodeAffinity": {_REQUIRED: bound}}} if (bound := _required_affinity(spec)) else {}),
     }
     return item
+
+
+def _required_affinity(spec: Manifest) -> Any:
+    return ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(_REQUIRED)
 
 
 def _trimmed_container(container: Manifest) -> Manifest:
