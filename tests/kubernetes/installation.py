@@ -66,7 +66,7 @@ class Installation:
             if "deletionTimestamp" not in pod["metadata"] and pod["status"].get("phase") == "Running"
         ]
 
-    def wait_acting(self, *, other_than: Collection[str] = (), pipes: int = 1, timeout_seconds: float = 60) -> str:
+    def wait_acting(self, *, other_than: Collection[str] = (), pipes: int = 1, timeout_seconds: float = 120) -> str:
         """The leading pod, another one than those, once it has reconciled so often. All its first looks are over."""
 
         def acting() -> str | None:

@@ -12,6 +12,8 @@ from kubectl import Kubectl, wait_for
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CLAIM = "models"
+# By default each member asks for half a CPU, and two nodes of two CPUs hold one chain. With this, one node holds all.
+SMALL = {"resources": {"requests": {"cpu": "100m"}}}
 RESTRICTED = {
     "runAsNonRoot": True,
     "runAsUser": 65532,
@@ -91,7 +93,8 @@ def pipe(name: str = "smollm2", *, model: dict[str, Any] | None = None, **spec: 
                 "maxContextLength": 1024,
                 **(model or {}),
             },
-            "stages": {"count": 3},
+            "endModel": {"template": SMALL},
+            "stages": {"count": 3, "template": SMALL},
             **spec,
         },
     }
