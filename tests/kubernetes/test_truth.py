@@ -1,17 +1,150 @@
-"""Each failure, caused for real: the condition names its reason, says it in a sentence, and has the remedy."""
+"""Each failure, caused for real: the condition names its reason, says it in a sentence, and has the remedy.
+
+Pipes that fail stand side by side, since each takes its time; each test then reads its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import re
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import Cluster
 from installation import Installation
-from kubectl import Kubectl
+from kubectl import Kubectl, wait_for
 from serving import CLAIM, Images, fill_claim, pipe, wait_condition, wait_for_reason, wait_ready
+from store.stand_in_hub import StandIn, stand_in_hub
 
 pytestmark = pytest.mark.kubernetes
+
+# So that many pipes find room on two small nodes at once: it is not CPUs that they lack.
+LIGHT = {"resources": {"requests": {"cpu": "10m"}}}
+# Many small processes, so that the member itself is the largest, which the kernel ends, with cgroups v1 and v2 alike.
+ALLOCATE = """
+import os, time
+for _ in range(100):
+    if os.fork() == 0:
+        held = bytearray(b"x") * (64 << 20)
+        time.sleep(60)
+time.sleep(60)
+"""
+
+
+def light(name: str, *, model: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    """A pipe whose pods ask for next to no CPU."""
+    made: dict[str, Any] = pipe(name, model=model, **{"endModel": {"template": LIGHT}, "stages": one_stage(), **spec})
+    return made
+
+
+def one_stage(**more: Any) -> dict[str, Any]:
+    return {"count": 1, "template": {**LIGHT, **more}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is wrong with a pipe's spec, and what Ready then says: a regular expression of the whole message."""
+
+    spec: dict[str, Any]
+    reason: str
+    message: str
+
+
+CASES = {
+    "no-such-claim": Case(
+        {"model": {"source": "pvc://absent/model.gguf"}},
+        "MissingClaim",
+        r"the weights store: there is no PersistentVolumeClaim absent in the pipe's namespace: create it, or correct "
+        r"the pvc:// claim in spec\.model\.source",
+    ),
+    "no-such-file": Case(
+        {"model": {"source": f"pvc://{CLAIM}/absent.gguf"}},
+        "FileNotFoundAtSource",
+        rf"pvc://{CLAIM}/absent\.gguf: \S+/{CLAIM}/absent\.gguf does not exist; correct spec\.model\.source",
+    ),
+    "no-such-secret": Case(
+        {"server": {"apiKeysSecretRef": {"name": "absent"}}},
+        "MissingSecret",
+        r"the End Model: there is no Secret absent in the pipe's namespace, which spec\.server\.apiKeysSecretRef "
+        r"names: create it, or correct the field",
+    ),
+    "no-such-class": Case(
+        {"cache": {"size": "1Gi", "storageClassName": "absent"}},
+        "MissingStorageClass",
+        r"the cache's claim no-such-class-\S+ asks for the StorageClass absent, which does not exist: create it, or "
+        r"correct spec\.cache\.storageClassName and delete the claim \(kubectl delete pvc no-such-class-\S+\)",
+    ),
+    "no-such-token": Case(
+        {"model": {"source": "hf://owner/model", "tokenSecretRef": {"name": "absent", "key": "token"}}},
+        "MissingSecret",
+        r"the weights store: there is no Secret absent in the pipe's namespace, which spec\.model\.tokenSecretRef "
+        r"names: create it, or correct the field",
+    ),
+    "no-such-key": Case(
+        {"model": {"source": "hf://owner/model", "tokenSecretRef": {"name": "token", "key": "absent"}}},
+        "MissingSecretKey",
+        r"the weights store: the Secret token has no key absent: add it \(kubectl create secret generic token "
+        r"--from-literal=absent=…\), or correct spec\.model\.tokenSecretRef\.key",
+    ),
+    "too-many-stages": Case(
+        {"endModel": {"localLayers": 28, "template": LIGHT}, "stages": {"count": 3}},
+        "TooManyStages",
+        r"3 stages, but 30 layers less 28 at the End Model leave 2: take at most 2 stages",
+    ),
+    "too-many-layers": Case(
+        {"stages": {"list": [{"name": "first", "layers": 20}, {"name": "second", "layers": 12}]}},
+        "TooManyLayersAssigned",
+        r"30 layers, 33 assigned \(1 at the End Model, 32 in stages\): name at most 29 in stages",
+    ),
+    "too-small": Case(
+        {"stages": {"list": [{"name": "tiny", "memory": "1Mi"}, {"name": "rest"}]}},
+        "StageOverBudget",
+        r"stage tiny: 1 layer needs [\d.]+ MiB \(weights [\d.]+ MiB, KV for one sequence of 1024 tokens [\d.]+ MiB, "
+        r"overhead [\d.]+ MiB\), budget 1 MiB: raise its memory or lower maxContextLength",
+    ),
+    "limit-too-small": Case(
+        {"stages": {"count": 1, "template": {"resources": {"limits": {"memory": "64Mi"}}}}},
+        "LimitTooSmall",
+        r"stage stage-1 needs [\d.]+ GiB \(weights, overhead and KV for one sequence\), and its template limits memory "
+        r"to 64 MiB: [\d.]+ GiB short: raise limits\.memory or leave it out, give it fewer layers, or take a shorter "
+        r"maxContextLength",
+    ),
+    "too-large": Case(
+        {"stages": {"count": 1, "template": {"resources": {"requests": {"memory": "1Ti"}}}}},
+        "StageTooLarge",
+        r"stage stage-1 asks for 1 TiB of memory, and the most that is free on a node that it may run on is "
+        r"[\d.]+ GiB \(\S+\): [\d.]+ GiB short: lower memory in its template, or leave it out",
+    ),
+    "no-such-node": Case(
+        {"stages": one_stage(nodeSelector={"disk": "absent"})},
+        "Unschedulable",
+        r"stage stage-1: none of 2 nodes can take it: 2 do not match its nodeSelector disk=absent\. To have it placed: "
+        r"correct the template, or label a node",
+    ),
+    "no-gpu": Case(
+        {"stages": {"count": 1, "device": "GPU"}},
+        "NoSuchDevice",
+        r"stage stage-1 asks for a GPU, but none of 2 nodes that it may run on has one: set device to CPU, or add a "
+        r"node with GPUs",
+    ),
+    "no-such-priority": Case(
+        {"stages": one_stage(priorityClassName="absent")},
+        "MissingPriorityClass",
+        r"stage stage-1: its pod is refused \(no PriorityClass with name absent was found\): create the class, or "
+        r"correct priorityClassName in its template",
+    ),
+    "no-such-runtime": Case(
+        {"stages": one_stage(runtimeClassName="absent")},
+        "MissingRuntimeClass",
+        r"stage stage-1: its pod is refused \(pod rejected: RuntimeClass .absent. not found\): create the class, or "
+        r"correct runtimeClassName in its template",
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,78 +155,205 @@ def kubectl(operator: Installation, new_namespace: Callable[[str], Kubectl], ima
     return made
 
 
-LIMITED = {"resources": {"limits": {"memory": "64Mi"}}}
-CASES: dict[str, tuple[dict[str, Any], str, str]] = {
-    # name: (the pipe's spec, the reason, what the message says)
-    "no-such-claim": (
-        {"model": {"source": "pvc://absent/model.gguf"}},
-        "MissingClaim",
-        r"absent.*source",
-    ),
-    "no-such-file": (
-        {"model": {"source": f"pvc://{CLAIM}/absent.gguf"}},
-        r"\w*Found|\w*Missing\w*",
-        r"absent\.gguf",
-    ),
-    "no-such-secret": (
-        {"server": {"apiKeysSecretRef": {"name": "absent"}}},
-        "MissingSecret",
-        r"absent.*apiKeysSecretRef",
-    ),
-    "no-such-class": (
-        {"cache": {"size": "1Gi", "storageClassName": "absent"}},
-        "MissingStorageClass",
-        r"absent.*storageClassName",
-    ),
-    "no-such-token": (
-        {"model": {"source": "hf://owner/model", "tokenSecretRef": {"name": "absent", "key": "token"}}},
-        "MissingSecret",
-        r"absent.*tokenSecretRef",
-    ),
-    "too-many-layers": (
-        {"endModel": {"localLayers": 29}, "stages": {"count": 3}},
-        r"\w+",
-        r"30 layers|layer",
-    ),
-    "too-small": (
-        {"stages": {"list": [{"name": "tiny", "memory": "1Mi"}, {"name": "rest"}]}},
-        r"\w+",
-        r"tiny.*MiB|MiB.*tiny",
-    ),
-    "no-such-node": (
-        {"stages": {"count": 1, "template": {"nodeSelector": {"disk": "absent"}}}},
-        r"\w+",
-        r"disk",
-    ),
-    "no-gpu": (
-        {"stages": {"count": 1, "device": "GPU"}},
-        r"\w+",
-        r"GPU|nvidia\.com/gpu",
-    ),
-    "out-of-memory": (
-        {"stages": {"count": 1, "template": LIMITED}},
-        "OOMKilled",
-        r"64Mi.*(raise|more)",
-    ),
-    "no-such-class-of-priority": (
-        {"stages": {"count": 1, "template": {"priorityClassName": "absent"}}},
-        "MissingPriorityClass",
-        r"absent.*priorityClassName|priorityClassName.*absent",
-    ),
-}
+@pytest.fixture(scope="class")
+def failing(kubectl: Kubectl) -> Iterator[Kubectl]:
+    """All cases at once; gone again afterwards, since their stores alone ask for half of the cluster's CPUs."""
+    kubectl.apply(secret("token", token="hf_unused"))
+    kubectl.apply(*(light(name, **case.spec) for name, case in CASES.items()))
+    yield kubectl
+    kubectl("delete", "lp", "--all", "--wait=true", "--timeout=60s")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_ready_says_what_is_wrong_and_what_helps(kubectl: Kubectl, name: str) -> None:
-    spec, reason, text = CASES[name]
-    kubectl.apply(pipe(name, **spec))
-    try:
-        found = wait_for_reason(kubectl, name, reason, text)
-        assert len(found["message"]) <= 1024
+def secret(name: str, **values: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values}
+
+
+def assert_told(kubectl: Kubectl, name: str, reason: str, message: str, *, seconds: float = 120) -> str:
+    """Ready=False for that reason, in exactly those words, in the status and in an Event; its message."""
+    found = wait_for_reason(
+        kubectl, name, reason, rf"\A(?:{message})(?: \(and \d+ more: [\w, ]+\))?\Z", seconds=seconds
+    )
+    said = str(found["message"])
+    assert len(said) <= 1024
+    if kept := os.environ.get("E2E_LOGS"):
+        with Path(kept, "told.txt").open("a") as file:
+            file.write(f"{name}\n    {found['reason']}: {said}\n")
+
+    def event() -> bool:
         events = kubectl("get", "events", "--field-selector", f"involvedObject.name={name}", "-o", "json")
-        assert found["reason"] in events
+        return any((item["type"], item["reason"]) == ("Warning", reason) for item in json.loads(events)["items"])
+
+    wait_for(f"an Event {reason} of {name}", event, timeout_seconds=10)
+    return said
+
+
+class TestSideBySide:
+    @pytest.mark.parametrize("name", CASES)
+    def test_ready_says_what_is_wrong_and_what_helps(self, failing: Kubectl, name: str) -> None:
+        assert_told(failing, name, CASES[name].reason, CASES[name].message)
+
+
+def test_a_stage_that_takes_more_memory_than_its_limit(kubectl: Kubectl) -> None:
+    kubectl.apply(light("out-of-memory"))
+    wait_ready(kubectl, "out-of-memory")
+    try:
+        pod = kubectl.list("pods", "languagepipes.io/pipe=out-of-memory,languagepipes.io/role=stage")[0]
+        limit = pod["spec"]["containers"][0]["resources"]["limits"]["memory"]
+        kubectl.run("exec", pod["metadata"]["name"], "--", "python", "-c", ALLOCATE)
+        assert_told(
+            kubectl,
+            "out-of-memory",
+            "OOMKilled",
+            rf"stage stage-1: its container needed more than its memory limit of {re.escape(limit)} and was ended: "
+            r"raise memory in its template, or take more stages or a shorter spec\.model\.maxContextLength",
+            seconds=30,
+        )
     finally:
-        kubectl("delete", "lp", name, "--wait=true", "--timeout=60s")
+        kubectl("delete", "lp", "out-of-memory", "--wait=true", "--timeout=60s")
+
+
+def test_a_namespace_whose_quota_is_used_up(new_namespace: Callable[[str], Kubectl], images: Images) -> None:
+    kubectl = new_namespace("quota")
+    fill_claim(kubectl, images)
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "small"},
+        "spec": {"hard": {"limits.memory": "2100Mi"}},
+    }
+    kubectl.apply(quota)
+    kubectl.apply(light("over-quota"))
+    assert_told(
+        kubectl,
+        "over-quota",
+        "QuotaExceeded",
+        r"stage stage-1: its pod is over the namespace's ResourceQuota \(exceeded quota: small, requested: "
+        r"limits\.memory=\S+, used: limits\.memory=2Gi, limited: limits\.memory=2100Mi\): raise the quota, or ask for "
+        r"fewer replicas, fewer stages or less in their templates",
+    )
+    kubectl("delete", "lp", "over-quota", "--wait=true", "--timeout=60s")
+
+
+def test_a_pod_that_a_policy_changes_below_the_namespaces_security_level(
+    admin: Kubectl, new_namespace: Callable[[str], Kubectl], images: Images
+) -> None:
+    """Our pods meet the level; in some clusters a mutating webhook or policy then adds to them."""
+    kubectl = new_namespace("security")
+    fill_claim(kubectl, images)
+    name = "adds-host-network"
+    admin.apply(*mutating_policy(name, namespace=str(kubectl.namespace)))
+    try:
+        # A policy is in force some time after it was accepted.
+        wait_for("the policy", lambda: "hostNetwork" in refused_dry_run(kubectl), timeout_seconds=60)
+        kubectl.apply(light("unsafe"))
+        assert_told(
+            kubectl,
+            "unsafe",
+            "PodSecurityDenied",
+            r"the weights store: its pod is refused by the namespace's Pod Security level \(.*violates PodSecurity "
+            r'"restricted:latest": host namespaces \(hostNetwork=true\).*\): it meets restricted as the operator makes '
+            r"it; look for a mutating webhook that adds to it",
+        )
+        kubectl("delete", "lp", "unsafe", "--wait=true", "--timeout=60s")
+    finally:
+        for kind in ("mutatingadmissionpolicybinding", "mutatingadmissionpolicy"):
+            admin("delete", kind, name, "--ignore-not-found")
+
+
+def mutating_policy(name: str, *, namespace: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pods of pipes in that namespace are moved to their node's network."""
+    api = "admissionregistration.k8s.io/v1"
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    return (
+        {
+            "apiVersion": api,
+            "kind": "MutatingAdmissionPolicy",
+            "metadata": {"name": name},
+            "spec": {
+                "matchConstraints": {
+                    "resourceRules": [rule],
+                    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+                },
+                "failurePolicy": "Fail",
+                "reinvocationPolicy": "Never",
+                "mutations": [
+                    {
+                        "patchType": "ApplyConfiguration",
+                        "applyConfiguration": {"expression": "Object{spec: Object.spec{hostNetwork: true}}"},
+                    }
+                ],
+            },
+        },
+        {
+            "apiVersion": api,
+            "kind": "MutatingAdmissionPolicyBinding",
+            "metadata": {"name": name},
+            "spec": {"policyName": name},
+        },
+    )
+
+
+def refused_dry_run(kubectl: Kubectl) -> str:
+    """What the API server says to a pod that it is only asked about."""
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "asked"},
+        "spec": {"containers": [{"name": "asked", "image": "asked"}]},
+    }
+    return str(kubectl.run("create", "--dry-run=server", "-f", "-", stdin=json.dumps(pod)).stderr)
+
+
+@pytest.fixture
+def hub(our_cluster: Cluster) -> Iterator[StandIn]:
+    """A mirror of the Hub as a company has one: reached by TLS from pods, signed by an authority of its own."""
+    host = our_cluster.control_plane.address
+    leaf = our_cluster.control_plane.authority.issue("hub", common_name="hub", hosts=(host,))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(leaf.certificate, leaf.key)
+    with stand_in_hub(host, tls=tls) as hub:
+        hub.add("owner/model", "0" * 40, {"config.json": b"{}"}, gated=True)
+        yield hub
+
+
+def trust(kubectl: Kubectl, name: str, authority: Path) -> None:
+    """Let that pipe's store trust the mirror's authority, as a cluster's injector of authorities would."""
+    data = {"ca.crt": authority.read_text()}
+    kubectl.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "authority"}, "data": data})
+    selector = f"languagepipes.io/pipe={name},languagepipes.io/role=store"
+    store = wait_for("the store", lambda: kubectl.list("deployment", selector) or None, timeout_seconds=30)[0]
+    container = {
+        "name": "store",
+        "env": [{"name": "SSL_CERT_FILE", "value": "/authority/ca.crt"}],
+        "volumeMounts": [{"name": "authority", "mountPath": "/authority", "readOnly": True}],
+    }
+    pod = {"containers": [container], "volumes": [{"name": "authority", "configMap": {"name": "authority"}}]}
+    patch = json.dumps({"spec": {"template": {"spec": pod}}})
+    kubectl("patch", "deployment", store["metadata"]["name"], "--type=strategic", "-p", patch)
+
+
+def test_a_token_that_the_hub_does_not_know(
+    kubectl: Kubectl, operator: Installation, our_cluster: Cluster, hub: StandIn
+) -> None:
+    operator.install("--set-string", f"hub.endpoint={hub.endpoint}")
+    kubectl.apply(secret("hub-token", token="hf_wrong_token"))
+    reference = {"name": "hub-token", "key": "token"}
+    kubectl.apply(light("wrong-token", model={"source": "hf://owner/model", "tokenSecretRef": reference}))
+    try:
+        trust(kubectl, "wrong-token", our_cluster.control_plane.authority.certificate)
+        said = assert_told(
+            kubectl,
+            "wrong-token",
+            "TokenRefused",
+            r"hf://owner/model at 'main': the Hub refuses the token \(401\): it is wrong, has expired or was revoked; "
+            r"put one that works into the Secret of tokenSecretRef",
+        )
+        assert "hf_wrong_token" not in said
+        sent = [{name.lower(): value for name, value in headers.items()} for _, _, headers in hub.requests]
+        assert {headers.get("authorization") for headers in sent} == {"Bearer hf_wrong_token"}
+    finally:
+        kubectl("delete", "lp", "wrong-token", "--wait=true", "--timeout=60s")
+        operator.install()
 
 
 def test_an_image_that_cannot_be_pulled(kubectl: Kubectl, operator: Installation, smollm2: Kubectl) -> None:
@@ -103,8 +363,13 @@ def test_an_image_that_cannot_be_pulled(kubectl: Kubectl, operator: Installation
     before = {pod["metadata"]["uid"] for pod in smollm2.list("pods", selector)}
     operator.install("--set-string", "nodeImage.tag=absent")
     try:
-        kubectl.apply(pipe("wrong-image"))
-        wait_for_reason(kubectl, "wrong-image", "ImagePullBackOff", "absent")
+        kubectl.apply(light("wrong-image"))
+        assert_told(
+            kubectl,
+            "wrong-image",
+            "ImagePullBackOff",
+            r"the weights store: the image \S+:absent cannot be pulled \(.*\): .*the image.*",
+        )
         assert {pod["metadata"]["uid"] for pod in smollm2.list("pods", selector)} == before
     finally:
         kubectl("delete", "lp", "wrong-image", "--wait=true", "--timeout=60s")
@@ -117,9 +382,16 @@ def test_a_stage_in_a_crash_loop_tells_its_last_words(kubectl: Kubectl, our_clus
     promise = '{"status": {"capacity": {"nvidia.com/gpu": "1"}, "allocatable": {"nvidia.com/gpu": "1"}}}'
     kubectl("patch", "node", node, "--subresource=status", "--type=merge", "-p", promise)
     try:
-        kubectl.apply(pipe("false-promise", stages={"list": [{"name": "gpu", "device": "GPU", "memory": "4Gi"}]}))
-        found = wait_for_reason(kubectl, "false-promise", "CrashLoopBackOff", "torch", seconds=180)
-        assert "gpu" in found["message"]
+        stages = {"list": [{"name": "gpu", "device": "GPU", "memory": "4Gi", "template": LIGHT}]}
+        kubectl.apply(light("false-promise", stages=stages))
+        assert_told(
+            kubectl,
+            "false-promise",
+            "CrashLoopBackOff",
+            r"stage gpu: its container ended with exit code \d+ \(Error\) again and again; its last words: .*GPU.*; "
+            r"see kubectl logs false-promise-\S+ --previous",
+            seconds=180,
+        )
     finally:
         kubectl("delete", "lp", "false-promise", "--wait=true", "--timeout=60s")
         kubectl(
@@ -136,9 +408,16 @@ def test_another_mans_service_of_the_same_name_is_left_alone(kubectl: Kubectl) -
         "spec": {"ports": [{"port": 80}], "selector": {"theirs": "yes"}},
     }
     kubectl.apply(service)
-    kubectl.apply(pipe("taken"))
+    kubectl.apply(light("taken"))
     try:
         wait_condition(kubectl, "Ready", "False", name="taken", reason="NameConflict")
+        assert_told(
+            kubectl,
+            "taken",
+            "NameConflict",
+            r"Service taken, a name that the pipe needs, belongs to somebody else: delete or rename it \(kubectl "
+            r"delete service taken\), or give the pipe another name",
+        )
         assert kubectl.get("service", "taken")["spec"]["selector"] == {"theirs": "yes"}
         assert "ownerReferences" not in kubectl.get("service", "taken")["metadata"]
     finally:

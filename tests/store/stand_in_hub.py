@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -200,17 +201,21 @@ class _QuietServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def stand_in_hub() -> Iterator[StandIn]:
-    """Two servers on loopback: the hub, and the other host that large files are redirected to."""
+def stand_in_hub(host: str = "127.0.0.1", *, tls: ssl.SSLContext | None = None) -> Iterator[StandIn]:
+    """Two servers, on loopback by default: the hub, and the other host that large files are redirected to."""
     hub = StandIn()
     handlers = [
         type("Hub", (_Handler,), {"stand_in": hub}),
         type("Cdn", (_Handler,), {"stand_in": hub, "is_cdn": True}),
     ]
-    servers = [_QuietServer(("127.0.0.1", 0), handler) for handler in handlers]
+    servers = [_QuietServer((host, 0), handler) for handler in handlers]
     for server in servers:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    hub.endpoint, hub.cdn = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
+    hub.endpoint, hub.cdn = (
+        f"{'http' if tls is None else 'https'}://{host}:{server.server_address[1]}" for server in servers
+    )
     try:
         yield hub
     finally:
