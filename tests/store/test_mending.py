@@ -12,6 +12,7 @@ from languagepipes_api.member import MemberSettings
 from languagepipes_node.store import store as store_role
 from languagepipes_node.weights.errors import WeightsError
 from languagepipes_node.weights.remote import StoreClient
+from languagepipes_node.wire.tls import TlsFiles
 from small_models import COMMIT, fill, repository
 from stand_in_hub import TOKEN, StandIn
 from store_members import END_MODEL, STORE, TlsFor
@@ -127,11 +128,11 @@ def test_a_file_that_may_not_be_read_is_the_sources_fault(tmp_path: Path, monkey
 
 
 def test_status_tells_the_bundle_and_metrics_the_end_of_the_certificate(
-    settings: MemberSettings, tls_for: TlsFor
+    settings: MemberSettings,
 ) -> None:
     with store_process(settings):
         status = json.loads(ask(settings.telemetry_listen, "/status")[1])
-        report = tls_for(STORE).report()
+        report = TlsFiles(settings.tls_dir).report()
         assert status["bundle"] == report.bundle
         assert status["leaf_not_after"]
         metrics = ask(settings.telemetry_listen, "/metrics")[1]
