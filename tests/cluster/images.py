@@ -47,12 +47,26 @@ class ImageStore:
             if wanted.keys() <= held.keys():
                 return
             record.unlink(missing_ok=True)  # until this is done, nothing is known to be held
-            with self._containerd() as ctr:
-                kept = {key: images for key, images in held.items() if _is_current(key)}
-                for key in wanted.keys() - kept.keys():
-                    kept[key] = self._add(ctr, wanted[key])
-                self._drop_all_but(ctr, {image for images in kept.values() for image in images})
+            kept = {key: images for key, images in held.items() if _is_current(key)}
+            try:
+                kept = self._changed(kept, wanted)
+            except ClusterError:
+                # An import that was killed half-way can leave a layer without its parent: begin anew, once.
+                shutil.rmtree(self.folder / "root")
+                kept = self._changed({}, wanted)
             record.write_text(json.dumps(kept))
+
+    def _changed(self, kept: dict[str, list[str]], wanted: dict[str, Path]) -> dict[str, list[str]]:
+        """Add what is wanted and not kept, then drop the rest. Raises ClusterError."""
+        with self._containerd() as ctr:
+            # A name that an import moves leaves its old layers, which the new image may share, to the garbage collector.
+            for number, name in enumerate(ctr("images", "list", "--quiet").split()):
+                ctr("images", "tag", "--force", name, f"replaced-{number}:1")
+            kept = dict(kept)
+            for key in wanted.keys() - kept.keys():
+                kept[key] = self._add(ctr, wanted[key])
+            self._drop_all_but(ctr, {image for images in kept.values() for image in images})
+        return kept
 
     @staticmethod
     def _add(ctr: Ctr, archive: Path) -> list[str]:
