@@ -59,7 +59,7 @@ class ImageStore:
     def _changed(self, kept: dict[str, list[str]], wanted: dict[str, Path]) -> dict[str, list[str]]:
         """Add what is wanted and not kept, then drop the rest. Raises ClusterError."""
         with self._containerd() as ctr:
-            # A name that an import moves leaves its old layers, which the new image may share, to the garbage collector.
+            # A name that an import moves leaves the layers that it had, which the new image may share, to collection.
             for number, name in enumerate(ctr("images", "list", "--quiet").split()):
                 ctr("images", "tag", "--force", name, f"replaced-{number}:1")
             kept = dict(kept)
