@@ -28,12 +28,21 @@ NAMES = ("node", "operator", "client", "models")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """These tests come last: a cluster that idles beside others would take their processors."""
-    here = [item for item in items if Path(__file__).parent in item.path.parents]
-    for item in here:
-        item.add_marker(pytest.mark.kubernetes)
-        item.add_marker(pytest.mark.timeout(900))
-    items.sort(key=lambda item: Path(__file__).parent in item.path.parents)
+    """These tests come last, since a cluster that idles beside others would take their processors; the main job is the
+    first of them, and what cuts nodes off and restarts operators comes after what only looks.
+    """
+    order = ("test_main_job", "test_operator_metrics", "test_connections")
+
+    def place(item: pytest.Item) -> int:
+        if Path(__file__).parent not in item.path.parents:
+            return -1
+        return order.index(item.path.stem) if item.path.stem in order else len(order)
+
+    for item in items:
+        if place(item) >= 0:
+            item.add_marker(pytest.mark.kubernetes)
+            item.add_marker(pytest.mark.timeout(900))
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -176,6 +176,7 @@ def assert_told(kubectl: Kubectl, name: str, reason: str, message: str, *, secon
     said = str(found["message"])
     assert len(said) <= 1024
     if kept := os.environ.get("E2E_LOGS"):
+        Path(kept).mkdir(parents=True, exist_ok=True)
         with Path(kept, "told.txt").open("a") as file:
             file.write(f"{name}\n    {found['reason']}: {said}\n")
 
