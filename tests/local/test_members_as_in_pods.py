@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ import openai
 import pytest
 from languagepipes_api.member import MemberSettings
 from languagepipes_api.plan import EndModelAssignment, LayerRange, Plan, StageAssignment
+from languagepipes_api.spec import ModelSpec
 from languagepipes_operator.certificates import KeyPair, issue, new_ca, write_tls_dir
+from languagepipes_operator.facts import read_facts
 from local_model import LAYERS, write_tiny_llama
 from local_waiting import eventually
 
@@ -64,8 +66,11 @@ class Pods:
 
     def __post_init__(self) -> None:
         self.ports = {name: free_port() for name in ("store", "stage", "end-model", "api")}
-        (self.root / "plan.json").write_text(json.dumps(PLAN.to_json()))
         write_tiny_llama(self.root / "model")
+        source = {"source": f"file://{self.root}/model", "dtype": "float32"}
+        facts = read_facts(ModelSpec.model_validate(source, context={"local": True}), cache_dir=self.root / "facts")
+        plan = replace(PLAN, model_revision=facts.revision)  # members wait for a store of the planned revision
+        (self.root / "plan.json").write_text(json.dumps(plan.to_json()))
 
     def settings(self, role: str, **changes: Any) -> MemberSettings:
         self.telemetry[role] = free_port()
