@@ -61,7 +61,8 @@ def test_no_image_tells_where_its_packages_came_from(image):
     hosts = {
         match for text in (*addresses, configured) for match in re.findall(r"https?://(?:[^@/\s]*@)?([^/:\s']+)", text)
     }
-    hosts -= {"deb.debian.org", "security.debian.org", "pypi.org"}
+    # The public ones tell nothing of this machine.
+    hosts = {host for host in hosts if not re.search(r"(?:\A|\.)(?:debian|pypi)\.org\Z", host)}
     told = json.dumps([image.config, image.history]) + "".join(
         path.read_text(errors="replace")
         for folder in ("etc", "usr/share/languagepipes", f"{SITE}/languagepipes-0.1.0.dist-info", "var/log")
