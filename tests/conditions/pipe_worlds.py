@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from languagepipes_api.facts import LayerFacts, ModelFacts
+import smollm2_facts
 from languagepipes_api.names import (
     LABEL_CHAIN,
     LABEL_MANAGED_BY,
@@ -34,24 +34,7 @@ UID = "5f1f6f0e-2d6c-4a52-9f0b-0f2f4a4f3b11"
 IMAGE = "registry.example/languagepipes-node:0.1.0"
 GIB = 2**30
 
-FACTS = ModelFacts(
-    revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
-    family="llama",
-    layers=(LayerFacts(3_540_096, 3_540_096),) * 30,
-    hidden_size=576,
-    vocabulary_size=49_152,
-    attention_heads=9,
-    kv_heads=3,
-    head_dim=64,
-    intermediate_size=1536,
-    embedding_parameters=576 * 49_152,
-    head_parameters=576 * 49_152,
-    norm_parameters=576,
-    tied_embeddings=True,
-    max_position=8192,
-    stored_dtype="bfloat16",
-    download_bytes=269_060_552,
-)
+FACTS = replace(smollm2_facts.FACTS, revision="12fd25f77366fa6b3b4b768ec3050bf629380bac", download_bytes=269_060_552)
 
 
 def at(*, seconds: float = 0) -> str:

@@ -52,7 +52,8 @@ def test_every_reason_of_the_weights_store_stands_on_the_page() -> None:
         return {kind.__name__} if not below else set().union(*map(leaves, below))
 
     of_the_store = set().union(*map(leaves, (errors.SourceError, errors.FileError, errors.CacheError)))
-    source = (OPERATOR / "local" / "observe.py").read_text() + (OPERATOR / "cluster" / "stores.py").read_text()
+    places = ("store_answers.py", "local/observe.py", "cluster/stores.py")
+    source = "".join((OPERATOR / place).read_text() for place in places)
     of_the_operator = set(re.findall(r'(?:reason=|SourceFailed\(\s*)"([A-Z]\w+)"', source))
 
     assert set(reasons_in("The weights cannot be had")) == of_the_store | of_the_operator

@@ -7,35 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import greedy
 import pytest
-import torch
 from conftest import ROOT
+from greedy import QUESTIONS
 from up import Up
 
 pytestmark = pytest.mark.slow
-
-QUESTIONS = [
-    "What is the capital of France?",
-    "Name three primary colours.",
-    "Write one sentence about the sea.",
-]
 
 
 @pytest.fixture(scope="module")
 def greedy_answers(model_file: Path) -> list[str]:
     """What unsplit transformers answers in float32, reading the same GGUF file by its own code."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_file.parent, gguf_file=model_file.name)
-    model = AutoModelForCausalLM.from_pretrained(model_file.parent, gguf_file=model_file.name, dtype=torch.float32)
-    answers = []
-    for question in QUESTIONS:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        output = model.generate(**ids, max_new_tokens=40, do_sample=False)
-        answers.append(tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
-    return answers
+    return greedy.answers(model_file)
 
 
 def ask(up: Up, question: str) -> str:

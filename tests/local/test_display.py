@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from languagepipes_operator.local.display import LineDisplay, TableDisplay, changes, display_on, table
-from languagepipes_operator.local.observe import MemberReport, Observation, Problem, StoreProgress
+from languagepipes_operator.local.observe import MemberReport, Observation
 from languagepipes_operator.local.processes import Command, Death, Member
 from languagepipes_operator.local.snapshot import MemberView, Snapshot, take
+from languagepipes_operator.store_answers import Problem, StoreProgress
 from rich.console import Console
 
 GIB = 1024**3

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from languagepipes_api.facts import LayerFacts, ModelFacts
 from languagepipes_api.names import TLS_CA_FILE, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
-from languagepipes_operator.local.observe import Observer, Problem, SourceFailed, StoreObserver, StoreProgress
+from languagepipes_operator.local.observe import Observer, SourceFailed, StoreObserver
 from languagepipes_operator.local.pki import Credentials
+from languagepipes_operator.store_answers import Problem, StoreProgress
 from local_waiting import eventually
 
 pytestmark = pytest.mark.timeout(30)

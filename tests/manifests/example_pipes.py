@@ -6,32 +6,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from languagepipes_api.facts import LayerFacts, ModelFacts
 from languagepipes_api.spec import parse_pipe
 from languagepipes_operator.cluster.manifests import plan_children, store_children
 from languagepipes_operator.cluster.settings import OperatorSettings
 from languagepipes_operator.cluster.snapshot import Children, KeptPlan, Manifest, Snapshot
 from languagepipes_operator.planning import plan
+from smollm2_facts import FACTS
 
 OPERATOR_NAMESPACE = "languagepipes-system"
-FACTS = ModelFacts(
-    revision="c0ffee",
-    family="llama",
-    layers=(LayerFacts(3_540_096, 3_540_096),) * 30,
-    hidden_size=576,
-    vocabulary_size=49_152,
-    attention_heads=9,
-    kv_heads=3,
-    head_dim=64,
-    intermediate_size=1536,
-    embedding_parameters=576 * 49_152,
-    head_parameters=576 * 49_152,
-    norm_parameters=576,
-    tied_embeddings=True,
-    max_position=8192,
-    stored_dtype="bfloat16",
-    download_bytes=270_000_000,
-)
 
 
 def settings(**changed: Any) -> OperatorSettings:

@@ -8,31 +8,14 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from aiohttp import web
-from kubernetes_asyncio.client import Configuration
 from languagepipes_operator.cluster.kinds import CONFIG_MAP
-from languagepipes_operator.cluster.kube import Conflict, Expired, Kube, NotFound, Throttled, Unavailable, connect
+from languagepipes_operator.cluster.kube import Conflict, Expired, Kube, NotFound, Throttled, Unavailable
 from languagepipes_operator.cluster.metrics import Metrics
-
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from played_api import Answer, play
 
 
 def _with_server(answer: Answer, ask: Callable[[Kube], Awaitable[None]]) -> Metrics:
-    async def scene() -> Metrics:
-        application = web.Application()
-        application.router.add_route("*", "/{path:.*}", answer)
-        runner = web.AppRunner(application)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        metrics = Metrics()
-        host, port = runner.addresses[0][:2]
-        try:
-            async with connect(metrics, Configuration(host=f"http://{host}:{port}")) as kube:
-                await ask(kube)
-        finally:
-            await runner.cleanup()
-        return metrics
-
-    return asyncio.run(scene())
+    return play(answer, lambda kube, _: ask(kube))
 
 
 def _status(code: int, reason: str, **headers: str) -> web.Response:

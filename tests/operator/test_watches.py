@@ -5,37 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
 
 import pytest
 from aiohttp import web
-from kubernetes_asyncio.client import Configuration
 from languagepipes_operator.cluster.informer import Informer, ObjectKey
 from languagepipes_operator.cluster.kinds import CONFIG_MAP
-from languagepipes_operator.cluster.kube import Kube, NotLeading, connect
+from languagepipes_operator.cluster.kube import Kube, NotLeading
 from languagepipes_operator.cluster.metrics import Metrics
 from languagepipes_operator.cluster.pipes import Pipes
+from played_api import play
 
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 KEY = ObjectKey("n", "pipe")
-
-
-def _serve(answer: Answer, scene: Callable[[Kube, Metrics], Awaitable[None]]) -> None:
-    async def run() -> None:
-        application = web.Application()
-        application.router.add_route("*", "/{path:.*}", answer)
-        runner = web.AppRunner(application)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        metrics = Metrics()
-        host, port = runner.addresses[0][:2]
-        try:
-            async with connect(metrics, Configuration(host=f"http://{host}:{port}")) as kube:
-                await scene(kube, metrics)
-        finally:
-            await runner.cleanup()
-
-    asyncio.run(run())
 
 
 def _object(version: int, name: str = "pipe", uid: str = "u", **spec: object) -> dict[str, object]:
@@ -69,7 +49,7 @@ def test_a_watch_that_never_lasts_is_begun_anew_ever_more_slowly(how: str, caplo
         assert 2 <= metrics.calls("watch") <= 5
 
     with caplog.at_level(logging.WARNING):
-        _serve(answer, scene)
+        play(answer, scene)
     assert len([record for record in caplog.records if "watching" in record.message]) <= 1
 
 
@@ -92,7 +72,7 @@ def test_what_was_written_during_a_list_outlives_it() -> None:
         await asyncio.sleep(0.5)
         return await _list_of(_object(4, "changed"), _object(3, "other"), version=5)
 
-    _serve(answer, scene)
+    play(answer, scene)
 
 
 def test_a_change_that_overtakes_the_answer_to_a_status_write_is_not_undone() -> None:
@@ -119,5 +99,5 @@ def test_a_write_is_not_tried_again_once_the_lease_is_lost() -> None:
         with pytest.raises(NotLeading):
             await kube.guarded(lambda: leads).create(_object(0), CONFIG_MAP)
 
-    _serve(answer, scene)
+    play(answer, scene)
     assert asked == 1

@@ -86,7 +86,7 @@ class Children:
 class Snapshot:
     """Everything that one reconcile decides from.
 
-    raw: the LanguagePipe as the API server gave it. nodes: None where nodes may not be read. pod_events: the newest
+    raw: the LanguagePipe as the API server gave it. nodes: None where nodes may not be read. events: the newest
     Warning events of pods and claims that are not well, by "Kind/name" ("Pod/qwen3-…", "PersistentVolumeClaim/…"),
     newest first. members: reports by pod name, for pods that were asked.
     """

@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
-from languagepipes_api.facts import ModelFacts
 from languagepipes_api.names import STORE_PORT, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
 from pydantic import ValidationError
 
@@ -25,7 +24,14 @@ from languagepipes_operator.cluster.informer import ObjectKey
 from languagepipes_operator.cluster.metrics import Metrics
 from languagepipes_operator.cluster.pki import Credentials
 from languagepipes_operator.cluster.snapshot import StoreReport
-from languagepipes_operator.local.observe import Problem, StoreProgress, refusal_of
+from languagepipes_operator.store_answers import (
+    Problem,
+    StoreProgress,
+    client_context,
+    facts_in,
+    is_from,
+    refusal_of,
+)
 
 ASK_SECONDS = 5.0
 # Bytes that come in are told at most this often, since each telling may write a status.
@@ -147,8 +153,11 @@ async def _ask(http: httpx.AsyncClient, store: Identity, before: StoreReport | N
     if facts is None:
         answer = await _get(http, store, "/v1/facts")
         if answer is not None and answer.status_code == 200:
-            facts, unreadable = _facts(answer)
-            problem, failed = unreadable or problem, failed or unreadable is not None
+            found = facts_in(answer)
+            if isinstance(found, Problem):
+                problem, failed = found, True
+            else:
+                facts = found
         elif answer is not None and answer.status_code != 503:
             problem, failed = refusal_of(answer), True
     return StoreReport(
@@ -163,25 +172,12 @@ async def _ask(http: httpx.AsyncClient, store: Identity, before: StoreReport | N
     )
 
 
-def _facts(answer: httpx.Response) -> tuple[ModelFacts | None, Problem | None]:
-    try:
-        return ModelFacts.from_json(answer.json()["facts"]), None
-    except (ValueError, KeyError, TypeError) as error:
-        return None, Problem(
-            reason="FactsUnreadable",
-            message=f"the store's answer is not what this version reads ({error!r}): "
-            "install operator and node of one version",
-        )
-
-
 async def _get(http: httpx.AsyncClient, store: Identity, path: str) -> httpx.Response | None:
     """None without an answer, or if it is not the store that answers."""
     try:
         # Streamed, since the connection can be asked who it is only while it is open.
         async with http.stream("GET", path) as response:
-            connection = response.extensions["network_stream"].get_extra_info("ssl_object")
-            names = (connection.getpeercert() or {}).get("subjectAltName", ())
-            if names != (("URI", store.uri),):
+            if not is_from(response, store):
                 return None
             await response.aread()
             return response
@@ -190,16 +186,10 @@ async def _get(http: httpx.AsyncClient, store: Identity, path: str) -> httpx.Res
 
 
 def _context(client: Credentials) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # The URI SAN says who it is; host names are in no certificate of ours.
-    context.check_hostname = False
-    context.load_verify_locations(cadata=client.bundle.decode())
     # The ssl module reads a chain and its key from files alone.
     with tempfile.TemporaryDirectory() as folder:
         certificate, key = Path(folder, TLS_CERTIFICATE_FILE), Path(folder, TLS_KEY_FILE)
         certificate.write_bytes(client.leaf.certificate)
         key.touch(mode=0o600)
         key.write_bytes(client.leaf.key)
-        context.load_cert_chain(certificate, key)
-    return context
+        return client_context(client.bundle.decode(), certificate=certificate, key=key)

@@ -15,8 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from languagepipes_operator.local.observe import StoreProgress
 from languagepipes_operator.local.snapshot import STORE, MemberView, Snapshot
+from languagepipes_operator.store_answers import StoreProgress
 
 _STATE_STYLES = {
     "ready": "green",

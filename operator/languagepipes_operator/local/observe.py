@@ -5,19 +5,27 @@ Asking never raises for a member that is away, late or not itself: then there is
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 from languagepipes_api.facts import ModelFacts
 from languagepipes_api.names import TLS_CA_FILE, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
 from pydantic import BaseModel, ValidationError
+
+from languagepipes_operator.store_answers import (
+    Problem,
+    StoreProgress,
+    client_context,
+    facts_in,
+    is_from,
+    refusal_of,
+)
 
 _ANSWER_SECONDS = 2.0
 # No member can have this name.
@@ -34,22 +42,6 @@ class SourceFailed(ObserveError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-class Problem(BaseModel):
-    """Why something is not there (yet)."""
-
-    reason: str
-    message: str
-
-
-class StoreProgress(BaseModel):
-    """The store's /v1/progress. An error is final with phase Failed; else the store tries again."""
-
-    phase: Literal["Resolving", "Downloading", "Verifying", "Converting", "Ready", "Failed"]
-    done_bytes: int = 0
-    total_bytes: int = 0
-    error: Problem | None = None
 
 
 class MemberReport(BaseModel):
@@ -72,28 +64,13 @@ class Observation:
     progress: StoreProgress | None = None
 
 
-class _Refusal(BaseModel):
-    error: Problem
-
-
-def refusal_of(response: httpx.Response) -> Problem:
-    """Why the store has no facts, in its own words where there are any."""
-    try:
-        return _Refusal.model_validate_json(response.content).error
-    except ValidationError:
-        return Problem(reason="StoreError", message=f"the store answers {response.status_code}")
-
-
 class StoreObserver:
     """Asks one store, as the operator that `tls_dir` names, and believes nobody but the pipe's store."""
 
     def __init__(self, address: str, *, tls_dir: Path, store: Identity) -> None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        # The URI SAN says who it is; host names are in no certificate of ours.
-        context.check_hostname = False
-        context.load_verify_locations(tls_dir / TLS_CA_FILE)
-        context.load_cert_chain(tls_dir / TLS_CERTIFICATE_FILE, tls_dir / TLS_KEY_FILE)
+        context = client_context(
+            (tls_dir / TLS_CA_FILE).read_text(), certificate=tls_dir / TLS_CERTIFICATE_FILE, key=tls_dir / TLS_KEY_FILE
+        )
         self._store = store
         self._client = httpx.Client(
             base_url=f"https://{address}", verify=context, timeout=_ANSWER_SECONDS, trust_env=False
@@ -104,17 +81,10 @@ class StoreObserver:
         response = self._get("/v1/facts")
         if response is None or response.status_code == 503:
             return None
-        if response.status_code == 200:
-            try:
-                return ModelFacts.from_json(response.json()["facts"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise SourceFailed(
-                    "FactsUnreadable",
-                    f"the store's answer is not what this version reads ({error!r}): "
-                    "install operator and node of one version",
-                ) from error
-        problem = refusal_of(response)
-        raise SourceFailed(problem.reason, problem.message)
+        found = facts_in(response) if response.status_code == 200 else refusal_of(response)
+        if isinstance(found, Problem):
+            raise SourceFailed(found.reason, found.message)
+        return found
 
     def progress(self) -> StoreProgress | None:
         """None without an answer."""
@@ -133,17 +103,12 @@ class StoreObserver:
         try:
             # Streamed, since the connection can be asked who it is only while it is open.
             with self._client.stream("GET", path) as response:
-                if not self._is_store(response):
+                if not is_from(response, self._store):
                     return None
                 response.read()
                 return response
         except httpx.HTTPError:
             return None
-
-    def _is_store(self, response: httpx.Response) -> bool:
-        connection = response.extensions["network_stream"].get_extra_info("ssl_object")
-        names = (connection.getpeercert() or {}).get("subjectAltName", ())
-        return bool(names == (("URI", self._store.uri),))
 
 
 class Observer:

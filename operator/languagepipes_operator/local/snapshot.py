@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from languagepipes_operator.local.observe import MemberReport, Observation, StoreProgress
+from languagepipes_operator.local.observe import MemberReport, Observation
 from languagepipes_operator.local.processes import Member
+from languagepipes_operator.store_answers import StoreProgress
 
 MemberState = Literal["starting", "waiting", "loading", "joining", "ready", "failed", "silent", "restarting"]
 _SAID: dict[str, MemberState] = {

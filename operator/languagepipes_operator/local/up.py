@@ -29,13 +29,14 @@ from languagepipes_operator.local.display import Display, display_on, where_laye
 from languagepipes_operator.local.gpus import Gpu, gpus
 from languagepipes_operator.local.interrupts import Interrupts
 from languagepipes_operator.local.members import Secrets, Station
-from languagepipes_operator.local.observe import MemberReport, Observer, Problem, SourceFailed, StoreObserver
+from languagepipes_operator.local.observe import MemberReport, Observer, SourceFailed, StoreObserver
 from languagepipes_operator.local.options import UpOptions
 from languagepipes_operator.local.pki import Credentials
 from languagepipes_operator.local.processes import Command, Supervisor
 from languagepipes_operator.local.snapshot import END_MODEL, STORE, Snapshot
 from languagepipes_operator.machine import this_machine
 from languagepipes_operator.planning import Node, PlanError, plan
+from languagepipes_operator.store_answers import Problem
 
 _STARTING_TICK_SECONDS = 0.25
 _READY_TICK_SECONDS = 1.0

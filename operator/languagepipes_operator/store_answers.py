@@ -1,0 +1,73 @@
+"""A weights store's answers, as `up` and the operator on a cluster both read them: who answers, and what it says.
+
+The callers hold the connections: one asks with threads, the other in an event loop.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Literal
+
+import httpx
+from languagepipes_api.facts import ModelFacts
+from languagepipes_api.names import Identity
+from pydantic import BaseModel, ValidationError
+
+
+class Problem(BaseModel):
+    """Why something is not there (yet)."""
+
+    reason: str
+    message: str
+
+
+class StoreProgress(BaseModel):
+    """The store's /v1/progress. An error is final with phase Failed; else the store tries again."""
+
+    phase: Literal["Resolving", "Downloading", "Verifying", "Converting", "Ready", "Failed"]
+    done_bytes: int = 0
+    total_bytes: int = 0
+    error: Problem | None = None
+
+
+class _Refusal(BaseModel):
+    error: Problem
+
+
+def client_context(bundle: str, *, certificate: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.3 towards a store, with a certificate and its key (PEM files). bundle: PEM of the authorities."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # The URI SAN says who it is; host names are in no certificate of ours.
+    context.check_hostname = False
+    context.load_verify_locations(cadata=bundle)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def is_from(response: httpx.Response, store: Identity) -> bool:
+    """Whether that store answers. To be asked while the response is open: afterwards nobody knows who it was."""
+    connection = response.extensions["network_stream"].get_extra_info("ssl_object")
+    names = (connection.getpeercert() or {}).get("subjectAltName", ())
+    return bool(names == (("URI", store.uri),))
+
+
+def facts_in(response: httpx.Response) -> ModelFacts | Problem:
+    """What a /v1/facts of status 200 holds."""
+    try:
+        return ModelFacts.from_json(response.json()["facts"])
+    except (ValueError, KeyError, TypeError) as error:
+        return Problem(
+            reason="FactsUnreadable",
+            message=f"the store's answer is not what this version reads ({error!r}): "
+            "install operator and node of one version",
+        )
+
+
+def refusal_of(response: httpx.Response) -> Problem:
+    """Why the store has no facts, in its own words where there are any."""
+    try:
+        return _Refusal.model_validate_json(response.content).error
+    except ValidationError:
+        return Problem(reason="StoreError", message=f"the store answers {response.status_code}")
