@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 import openai
 import yaml
+from ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
 
 LANGUAGEPIPES = Path(sys.executable).with_name("languagepipes")
@@ -41,8 +41,7 @@ class Up:
         self.ready_file = scratch / "ready.json"
         self.output = scratch / "output.txt"
         self.log_dir = scratch / "logs"
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
+        self.port = free_port()
         self.arguments: list[str | Path] = [
             *("--port", str(self.port)),
             *("--ready-file", self.ready_file),

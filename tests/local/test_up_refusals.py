@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from local_model import write_tiny_llama
+from ports import free_port
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -37,7 +38,7 @@ def up(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
             environment["PATH"] = path
         arguments = ["up", str(file), "--cache-dir", str(tmp_path / "cache"), *options]
         if "--port" not in options:
-            arguments += ["--port", str(_free_port())]
+            arguments += ["--port", str(free_port())]
         result = subprocess.run(
             [sys.executable, "-m", "languagepipes_operator.cli", *arguments],
             capture_output=True,
@@ -50,12 +51,6 @@ def up(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return result
 
     return run
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_a_port_that_is_taken_is_refused_before_anything_starts(up: Callable[..., object], tmp_path: Path) -> None:

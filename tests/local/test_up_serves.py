@@ -18,6 +18,7 @@ import openai
 import pytest
 from local_model import write_tiny_llama
 from local_waiting import alive, eventually
+from ports import free_port
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
@@ -43,9 +44,7 @@ class Running:
         (directory / "secrets/keys").mkdir(parents=True)
         (directory / "secrets/keys/someone").write_text("secret-key\n")
         (directory / "pipe.yaml").write_text(PIPE.replace("file://model", source))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         self.output = directory / "output"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(

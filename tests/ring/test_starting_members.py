@@ -16,7 +16,8 @@ from languagepipes_api.member import MemberSettings
 from languagepipes_node import member
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_operator import certificates
-from thread_ring import free_port, plan_of
+from ports import free_port
+from thread_ring import plan_of
 from tiny_models import TinyModel
 
 

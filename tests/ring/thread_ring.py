@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import queue
-import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from languagepipes_node.wire.station import EndStation, StageStation
 from languagepipes_node.wire.tls import TlsFiles
 from languagepipes_node.wire.transport import TlsTransport, Transport
 from languagepipes_operator import certificates
+from ports import free_port
 
 GREEDY = SamplingParameters(temperature=0.0)
 CPU = torch.device("cpu")
@@ -68,11 +68,6 @@ def plan_of(
         frames_in_flight=frames_in_flight,
         slowest_station="end-model",
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @dataclass

@@ -13,10 +13,11 @@ from languagepipes_node.store import store as store_role
 from languagepipes_node.weights.errors import WeightsError
 from languagepipes_node.weights.remote import StoreClient
 from languagepipes_node.wire.tls import TlsFiles
+from ports import free_address
 from small_models import COMMIT, fill, repository
 from stand_in_hub import TOKEN, StandIn
 from store_members import END_MODEL, STORE, TlsFor
-from test_store_process import ask, free_address, store_process
+from test_store_process import ask, store_process
 
 URL = "hf://org/tiny"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,15 +18,10 @@ import pytest
 from languagepipes_api.member import MemberSettings
 from languagepipes_node.weights.errors import StoreFailed
 from languagepipes_node.weights.remote import StoreClient
+from ports import free_address
 from small_models import COMMIT, LAYERS, repository
 from stand_in_hub import StandIn
 from store_members import END_MODEL, STORE, TlsFor
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @contextmanager

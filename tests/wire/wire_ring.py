@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from languagepipes_node.wire.station import EndStation, StageStation, Timing
 from languagepipes_node.wire.tls import TlsFiles
 from languagepipes_node.wire.transport import TlsTransport, Transport
 from languagepipes_operator.certificates import KeyPair, issue, new_ca, write_tls_dir
+from ports import free_address
 
 FAST = Timing(heartbeat_seconds=0.05, silence_seconds=0.4, handshake_seconds=1.0, connect_seconds=3.0)
 
@@ -137,11 +137,7 @@ def free_addresses(transport: Transport, count: int) -> list[str]:
     """Addresses nobody listens on: names in memory, free ports on loopback."""
     if not isinstance(transport, TlsTransport):
         return [f"station:{index}" for index in range(count)]
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in held]
-    for server in held:
-        server.close()
-    return addresses
+    return [free_address() for _ in range(count)]
 
 
 def build_ring(
