@@ -1,7 +1,7 @@
 """Nodes without a kubelet, so that the scheduler's decisions about labels, taints and GPUs can be tested.
 
-One thread keeps their Leases, so that the node lifecycle controller neither taints them nor evicts, and lets go of
-their deleted pods, for which the API server would else wait for a kubelet for ever.
+One thread keeps their Leases and says that they are ready, so that the node lifecycle controller neither taints them
+nor evicts, and lets go of their deleted pods, for which the API server would else wait for a kubelet for ever.
 """
 
 from __future__ import annotations
@@ -67,11 +67,18 @@ class FakeNodes:
             try:
                 if since_leases >= LEASE_PERIOD_SECONDS:
                     since_leases = 0.0
-                    for name in nodes:
-                        self._api.merge(f"{LEASES}/{name}", {"spec": _lease(name)})
+                    for node in nodes.values():
+                        self._keep_ready(node)
                 self._tend_pods(nodes)
             except httpx.HTTPError:
                 continue  # the API server is away in a test of outages: the next period tries again
+
+    def _keep_ready(self, node: FakeNode) -> None:
+        self._api.merge(f"{LEASES}/{node.name}", {"spec": _lease(node.name)})
+        # Once a Lease came late, the controller calls the node unknown until its kubelet says better.
+        live = self._api.get(f"/api/v1/nodes/{node.name}")["status"]["conditions"]
+        if any(each["type"] == "Ready" and each["status"] != "True" for each in live):
+            self._api.merge(f"/api/v1/nodes/{node.name}/status", {"status": _status(node)})
 
     def _tend_pods(self, nodes: dict[str, FakeNode]) -> None:
         for pod in self._api.get("/api/v1/pods", fieldSelector="spec.nodeName!=")["items"]:

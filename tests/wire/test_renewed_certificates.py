@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import shutil
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -54,6 +56,7 @@ def test_files_of_two_renewals_are_never_mixed(tmp_path: Path) -> None:
     assert len(known) == 40
     volume.write(*pairs[0])
     files, done = TlsFiles(volume.directory), threading.Event()
+    files.report()  # what is kept wherever later files are replaced while they are read
     mixed: list[str] = []
     seen: set[str] = set()
 
@@ -68,9 +71,10 @@ def test_files_of_two_renewals_are_never_mixed(tmp_path: Path) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     deadline = time.monotonic() + 60
-    while len(seen) < 20 and time.monotonic() < deadline:  # the reader may have to wait for its turn
+    while len(seen) < 20 and time.monotonic() < deadline:
         for leaf, bundle in pairs:
             volume.write(leaf, bundle)
+            time.sleep(random.uniform(0, 0.02))  # about as long as they take to read, so that each can come in between
     done.set()
     reader.join()
     assert len(seen) >= 20
