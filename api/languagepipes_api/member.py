@@ -67,6 +67,9 @@ class MemberSettings(BaseModel):
     )
     cache_dir: Path | None = None
     token_file: Path | None = None
+    hub_ca_file: Path | None = Field(
+        default=None, description="Authorities that an hf:// source may be signed by, beside the system's, in PEM."
+    )
     volumes_dir: Path | None = Field(
         default=None, description="Where the claims of pvc:// sources are mounted, by name."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -14,12 +15,12 @@ from languagepipes_api.member import MemberSettings
 
 from languagepipes_node import health, last_words, process, telemetry
 from languagepipes_node.health import MemberState
-from languagepipes_node.member import required
+from languagepipes_node.member import SettingsError, required
 from languagepipes_node.store.cache import Cache
 from languagepipes_node.store.filling import Filling
 from languagepipes_node.store.server import StoreServer
 from languagepipes_node.store.shelf import Shelf
-from languagepipes_node.store.sources import open_source
+from languagepipes_node.store.sources import http, open_source
 from languagepipes_node.store.sources.local import FileSource
 from languagepipes_node.weights.errors import BrokenFile, WeightsError
 from languagepipes_node.wire.tls import TlsFiles
@@ -56,21 +57,43 @@ def run(settings: MemberSettings) -> int:
 def _serve(settings: MemberSettings, shelf: Shelf, state: MemberState, stopping: threading.Event) -> None:
     listen = required(settings.store_listen, "store_listen")
     source = required(settings.source, "source")
+    trusted = _trusted(settings)
     state.tls = TlsFiles(settings.tls_dir)
     server = StoreServer(listen, state.tls, settings.identity, shelf)
     server.start()
-    arguments = (settings, source, shelf, state, stopping)
+    arguments = (settings, source, trusted, shelf, state, stopping)
     threading.Thread(target=_fill, args=arguments, name="store-filling", daemon=True).start()
     stopping.wait()
     server.stop()
 
 
-def _fill(settings: MemberSettings, url: str, shelf: Shelf, state: MemberState, stopping: threading.Event) -> None:
+def _trusted(settings: MemberSettings) -> ssl.SSLContext | None:
+    """The authorities that the Hub may be signed by; None for the system's alone. Raises SettingsError."""
+    file = settings.hub_ca_file
+    if file is None:
+        return None
+    try:
+        return http.trusting(file)
+    except OSError as error:
+        raise SettingsError(
+            f"LANGUAGEPIPES_HUB_CA_FILE: {file} holds no certificates that can be read ({error.strerror or error}): "
+            "give it the PEM text of the Hub's authority (-----BEGIN CERTIFICATE-----…)"
+        ) from error
+
+
+def _fill(
+    settings: MemberSettings,
+    url: str,
+    trusted: ssl.SSLContext | None,
+    shelf: Shelf,
+    state: MemberState,
+    stopping: threading.Event,
+) -> None:
     """Fill the shelf. A failure stands until what may have caused it looks otherwise; then all is tried once more."""
     show = _shower(shelf, state)
     while True:
         seen = _surroundings(settings, url)
-        _try_to_fill(settings, url, shelf, show, stopping)
+        _try_to_fill(settings, url, trusted, shelf, show, stopping)
         if not shelf.failed:
             return
         again = time.monotonic() + _TRY_AGAIN_SECONDS
@@ -82,7 +105,12 @@ def _fill(settings: MemberSettings, url: str, shelf: Shelf, state: MemberState, 
 
 
 def _try_to_fill(
-    settings: MemberSettings, url: str, shelf: Shelf, show: Callable[[], None], stopping: threading.Event
+    settings: MemberSettings,
+    url: str,
+    trusted: ssl.SSLContext | None,
+    shelf: Shelf,
+    show: Callable[[], None],
+    stopping: threading.Event,
 ) -> None:
     try:
         source = open_source(
@@ -90,6 +118,7 @@ def _try_to_fill(
             settings.revision,
             token_file=settings.token_file,
             volumes_dir=settings.volumes_dir,
+            hub_trusted=trusted,
         )
         cache = Cache(settings.cache_dir or default_cache_dir())
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,16 +13,24 @@ __all__ = ["LocalSource", "RemoteSource", "Snapshot", "Source", "SourceFile", "o
 
 
 def open_source(
-    url: str, revision: str | None = None, *, token_file: Path | None = None, volumes_dir: Path | None = None
+    url: str,
+    revision: str | None = None,
+    *,
+    token_file: Path | None = None,
+    volumes_dir: Path | None = None,
+    hub_trusted: ssl.SSLContext | None = None,
 ) -> RemoteSource | LocalSource:
-    """Raises UnsupportedSource, naming what is wrong. A token is taken for hf:// alone."""
+    """Raises UnsupportedSource, naming what is wrong. A token is taken for hf:// alone.
+
+    hub_trusted: the authorities that an hf:// source may be signed by; None for the system's.
+    """
     scheme = urlsplit(url).scheme
     if token_file is not None and scheme != "hf":
         raise UnsupportedSource(f"source {url!r}: a token is for hf:// only; remove tokenSecretRef")
     if scheme == "hf":
         from languagepipes_node.store.sources.hf import HubSource
 
-        return HubSource(url, revision, token_file=token_file)
+        return HubSource(url, revision, token_file=token_file, trusted=hub_trusted)
     if scheme in ("https", "http"):
         from languagepipes_node.store.sources.https import MirrorSource
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2 as httpx
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import HfApi, get_session, hf_hub_url, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import build_hf_headers
 
@@ -29,6 +30,8 @@ from languagepipes_node.weights.errors import (
 DEFAULT_ENDPOINT = "https://huggingface.co"
 _URL = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:/([^?#]+\.gguf))?/?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# OpenSSL's verification errors that another authority would mend (X509_verify_cert_error_string(3)).
+_UNKNOWN_AUTHORITY = frozenset({18, 19, 20, 21})
 
 
 class HubSource:
@@ -41,6 +44,7 @@ class HubSource:
         *,
         token_file: Path | None = None,
         endpoint: str | None = None,
+        trusted: ssl.SSLContext | None = None,
     ) -> None:
         match = _URL.fullmatch(url)
         if match is None:
@@ -53,7 +57,9 @@ class HubSource:
         self._token = _read_token(token_file)
         if self._token is not None:
             http.require_tls(self._endpoint, what="a token is given, but the endpoint")
-        self._client = http.new_client()
+        self._client = http.new_client(trusted)
+        if trusted is not None:
+            _let_the_library_trust(trusted)
 
     def resolve(self) -> Snapshot:
         api = HfApi(endpoint=self._endpoint, token=self._token or False)
@@ -72,7 +78,14 @@ class HubSource:
                 ) from error
             raise http.translate(response.status_code, response.headers.get("X-Error-Code", ""), what) from error
         except (httpx.TransportError, OSError) as error:
-            raise http.unreachable(f"{self.url} at {self._endpoint}", error) from error
+            what = f"{self.url} at {self._endpoint}"
+            if (refused := _of_unknown_authority(error)) is not None:
+                raise SourceUnreachable(
+                    f"{what}: its certificate is of an authority that is not trusted ({refused.verify_message}): put "
+                    "that authority into the chart's hub.caBundle (with languagepipes up, into the file that "
+                    "SSL_CERT_FILE names); trying again"
+                ) from error
+            raise http.unreachable(what, error) from error
         except ValueError as error:
             raise SourceUnreachable(f"{self.url}: {self._endpoint} answers no JSON; trying again") from error
         if not info.sha or _COMMIT.fullmatch(info.sha) is None:
@@ -108,6 +121,27 @@ class HubSource:
 
     def _what(self, snapshot: Snapshot, file: SourceFile) -> str:
         return f"{file.name} of {self.url} at {snapshot.revision[:12]}"
+
+
+def _let_the_library_trust(trusted: ssl.SSLContext) -> None:
+    """huggingface_hub asks by one client of the whole process: from now on by one that trusts these authorities."""
+    hooks = get_session().event_hooks
+
+    def new_client() -> httpx.Client:
+        client = http.new_client(trusted)
+        client.event_hooks = hooks
+        return client
+
+    set_client_factory(new_client)
+
+
+def _of_unknown_authority(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    """What OpenSSL said, somewhere in the error's causes, if it was that."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error if error.verify_code in _UNKNOWN_AUTHORITY else None
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _read_token(token_file: Path | None) -> str | None:

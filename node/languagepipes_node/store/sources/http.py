@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2 as httpx
@@ -31,8 +33,17 @@ TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _MAX_REDIRECTS = 5
 
 
-def new_client() -> httpx.Client:
-    return httpx.Client(timeout=TIMEOUT, follow_redirects=True, max_redirects=_MAX_REDIRECTS)
+def new_client(trusted: ssl.SSLContext | None = None) -> httpx.Client:
+    """trusted: the authorities that servers may be signed by; None for the system's."""
+    verify = True if trusted is None else trusted
+    return httpx.Client(verify=verify, timeout=TIMEOUT, follow_redirects=True, max_redirects=_MAX_REDIRECTS)
+
+
+def trusting(authorities: Path) -> ssl.SSLContext:
+    """The system's authorities, and those of a PEM file. Raises OSError (ssl.SSLError for what holds none)."""
+    context = httpx.create_ssl_context()
+    context.load_verify_locations(cafile=authorities)
+    return context
 
 
 def is_loopback(url: str) -> bool:
