@@ -8,6 +8,7 @@ import pytest
 import yaml
 from helm_chart import EVERYTHING, NAMESPACE, OPERATOR, ROOT, VARIANTS, Manifest, Objects, render
 from languagepipes_api.names import LABEL_MANAGED_BY, MANAGED_BY, STORE_PORT, TELEMETRY_PORT
+from languagepipes_operator.certificates import new_ca
 from languagepipes_operator.cluster.manifests.labels import OPERATOR_LABELS
 from languagepipes_operator.cluster.settings import PREFIX, OperatorSettings
 from permissions import IN_A_NAMESPACE, LEASE, NODES, Permission
@@ -102,6 +103,14 @@ def test_a_mirror_of_the_hub_reaches_the_operator_and_is_absent_otherwise() -> N
     assert settings(render({"hub": {"endpoint": "https://hub.example"}})).hub_endpoint == "https://hub.example"
     assert settings(render()).hub_endpoint == ""
     assert "LANGUAGEPIPES_OPERATOR_HUB_ENDPOINT" not in {item["name"] for item in container(render())["env"]}
+
+
+def test_authorities_of_the_hub_reach_the_operator_and_are_absent_otherwise() -> None:
+    bundle = new_ca("hub", "one").certificate.decode() + new_ca("hub", "two").certificate.decode()
+
+    assert settings(render({"hub": {"caBundle": bundle}})).hub_ca_bundle == bundle
+    assert settings(render()).hub_ca_bundle == ""
+    assert "LANGUAGEPIPES_OPERATOR_HUB_CA_BUNDLE" not in {item["name"] for item in container(render())["env"]}
 
 
 def test_pull_secrets_reach_all_pods_and_are_absent_otherwise() -> None:

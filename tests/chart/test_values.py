@@ -29,6 +29,7 @@ DEFAULTS: Any = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 # What users fill with keys of their own, or Kubernetes with its: nothing below is the chart's.
 FREE = {"nodeSelector", "affinity", "podLabels", "podAnnotations"}
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,9 @@ FREE = {"nodeSelector", "affinity", "podLabels", "podAnnotations"}
         ({"namespaces": ["Team_A"]}, ["'/namespaces/0'", "does not match pattern"]),
         ({"namespaces": ["a", "a"]}, ["'/namespaces'", "equal"]),
         ({"hub": {"endpoint": "hub.example"}}, ["'/hub/endpoint'"]),
+        ({"hub": {"caBundle": "/etc/ssl/ca.crt"}}, ["'/hub/caBundle'", "does not match pattern"]),
+        ({"hub": {"caBundle": f"{CERTIFICATE}-----BEGIN EC PRIVATE KEY-----"}}, ["'/hub/caBundle'", "'not' failed"]),
+        ({"hub": {"caBundle": CERTIFICATE * 1200}}, ["'/hub/caBundle'", "maxLength"]),
         ({"image": {"pullPolicy": "Sometimes"}}, ["'/image/pullPolicy'", "'Always', 'IfNotPresent', 'Never'"]),
         ({"image": {"repository": "operator:1.0"}}, ["'/image/repository'", "does not match pattern"]),
         ({"image": {"digest": "abc"}}, ["'/image/digest'", "does not match pattern"]),

@@ -17,6 +17,7 @@ from example_pipes import (
     rendered,
     settings,
 )
+from languagepipes_operator.certificates import new_ca
 from languagepipes_operator.cluster.manifests import kept_plan, store_children
 from languagepipes_operator.cluster.manifests.rendered import pack, unpack
 from languagepipes_operator.cluster.snapshot import Manifest, StoreReport
@@ -128,6 +129,45 @@ def test_a_mirror_that_comes_later_changes_no_store_of_another_source() -> None:
             living(pipe_snapshot(source=source), before), settings(hub_endpoint="https://hub.example")
         )
         assert (after != before) is changes
+
+
+def authorities(*names: str) -> str:
+    return "".join(new_ca("hub", name).certificate.decode() for name in names)
+
+
+def test_authorities_of_the_hub_are_mounted_by_stores_of_hub_sources_alone() -> None:
+    bundle = authorities("one", "two")
+
+    children = rendered(pipe_snapshot(), hub_ca_bundle=bundle)
+    (config_map,) = of_kind(children, "ConfigMap", "store")
+    (store,) = of_kind(children, "Deployment", "store")
+    mounts = {mount["name"]: mount for mount in container_of(store)["volumeMounts"]}
+    environment = {item["name"]: item["value"] for item in container_of(store)["env"]}
+
+    assert config_map["data"] == {"ca.crt": bundle}
+    volume = {"name": "hub-ca", "configMap": {"name": config_map["metadata"]["name"]}}
+    assert volume in pod_of(store)["volumes"]
+    assert mounts["hub-ca"]["readOnly"] is True
+    assert environment["LANGUAGEPIPES_HUB_CA_FILE"] == f"{mounts['hub-ca']['mountPath']}/ca.crt"
+    for deployment in of_kind(children, "Deployment"):
+        assert (volume in pod_of(deployment)["volumes"]) is (deployment is store)
+    elsewhere = {"source": "pvc://weights/qwen3"}
+    assert rendered(pipe_snapshot(**elsewhere), hub_ca_bundle=bundle) == rendered(pipe_snapshot(**elsewhere))
+
+
+def test_other_authorities_roll_the_store_alone_and_none_bring_back_what_was() -> None:
+    snapshot = pipe_snapshot()
+    plain = rendered(snapshot)
+    before = rendered(living(snapshot, plain), hub_ca_bundle=authorities("one"))
+
+    after = rendered(living(snapshot, before), hub_ca_bundle=authorities("another"))
+    again = rendered(living(snapshot, after))
+
+    (old,), (new,) = (of_kind(manifests, "ConfigMap", "store") for manifests in (before, after))
+    assert new["metadata"]["name"] != old["metadata"]["name"]
+    unlike = [one["metadata"]["labels"]["languagepipes.io/role"] for one in after if one not in before]
+    assert unlike == ["store", "store"]  # the ConfigMap and the Deployment
+    assert again == plain
 
 
 def test_a_store_edited_by_hand_before_there_is_a_plan_is_wanted_as_it_was() -> None:

@@ -10,7 +10,10 @@ import socket
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 PREFIX = "LANGUAGEPIPES_OPERATOR_"
 _NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
@@ -26,12 +29,33 @@ def _names(value: object) -> object:
     return value
 
 
+def _certificates(text: str) -> str:
+    """The certificates alone, as PEM: what stands around them is left out, and their dates are not judged."""
+    if not text.strip():
+        return ""
+    if "PRIVATE KEY-----" in text:  # of which nothing is quoted
+        raise PydanticCustomError(
+            "private_key", "it holds a private key, and pods would read it: leave it out, take the certificates alone"
+        )
+    try:
+        found = x509.load_pem_x509_certificates(text.encode())
+    except ValueError as error:
+        raise PydanticCustomError(
+            "no_certificates",
+            "{begins} is not the PEM text of certificates: take those of the mirror's authorities, each with its lines "
+            "-----BEGIN CERTIFICATE----- and -----END CERTIFICATE-----",
+            {"begins": repr(f"{text.strip()[:40]}…")},
+        ) from error
+    return "".join(certificate.public_bytes(Encoding.PEM).decode() for certificate in found)
+
+
 class OperatorSettings(BaseModel):
     """node_image: what members of new plans run; a plan that exists keeps its image.
 
-    hub_endpoint: the mirror that hf:// means; empty for the Hub. namespaces: those that are served; none means all, and
-    then Nodes are read too. identity: distinguishes replicas of the operator in the Lease. every_address: where members
-    listen: on all IPv4 addresses, or on all of both kinds where the API server is reached by IPv6.
+    hub_endpoint: the mirror that hf:// means; empty for the Hub. hub_ca_bundle: the authorities, in PEM, that it may be
+    signed by beside those of the node image's system. namespaces: those that are served; none means all, and then Nodes
+    are read too. identity: distinguishes replicas of the operator in the Lease. every_address: where members listen: on
+    all IPv4 addresses, or on all of both kinds where the API server is reached by IPv6.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +63,7 @@ class OperatorSettings(BaseModel):
     node_image: Annotated[str, Field(min_length=1)]
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     hub_endpoint: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
+    hub_ca_bundle: Annotated[str, AfterValidator(_certificates)] = ""
     namespaces: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     pod_namespace: Annotated[str, Field(min_length=1)] = "default"
     lease_name: Annotated[str, Field(min_length=1)] = "languagepipes-operator"

@@ -26,6 +26,7 @@ def store_children(snapshot: Snapshot, settings: ManifestSettings, kept: KeptPla
         services.store_service(snapshot),
         services.api_service(snapshot),
         store.cache_claim(snapshot),
+        store.hub_authorities(snapshot, settings),
         policies.store_policy(snapshot, settings) if snapshot.pipe.spec.network_policy.enabled else None,
         store.store_deployment(snapshot, kept, settings),
     ]

@@ -19,6 +19,8 @@ PLAN_FILE = PLAN_DIR / "plan.json"
 KEYS_DIR = PurePosixPath("/etc/languagepipes/keys")
 TOKEN_DIR = PurePosixPath("/etc/languagepipes/token")
 TOKEN_FILE = TOKEN_DIR / "token"
+HUB_CA_DIR = PurePosixPath("/etc/languagepipes/hub-ca")
+HUB_CA_FILE = HUB_CA_DIR / "ca.crt"
 CACHE_DIR = PurePosixPath("/var/lib/languagepipes/cache")
 VOLUMES_DIR = PurePosixPath("/var/lib/languagepipes/volumes")
 TMP_DIR = PurePosixPath("/tmp")  # noqa: S108 (an emptyDir of the pod's own)
@@ -62,6 +64,11 @@ def budget(pipe: str) -> str:
 def plan_config(pipe: str, content_hash: str) -> str:
     """The ConfigMap of a plan with this content (`plan.content_hash`)."""
     return f"{pipe}-plan-{_hash(pipe, 'plan', content_hash)}"
+
+
+def hub_ca(pipe: str, content_hash: str) -> str:
+    """The ConfigMap of these authorities of the Hub."""
+    return f"{pipe}-hub-ca-{_hash(pipe, 'hub-ca', content_hash)}"
 
 
 def ca_secret(pipe: str) -> str:

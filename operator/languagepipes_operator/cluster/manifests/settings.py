@@ -9,7 +9,8 @@ class ManifestSettings(Protocol):
     """The part of the operator's settings that shapes children.
 
     node_image: what new plans run. every_address: where members listen: all of their pod's. hub_endpoint: the mirror
-    that hf:// means; empty for the Hub. pod_namespace: where the operator's own pods are; empty outside a cluster.
+    that hf:// means; empty for the Hub. hub_ca_bundle: further authorities that it may be signed by, in PEM.
+    pod_namespace: where the operator's own pods are; empty outside a cluster.
     """
 
     @property
@@ -20,6 +21,9 @@ class ManifestSettings(Protocol):
 
     @property
     def hub_endpoint(self) -> str: ...
+
+    @property
+    def hub_ca_bundle(self) -> str: ...
 
     @property
     def every_address(self) -> str: ...

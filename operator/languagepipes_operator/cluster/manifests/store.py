@@ -1,4 +1,4 @@
-"""The weights store: its Deployment and its volume. It belongs to the pipe and not to a plan.
+"""The weights store: its Deployment, its volume and the Hub's authorities. It belongs to the pipe and not to a plan.
 
 It has no template of its own: it goes where the End Model may go (`EndModelSpec.store_template`), and needs neither
 its GPU nor its memory.
@@ -45,6 +45,23 @@ def cache_claim(snapshot: Snapshot) -> Manifest | None:
     }
 
 
+def hub_authorities(snapshot: Snapshot, settings: ManifestSettings) -> Manifest | None:
+    """The ConfigMap of the authorities that the Hub may be signed by; None where it takes none. Its name follows from
+    its content, which never changes: others are another ConfigMap, and so another pod.
+    """
+    pipe = snapshot.pipe
+    bundle = _of_the_hub(settings.hub_ca_bundle, snapshot)
+    if not bundle:
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(snapshot, names.hub_ca(pipe.name, rendered.digest(bundle)), labels(pipe.name, "store")),
+        "immutable": True,
+        "data": {names.HUB_CA_FILE.name: bundle},
+    }
+
+
 def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: ManifestSettings) -> Manifest:
     """kept: the plan in force: the store runs its image, or one that is newer already, and is told its commit once it
     has come back with another. Before there is a plan it keeps the image it has.
@@ -59,7 +76,8 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
     template = pods.template_fields(pipe.spec.end_model.store_template)
     token = model.token_secret_ref
     cached = pipe.spec.cache is not None
-    mirror = settings.hub_endpoint if model.source.startswith("hf://") else ""
+    mirror = _of_the_hub(settings.hub_endpoint, snapshot)
+    authorities = hub_authorities(snapshot, settings)
     source = sources.parse_source(model.source)
     files = [
         pods.secret_files("tls", names.leaf_secret(store_identity(snapshot)), str(names.TLS_DIR)),
@@ -73,6 +91,10 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
     if token is not None:
         files.append(
             pods.secret_files("token", token.name, str(names.TOKEN_DIR), key=token.key, as_file=names.TOKEN_FILE.name)
+        )
+    if authorities is not None:
+        files.append(
+            pods.Files("hub-ca", {"configMap": {"name": authorities["metadata"]["name"]}}, str(names.HUB_CA_DIR))
         )
     if source.scheme == "pvc":
         claim = {"persistentVolumeClaim": {"claimName": source.location, "readOnly": True}}
@@ -92,6 +114,7 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
             dtype=model.dtype,
             cache_dir=Path(names.CACHE_DIR),
             token_file=None if token is None else Path(names.TOKEN_FILE),
+            hub_ca_file=None if authorities is None else Path(names.HUB_CA_FILE),
             volumes_dir=Path(names.VOLUMES_DIR) if source.scheme == "pvc" else None,
         ),
         resources=resources.store_resources(),
@@ -113,10 +136,17 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
     }
     if mirror:
         inputs["mirror"] = mirror
+    if authorities is not None:
+        inputs["authorities"] = authorities["metadata"]["name"]
     if pinned is not None:
         inputs["pinned"] = pinned
     current = kept is None or _container_field(before, "image") in (kept.node_image, settings.node_image)
     return rendered.settled(wanted, inputs, live if current else None)
+
+
+def _of_the_hub(setting: str, snapshot: Snapshot) -> str:
+    """The operator's setting where the model comes from the Hub; empty elsewhere."""
+    return setting if snapshot.pipe.spec.model.source.startswith("hf://") else ""
 
 
 def _pinned(snapshot: Snapshot, kept: KeptPlan | None, before: Manifest | None) -> str | None:
