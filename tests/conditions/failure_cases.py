@@ -501,7 +501,7 @@ CASES = (
     Case(
         "a pod that the kubelet refused", rejected, "PodRejected", ("OutOfmemory", "Node didn't have enough resource")
     ),
-    Case("a silent node", node_went_silent, "NodeLost", ("node n1 does not answer", "after 30 seconds")),
+    Case("a silent node", node_went_silent, "NodeLost", ("node n1 does not answer", "30 seconds after")),
     Case(
         "a node that was given up",
         node_was_given_up,

@@ -50,6 +50,11 @@ class Metrics:
             ("outcome",),
             registry=self.registry,
         )
+        self.lost_nodes = Gauge(
+            "languagepipes_operator_lost_nodes",
+            "Nodes with members of pipes that answered before and do not now.",
+            registry=self.registry,
+        )
         self.pipes = Gauge("languagepipes_operator_pipes", "Pipes by phase.", ("phase",), registry=self.registry)
         self.certificate_seconds = Gauge(
             "languagepipes_operator_certificate_expiry_seconds",

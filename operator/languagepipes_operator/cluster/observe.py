@@ -34,6 +34,7 @@ from languagepipes_operator.cluster.kinds import (
     Kind,
 )
 from languagepipes_operator.cluster.kube import Kube, KubeError
+from languagepipes_operator.cluster.reachability import Reachability
 from languagepipes_operator.cluster.snapshot import Children, Manifest, MemberReport, Snapshot
 from languagepipes_operator.cluster.stores import Address, Stores
 from languagepipes_operator.planning.kubernetes_nodes import node_of
@@ -60,8 +61,11 @@ class _Status(BaseModel):
 class Observer:
     """Takes snapshots of pipes."""
 
-    def __init__(self, kube: Kube, caches: Caches, stores: Stores, http: httpx.AsyncClient) -> None:
+    def __init__(
+        self, kube: Kube, caches: Caches, stores: Stores, reachability: Reachability, http: httpx.AsyncClient
+    ) -> None:
         self._kube = kube
+        self._reachability = reachability
         self._caches = caches
         self._stores = stores
         self._http = http
@@ -109,9 +113,16 @@ class Observer:
             claims=owned[CLAIM],
             budgets=owned[BUDGET],
             policies=owned[POLICY],
-            pods={item["metadata"]["name"]: item for item in self._caches.children(POD, pipe)},
+            pods={item["metadata"]["name"]: self._seen(item) for item in self._caches.children(POD, pipe)},
             foreign=foreign,
         )
+
+    def _seen(self, pod: Manifest) -> Manifest:
+        """On a node that does not answer: as the node controller will tell of it, half a minute later."""
+        if pod.get("spec", {}).get("nodeName") not in self._reachability.lost or not membership.is_ready(pod):
+            return pod
+        others = [each for each in pod["status"]["conditions"] if each.get("type") != "Ready"]
+        return {**pod, "status": {**pod["status"], "conditions": [*others, {"type": "Ready", "status": "False"}]}}
 
     def _nodes(self, pipe: ObjectKey, *, wanted: bool) -> tuple[Node, ...] | None:
         """By name; None where Nodes may not be read, or where nothing depends on them: that looks at every pod."""
@@ -132,7 +143,10 @@ class Observer:
         pods = [
             pod
             for pod in children.pods.values()
-            if membership.is_active(pod) and _ip(pod) and (everybody or _has_something_to_say(pod, now))
+            if membership.is_active(pod)
+            and _ip(pod)
+            and pod.get("spec", {}).get("nodeName") not in self._reachability.lost
+            and (everybody or _has_something_to_say(pod, now))
         ]
         reports = await asyncio.gather(*(self._report(_ip(pod)) for pod in pods))
         return {

@@ -54,7 +54,7 @@ def _node_lost(member: Member, node: str) -> Failure:
     if member.pod is not None and member.node not in ("", node):
         then = f"its pod is being started on node {member.node} instead"
     else:
-        then = "its pod is started elsewhere after 30 seconds, if another node can take it"
+        then = "its pod is started elsewhere 30 seconds after Kubernetes gives the node up, if another can take it"
     return failure(
         "NodeLost",
         f"{member.title}: node {node} does not answer; {then}: repair the node, or delete it from the cluster",

@@ -14,7 +14,7 @@ import httpx
 
 from languagepipes_operator.cluster import handlers, health
 from languagepipes_operator.cluster.apply import Applier, Stale
-from languagepipes_operator.cluster.caches import Caches
+from languagepipes_operator.cluster.caches import Caches, pipes_of
 from languagepipes_operator.cluster.informer import ObjectKey
 from languagepipes_operator.cluster.kinds import PIPE
 from languagepipes_operator.cluster.kube import Expired, Forbidden, Kube, KubeError, NotLeading
@@ -22,6 +22,7 @@ from languagepipes_operator.cluster.lease import Leadership, Timing
 from languagepipes_operator.cluster.metrics import Metrics
 from languagepipes_operator.cluster.observe import Observer
 from languagepipes_operator.cluster.pipes import Pipes
+from languagepipes_operator.cluster.reachability import Reachability
 from languagepipes_operator.cluster.reconcile import Reconciler
 from languagepipes_operator.cluster.schema import problem_with_schema
 from languagepipes_operator.cluster.settings import OperatorSettings
@@ -65,7 +66,8 @@ class Operator:
         self.pipes = Pipes(self.queue.add)
         self.stores = Stores(metrics, self.queue.add)
         self._http = httpx.AsyncClient(trust_env=False)
-        observer = Observer(kube, self.caches, self.stores, self._http)
+        self._reachability = Reachability(metrics, self.caches.pods, self._node_changed)
+        observer = Observer(kube, self.caches, self.stores, self._reachability, self._http)
         applier = Applier(writing, self.caches)
         self._reconciler = Reconciler(writing, self.pipes, observer, applier, self.stores, settings, metrics)
         self._trouble: str | None = "nothing was checked yet"
@@ -102,7 +104,9 @@ class Operator:
         for key in self.pipes.known():
             self.queue.add(key)
         try:
-            await self.queue.run(_WORKERS)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._reachability.run(), name="reachability")
+                group.create_task(self.queue.run(_WORKERS), name="queue")
         finally:
             self.stores.close()
 
@@ -118,6 +122,13 @@ class Operator:
         # Several at a time come together.
         for key in self._reconciler.refused:
             self.queue.add_after(key, _TOGETHER_SECONDS)
+
+    def _node_changed(self, node: str) -> None:
+        """It fell silent, or answers again: whoever has members there looks at them."""
+        for pod in self.caches.pods():
+            if pod.get("spec", {}).get("nodeName") == node:
+                for pipe in pipes_of(pod):
+                    self._changed(pipe)
 
     async def _feed(self) -> None:
         """Until cancelled. Raises where kopf fails for good, or ends."""

@@ -114,7 +114,7 @@ REASONS: dict[str, Reason] = {
                         "give the pod requests that are true, or the node more of that resource"),
     "PodRejected": _passing("the node refused the pod that the scheduler gave it; another is being started",
                             "the message quotes the kubelet"),
-    "NodeLost": _passing("the node does not answer; the pod is started elsewhere after 30 seconds",
+    "NodeLost": _passing("the node does not answer; the pod is started elsewhere 30 s after Kubernetes gives it up",
                          "repair the node, or delete it"),
     # What runs and is not whole.
     "StoreUnavailable": _passing("the weights store is up and does not answer the operator; a ring goes on without it",
