@@ -20,6 +20,7 @@ from example_pipes import (
 from languagepipes_operator.certificates import new_ca
 from languagepipes_operator.cluster.manifests import kept_plan, store_children
 from languagepipes_operator.cluster.manifests.rendered import pack, unpack
+from languagepipes_operator.cluster.reconcile import decide
 from languagepipes_operator.cluster.snapshot import Manifest, StoreReport
 
 INPUTS = "languagepipes.io/inputs"
@@ -168,6 +169,22 @@ def test_other_authorities_roll_the_store_alone_and_none_bring_back_what_was() -
     unlike = [one["metadata"]["labels"]["languagepipes.io/role"] for one in after if one not in before]
     assert unlike == ["store", "store"]  # the ConfigMap and the Deployment
     assert again == plain
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_authorities_that_are_no_longer_trusted_are_pruned(planned: bool) -> None:
+    snapshot, old = pipe_snapshot(), settings(hub_ca_bundle=authorities("one"))
+    kept = kept_plan_of(snapshot)
+    before = rendered(snapshot, kept, hub_ca_bundle=old.hub_ca_bundle) if planned else store_children(snapshot, old)
+    (config_map,) = of_kind(before, "ConfigMap", "store")
+
+    unchanged, changed = (
+        decide(living(snapshot, before), told, kept if planned else None)
+        for told in (old, settings(hub_ca_bundle=authorities("another")))
+    )
+
+    assert [item for item in unchanged.surplus if item["kind"] == "ConfigMap"] == []
+    assert [item for item in changed.surplus if item["kind"] == "ConfigMap"] == [config_map]
 
 
 def test_a_store_edited_by_hand_before_there_is_a_plan_is_wanted_as_it_was() -> None:
