@@ -108,6 +108,7 @@ class Operator:
                 group.create_task(self._reachability.run(), name="reachability")
                 group.create_task(self.queue.run(_WORKERS), name="queue")
         finally:
+            self._reconciler.rest()
             self.stores.close()
 
     async def _reconcile(self, key: ObjectKey) -> float | None:

@@ -17,12 +17,12 @@ from languagepipes_api.names import LABEL_CHAIN, LABEL_ROLE, LABEL_STAGE, Identi
 from languagepipes_api.resource_errors import ResourceError
 
 from languagepipes_operator.cluster import manifests, pki, plans
+from languagepipes_operator.cluster.announce import Announcer
 from languagepipes_operator.cluster.apply import Applied, Applier, Stale
 from languagepipes_operator.cluster.conditions import condition_in, status_of, unreadable_status
-from languagepipes_operator.cluster.events import Event, events_of
 from languagepipes_operator.cluster.informer import ObjectKey
-from languagepipes_operator.cluster.kinds import EVENT, PIPE
-from languagepipes_operator.cluster.kube import Kube, KubeError, NotFound
+from languagepipes_operator.cluster.kinds import PIPE
+from languagepipes_operator.cluster.kube import Kube, NotFound
 from languagepipes_operator.cluster.manifests.labels import ANNOTATION_INPUTS
 from languagepipes_operator.cluster.metrics import Metrics
 from languagepipes_operator.cluster.observe import Observer, store_address, unfinished
@@ -31,7 +31,6 @@ from languagepipes_operator.cluster.settings import OperatorSettings
 from languagepipes_operator.cluster.snapshot import Children, Decision, KeptPlan, Manifest, Snapshot
 from languagepipes_operator.cluster.stores import Stores
 
-COMPONENT = "languagepipes-operator"
 # When to look again although nothing was heard: while something is not well, that its Events say why; while somebody
 # stands in the way, that they may have gone; while a pipe is not Ready, since more can change than is watched.
 _UNWELL_SECONDS = 5.0
@@ -97,6 +96,7 @@ class Reconciler:
         self._observer = observer
         self._applier = applier
         self._stores = stores
+        self._announcer = Announcer(kube, settings.identity)
         self._settings = settings
         self._metrics = metrics
         # By UID: the plan in force, should its ConfigMap be deleted; when progress was last written.
@@ -105,6 +105,10 @@ class Reconciler:
         self._known: dict[ObjectKey, str] = {}
         # Pipes that have no plan for the spec as it stands: other nodes may give them one.
         self.refused: set[ObjectKey] = set()
+
+    def rest(self) -> None:
+        """Another replica acts from now on."""
+        self._announcer.rest()
 
     async def __call__(self, key: ObjectKey) -> float | None:
         """In how many seconds to look again. Raises Stale and KubeError, to be tried again with back-off."""
@@ -199,10 +203,13 @@ class Reconciler:
             self._stores.watch(key, Identity(*key, -1, "store"), address, work.pki.client)
 
     async def _write_status(self, raw: Manifest, status: dict[str, Any]) -> None:
-        """Only if it says something else than before; then Events tell what turned."""
-        before = raw.get("status") or {}
-        if status == before:
-            return
+        """Only if it says something else than before; Events tell what turned."""
+        self._announcer.met(raw)
+        if status != (raw.get("status") or {}):
+            await self._apply_status(raw, status)
+        await self._announcer.tell(raw, status)
+
+    async def _apply_status(self, raw: Manifest, status: dict[str, Any]) -> None:
         metadata = raw["metadata"]
         name, namespace, uid = metadata["name"], metadata["namespace"], metadata["uid"]
         body = {
@@ -216,39 +223,8 @@ class Reconciler:
         except NotFound as error:
             self._pipes.gone(ObjectKey(namespace, name), uid)
             raise Stale("the pipe is gone") from error
-        if status.get("progress") != before.get("progress"):
+        if status.get("progress") != (raw.get("status") or {}).get("progress"):
             self._progress_written[uid] = datetime.now(UTC)
-        for event in events_of(before, status):
-            await self._tell(raw, event)
-
-    async def _tell(self, raw: Manifest, event: Event) -> None:
-        metadata, now = raw["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        body = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"generateName": f"{metadata['name']}.", "namespace": metadata["namespace"]},
-            "involvedObject": {
-                "apiVersion": PIPE.api_version,
-                "kind": PIPE.name,
-                "name": metadata["name"],
-                "namespace": metadata["namespace"],
-                "uid": metadata["uid"],
-            },
-            "type": event.type,
-            "reason": event.reason,
-            "message": event.message,
-            "action": event.reason,
-            "count": 1,
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "source": {"component": COMPONENT},
-            "reportingComponent": COMPONENT,
-            "reportingInstance": self._settings.identity,
-        }
-        try:
-            await self._kube.create(body, EVENT)
-        except KubeError as error:
-            log.warning("an Event of %s/%s is lost: %s", metadata["namespace"], metadata["name"], error)
 
     def _remember(self, key: ObjectKey, raw: Manifest) -> None:
         uid = raw["metadata"]["uid"]
@@ -263,6 +239,7 @@ class Reconciler:
         if uid is not None:
             self._plans.pop(uid, None)
             self._progress_written.pop(uid, None)
+            self._announcer.forget(uid)
             self._metrics.forget_pipe(*key)
 
 

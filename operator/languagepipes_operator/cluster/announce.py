@@ -1,0 +1,87 @@
+"""Events about pipes, none of them lost: what could not be told now is told at the pipe's next look.
+
+An answer that got lost may hide a status that was written, so Events follow from the last status that was told of, and
+not from the one that the API server has.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from languagepipes_operator.cluster.events import Event, events_of
+from languagepipes_operator.cluster.kinds import EVENT, PIPE
+from languagepipes_operator.cluster.kube import Kube, KubeError, Unavailable
+from languagepipes_operator.cluster.snapshot import Manifest
+
+COMPONENT = "languagepipes-operator"
+
+log = logging.getLogger(__name__)
+
+
+class Announcer:
+    """identity: of this replica. Remembers one status a pipe, by UID."""
+
+    def __init__(self, kube: Kube, identity: str) -> None:
+        self._kube = kube
+        self._identity = identity
+        self._told: dict[str, Mapping[str, Any]] = {}
+        self._waiting: dict[str, deque[Event]] = defaultdict(deque)
+
+    def met(self, raw: Manifest) -> None:
+        """Before its status is written: one that is met for the first time was told of by whoever acted before."""
+        self._told.setdefault(raw["metadata"]["uid"], raw.get("status") or {})
+
+    async def tell(self, raw: Manifest, status: Mapping[str, Any]) -> None:
+        """Of each turn since the status that was told last. Raises Unavailable and NotLeading, to be called again."""
+        uid = raw["metadata"]["uid"]
+        waiting = self._waiting[uid]
+        waiting += events_of(self._told[uid], status)
+        self._told[uid] = status
+        while waiting:
+            await self._create(raw["metadata"], waiting[0])
+            waiting.popleft()
+        del self._waiting[uid]
+
+    def forget(self, uid: str) -> None:
+        self._told.pop(uid, None)
+        self._waiting.pop(uid, None)
+
+    def rest(self) -> None:
+        """Another acts from now on, and tells of what turns."""
+        self._told.clear()
+        self._waiting.clear()
+
+    async def _create(self, metadata: Mapping[str, Any], event: Event) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{metadata['name']}.", "namespace": metadata["namespace"]},
+            "involvedObject": {
+                "apiVersion": PIPE.api_version,
+                "kind": PIPE.name,
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message,
+            "action": event.reason,
+            "count": 1,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "source": {"component": COMPONENT},
+            "reportingComponent": COMPONENT,
+            "reportingInstance": self._identity,
+        }
+        try:
+            await self._kube.create(body, EVENT)
+        except Unavailable:
+            raise
+        except KubeError as error:
+            log.warning("an Event of %s/%s is lost: %s", metadata["namespace"], metadata["name"], error)
