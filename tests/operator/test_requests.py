@@ -41,6 +41,21 @@ def test_a_throttled_request_waits_as_long_as_the_server_asks() -> None:
     assert metrics.calls("get") == 2
 
 
+def test_a_token_that_is_turned_over_is_no_refusal() -> None:
+    count = 0
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        nonlocal count
+        count += 1
+        return _status(401, "Unauthorized") if count < 3 else web.json_response({"metadata": {"name": "a"}})
+
+    async def ask(kube: Kube) -> None:
+        assert (await kube.get(CONFIG_MAP, "a", namespace="n"))["metadata"]["name"] == "a"
+
+    _with_server(answer, ask)
+    assert count == 3
+
+
 def test_errors_of_the_server_are_tried_again_and_then_told() -> None:
     count = 0
 

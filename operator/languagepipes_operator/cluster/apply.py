@@ -105,6 +105,7 @@ class Applier:
             except Conflict as error:
                 raise Stale(f"{_title(item)} changed before it was deleted") from error
             self._caches.of(kind, metadata["namespace"]).drop(key_of(item), metadata["uid"])
+            self._settled.pop(metadata["uid"], None)
             applied.writes.append(f"delete {_title(item)}")
 
     def _differs(self, manifest: Manifest, uid: str) -> bool:

@@ -8,9 +8,10 @@ KubeError                  the API server said no, or nothing
 │   └── AlreadyExists      409 on create
 ├── Expired                410: the resource version is too old; list again
 ├── Invalid                400, 413, 415, 422: the object itself is refused
-├── Forbidden              401, 403: names what may not be done
+├── Forbidden              403: names what may not be done
 └── Unavailable            5xx, or no answer at all
-    └── Throttled          429
+    ├── Throttled          429
+    └── Unauthorized       401: the token is not good, or no longer; the next try reads it anew
 NotLeading                 a write was asked for while another operator may act
 ConfigurationError         there is no usable kubeconfig or service account
 """
@@ -95,6 +96,10 @@ class Unavailable(KubeError):
 
 class Throttled(Unavailable):
     """Too many requests."""
+
+
+class Unauthorized(Unavailable):
+    """The API server does not know who asks. Tokens are turned over by the kubelet, so this may pass."""
 
 
 class NotLeading(Exception):
@@ -379,7 +384,7 @@ def error_of(code: int, status: Mapping[str, Any], *, what: str, retry_after: st
     text = f"{what}: {status.get('message') or f'HTTP {code}'}"
     kinds: dict[int, type[KubeError]] = {
         400: Invalid,
-        401: Forbidden,
+        401: Unauthorized,
         403: Forbidden,
         404: NotFound,
         409: AlreadyExists if reason == "AlreadyExists" else Conflict,
