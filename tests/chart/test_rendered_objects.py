@@ -197,18 +197,22 @@ def test_one_replica_has_no_budget_and_is_not_spread() -> None:
     assert "topologySpreadConstraints" not in pod_of(objects)
 
 
-def test_two_replicas_have_a_budget_and_prefer_different_nodes_and_zones() -> None:
+def test_two_replicas_have_a_budget_and_prefer_different_nodes() -> None:
     objects = render({"replicas": 2})
     deployment, budget = objects.one("Deployment"), objects.one("PodDisruptionBudget")
 
     assert deployment["spec"]["replicas"] == 2
     assert budget["spec"]["selector"] == deployment["spec"]["selector"]
     assert (budget["spec"]["maxUnavailable"], budget["spec"]["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
-    spread = pod_of(objects)["topologySpreadConstraints"]
-    assert [each["topologyKey"] for each in spread] == ["kubernetes.io/hostname", "topology.kubernetes.io/zone"]
-    for each in spread:
-        assert each["whenUnsatisfiable"] == "ScheduleAnyway"
-        assert each["labelSelector"] == deployment["spec"]["selector"]
+    assert pod_of(objects)["topologySpreadConstraints"] == [
+        {
+            "topologyKey": "kubernetes.io/hostname",
+            "maxSkew": 1,
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": deployment["spec"]["selector"],
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+    ]
 
 
 def test_a_spread_of_ones_own_replaces_ours() -> None:
