@@ -317,31 +317,15 @@ def hub(our_cluster: Cluster) -> Iterator[StandIn]:
         yield hub
 
 
-def trust(kubectl: Kubectl, name: str, authority: Path) -> None:
-    """Let that pipe's store trust the mirror's authority, as a cluster's injector of authorities would."""
-    data = {"ca.crt": authority.read_text()}
-    kubectl.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "authority"}, "data": data})
-    selector = f"languagepipes.io/pipe={name},languagepipes.io/role=store"
-    store = wait_for("the store", lambda: kubectl.list("deployment", selector) or None, timeout_seconds=30)[0]
-    container = {
-        "name": "store",
-        "env": [{"name": "SSL_CERT_FILE", "value": "/authority/ca.crt"}],
-        "volumeMounts": [{"name": "authority", "mountPath": "/authority", "readOnly": True}],
-    }
-    pod = {"containers": [container], "volumes": [{"name": "authority", "configMap": {"name": "authority"}}]}
-    patch = json.dumps({"spec": {"template": {"spec": pod}}})
-    kubectl("patch", "deployment", store["metadata"]["name"], "--type=strategic", "-p", patch)
-
-
 def test_a_token_that_the_hub_does_not_know(
     kubectl: Kubectl, operator: Installation, our_cluster: Cluster, hub: StandIn
 ) -> None:
-    operator.install("--set-string", f"hub.endpoint={hub.endpoint}")
+    authority = our_cluster.control_plane.authority.certificate
+    operator.install("--set-string", f"hub.endpoint={hub.endpoint}", "--set-file", f"hub.caBundle={authority}")
     kubectl.apply(secret("hub-token", token="hf_wrong_token"))
     reference = {"name": "hub-token", "key": "token"}
     kubectl.apply(light("wrong-token", model={"source": "hf://owner/model", "tokenSecretRef": reference}))
     try:
-        trust(kubectl, "wrong-token", our_cluster.control_plane.authority.certificate)
         said = assert_told(
             kubectl,
             "wrong-token",
