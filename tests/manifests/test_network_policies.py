@@ -75,8 +75,9 @@ def pods_of(manifests: list[Manifest]) -> dict[tuple[int, str, int], Pod]:
     return found
 
 
-def cluster_of(snapshot: Snapshot) -> Cluster:
-    manifests = rendered(snapshot)
+def cluster_of(snapshot: Snapshot, **settings: Any) -> Cluster:
+    """settings: of the operator."""
+    manifests = rendered(snapshot, **settings)
     return Cluster(pods_of(manifests), of_kind(manifests, "NetworkPolicy"), snapshot.pipe.spec.stages.size)
 
 
@@ -196,6 +197,28 @@ def test_a_mirror_is_reached_on_its_own_port(source: str, reached: int, not_reac
 @pytest.mark.parametrize("host", ["models.mirrors.svc", "models.mirrors.svc.cluster.local"])
 def test_a_mirror_inside_the_cluster_is_reached_on_its_pods_port(host: str) -> None:
     cluster = a_cluster(source=f"https://{host}/models")
+
+    assert cluster.passes(cluster.store, Pod("mirror", "mirrors", {"app": "mirror"}), 8443)
+    assert not cluster.passes(cluster.store, Pod("mirror", "elsewhere", {"app": "mirror"}), 8443)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "reached", "not_reached"),
+    [
+        ("https://hub.example.com", 443, 8443),
+        ("https://hub.example.com:8443", 8443, 9443),
+        ("http://hub.example.com/mirror", 80, 8080),
+    ],
+)
+def test_a_mirror_of_the_hub_is_reached_on_its_own_port(endpoint: str, reached: int, not_reached: int) -> None:
+    cluster = cluster_of(pipe_snapshot(), hub_endpoint=endpoint)
+
+    assert cluster.passes(cluster.store, INTERNET, reached)
+    assert not cluster.passes(cluster.store, INTERNET, not_reached)
+
+
+def test_a_mirror_of_the_hub_inside_the_cluster_is_reached_on_its_pods_port() -> None:
+    cluster = cluster_of(pipe_snapshot(), hub_endpoint="http://hub.mirrors.svc")
 
     assert cluster.passes(cluster.store, Pod("mirror", "mirrors", {"app": "mirror"}), 8443)
     assert not cluster.passes(cluster.store, Pod("mirror", "elsewhere", {"app": "mirror"}), 8443)

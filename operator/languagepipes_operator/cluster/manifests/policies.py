@@ -46,7 +46,7 @@ Rule = dict[str, Any]
 # To anywhere: cluster DNS is pods in one cluster, an address of the node in the next. 5353 is where OpenShift's
 # DNS pods listen behind port 53.
 _DNS_PORTS = [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]
-_HTTPS_PORT = 443
+_HTTP_PORT, _HTTPS_PORT = 80, 443
 
 
 def store_policy(snapshot: Snapshot, settings: ManifestSettings) -> Manifest:
@@ -59,7 +59,7 @@ def store_policy(snapshot: Snapshot, settings: ManifestSettings) -> Manifest:
         "store",
         {**labels_of_pipe(pipe), LABEL_ROLE: "store"},
         ingress,
-        [_dns(), *_way_out(snapshot.pipe.spec.model.source)],
+        [_dns(), *_way_out(snapshot.pipe.spec.model.source, settings.hub_endpoint)],
     )
 
 
@@ -135,22 +135,22 @@ def _operator(settings: ManifestSettings) -> list[Peer]:
     ]
 
 
-def _way_out(text: str) -> list[Rule]:
-    """To where the source is. Redirects lead to port 443 of anywhere. A mirror inside the cluster, known by its name,
-    is reached on whatever port its pods have.
+def _way_out(source: str, hub_endpoint: str) -> list[Rule]:
+    """To where the source is: a site, the Hub, or the mirror that stands for it. Redirects lead to port 443 of anywhere.
+    One inside the cluster, known by its name, is reached on whatever port its pods have.
     """
-    source = sources.parse_source(text)
-    if source.scheme == "pvc":
+    scheme = sources.parse_source(source).scheme
+    if scheme == "pvc":
         return []
     rules: list[Rule] = [{"ports": [_tcp(_HTTPS_PORT)]}]
-    if source.scheme == "https":
-        parts = urlsplit(text)
-        if parts.port not in (None, _HTTPS_PORT):
-            rules[0]["ports"].append(_tcp(parts.port))
-        host = (parts.hostname or "").removesuffix(".").split(".")
-        if len(host) >= 3 and host[2] == "svc":
-            namespace = {"matchLabels": {"kubernetes.io/metadata.name": host[1]}}
-            rules.append({"to": [{"namespaceSelector": namespace}]})
+    parts = urlsplit(source if scheme == "https" else hub_endpoint)
+    port = parts.port or (_HTTP_PORT if parts.scheme == "http" else _HTTPS_PORT)
+    if port != _HTTPS_PORT:
+        rules[0]["ports"].append(_tcp(port))
+    host = (parts.hostname or "").removesuffix(".").split(".")
+    if len(host) >= 3 and host[2] == "svc":
+        namespace = {"matchLabels": {"kubernetes.io/metadata.name": host[1]}}
+        rules.append({"to": [{"namespaceSelector": namespace}]})
     return rules
 
 
