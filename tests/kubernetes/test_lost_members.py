@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -75,9 +77,8 @@ def test_a_container_killed_by_sigkill_is_started_again_and_counted(
     smollm2: Kubectl, client: Client, our_cluster: Cluster, role: str
 ) -> None:
     killed = members(smollm2, role)[-1]
-    identity = killed["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
     since = time.monotonic()
-    our_cluster.node(killed["spec"]["nodeName"]).ctr("tasks", "kill", "--signal", "SIGKILL", identity)
+    our_cluster.node(killed["spec"]["nodeName"]).ctr("tasks", "kill", "--signal", "SIGKILL", container_of(killed))
     assert_lost_and_back(smollm2, client, since)
     assert_counted(smollm2, killed["metadata"]["name"])
 
@@ -122,6 +123,35 @@ def test_a_killed_operator_changes_nothing_for_the_ring(
     wait_ready(smollm2)
 
 
+@contextmanager
+def frozen(cluster: Cluster, pod: dict[str, Any]) -> Iterator[None]:
+    """Its process does nothing, and its connections stay."""
+    container = container_of(pod)
+    node = cluster.node(pod["spec"]["nodeName"])
+    node.ctr("tasks", "pause", container)
+    try:
+        yield
+    finally:
+        node.ctr("tasks", "resume", container)
+
+
+def container_of(pod: dict[str, Any]) -> str:
+    """What its node's containerd calls it."""
+    return str(pod["status"]["containerStatuses"][0]["containerID"]).removeprefix("containerd://")
+
+
+def lease_of(operator: Installation) -> dict[str, Any]:
+    spec: dict[str, Any] = operator.kubectl.get("lease", "languagepipes-operator")["spec"]
+    return spec
+
+
+def children_of(kubectl: Kubectl) -> dict[str, object]:
+    """What a write by an operator would change, by UID."""
+    kinds = "deployments,services,secrets,configmaps,networkpolicies,poddisruptionbudgets"
+    metadata = [item["metadata"] for item in kubectl.list(kinds, OF_PIPE)]
+    return {each["uid"]: each.get("generation", each["resourceVersion"]) for each in metadata}
+
+
 def acts(kubectl: Kubectl, seconds: float) -> None:
     """Somebody repairs drift within that time."""
     selector = f"{OF_PIPE},languagepipes.io/role=stage"
@@ -135,18 +165,44 @@ def acts(kubectl: Kubectl, seconds: float) -> None:
     assert len(kubectl.list("deployment", selector)) == 3
 
 
-def test_a_standby_takes_over_from_a_killed_leader(smollm2: Kubectl, operator: Installation) -> None:
+@contextmanager
+def two_operators(operator: Installation) -> Iterator[str]:
+    """The leader of two."""
     operator.install("--set", "replicas=2")
     try:
-        pods = wait_for("two operators", lambda: len(found := operator.pods()) == 2 and found)
-        assert len({operator.kubectl.get("pod", pod)["spec"]["nodeName"] for pod in pods}) == 2
-        first = operator.wait_acting()
+        wait_for("two operators", lambda: len(operator.pods()) == 2)
+        yield operator.wait_acting()
+    finally:
+        operator.install()
+
+
+def test_a_standby_takes_over_from_a_killed_leader(smollm2: Kubectl, operator: Installation) -> None:
+    with two_operators(operator) as first:
         operator.kubectl("delete", "pod", first, "--grace-period=0", "--force", "--wait=false")
         # The killed one may still have released the Lease, or its process act for a moment, until its kubelet ends it.
         operator.wait_acting(other_than=(first,), timeout_seconds=20)
         acts(smollm2, 20)
-    finally:
-        operator.install()
+    wait_ready(smollm2)
+
+
+def test_a_standby_takes_over_from_a_frozen_leader_that_writes_nothing_once_it_is_thawed(
+    smollm2: Kubectl, operator: Installation, our_cluster: Cluster
+) -> None:
+    with two_operators(operator) as first:
+        with frozen(our_cluster, operator.kubectl.get("pod", first)):
+            second = operator.wait_acting(other_than=(first,), timeout_seconds=20)
+            acts(smollm2, 20)
+            lease, children = lease_of(operator), children_of(smollm2)
+        end = time.monotonic() + 2 * lease["leaseDurationSeconds"]
+        while time.monotonic() < end:
+            found = lease_of(operator)
+            assert (found["holderIdentity"], found["leaseTransitions"]) == (second, lease["leaseTransitions"])
+            assert children_of(smollm2) == children
+            time.sleep(0.5)
+        assert lease_of(operator)["renewTime"] > lease["renewTime"]
+        # Its kubelet starts a container anew whose probes failed for a minute; one that thawed before goes on.
+        operator.kubectl("wait", "--for=condition=Ready", f"pod/{first}", "--timeout=60s")
+        assert operator.metric(first, "leader") == 0
     wait_ready(smollm2)
 
 
