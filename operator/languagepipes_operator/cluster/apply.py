@@ -19,13 +19,25 @@ from languagepipes_api.names import API_GROUP, KIND
 from languagepipes_operator.cluster.caches import Caches
 from languagepipes_operator.cluster.drift import differences
 from languagepipes_operator.cluster.informer import key_of
-from languagepipes_operator.cluster.kinds import BY_NAME, CHILDREN, Kind
-from languagepipes_operator.cluster.kube import AlreadyExists, Conflict, Forbidden, Invalid, Kube, NotFound
+from languagepipes_operator.cluster.kinds import BUDGET, BY_NAME, CHILDREN, CLAIM, POLICY, Kind
+from languagepipes_operator.cluster.kube import (
+    FIELD_MANAGER,
+    AlreadyExists,
+    Broken,
+    Conflict,
+    Forbidden,
+    Invalid,
+    Kube,
+    NotFound,
+)
+from languagepipes_operator.cluster.managed_fields import as_applied
 from languagepipes_operator.cluster.snapshot import Manifest
 
 # Hash of the manifest as last applied: another hash is applied even if the live object holds all of it, since fields
 # that are no longer asked for must go.
 APPLIED_ANNOTATION = f"{API_GROUP}/applied"
+# Answers about this one object: others can still be written, and the status says which it was.
+_REFUSALS = (Invalid, Forbidden, Broken)
 
 
 class Stale(Exception):
@@ -37,12 +49,14 @@ class Applied:
     """foreign: what others hold under a name that a child needs, as "Kind/name".
 
     leaving: own children that are being deleted, and must be gone before they can be made again. denied: "Kind/name:
-    words" that the API server refuses. writes: "verb Kind/name", in order.
+    words" that the API server refuses; denied_aside: the same of what no member needs to run: a surplus that may not be
+    deleted, a volume that may not grow. writes: "verb Kind/name", in order.
     """
 
     foreign: dict[str, Manifest] = field(default_factory=dict)
     leaving: list[str] = field(default_factory=list)
     denied: list[str] = field(default_factory=list)
+    denied_aside: list[str] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)
 
 
@@ -79,8 +93,10 @@ class Applier:
         for manifest in manifests:
             try:
                 await self._write(manifest, uid, applied)
-            except (Invalid, Forbidden) as error:
-                applied.denied.append(f"{_title(manifest)}: {error}")
+            except _REFUSALS as error:
+                (applied.denied if self._is_needed(manifest) else applied.denied_aside).append(
+                    f"{_title(manifest)}: {error}"
+                )
 
     async def write_in_turn(self, manifests: Sequence[Manifest], uid: str, applied: Applied) -> None:
         """As `write`, but none after one that could not be written."""
@@ -91,7 +107,7 @@ class Applier:
                 return
 
     async def prune(self, surplus: Sequence[Manifest], applied: Applied) -> None:
-        """Raises Stale where one is not what it was when that was decided."""
+        """Raises Stale where one is not what it was when that was decided. What may not be deleted stays."""
         for item in surplus:
             kind, metadata = _kind(item), item["metadata"]
             try:
@@ -104,6 +120,9 @@ class Applier:
                 )
             except Conflict as error:
                 raise Stale(f"{_title(item)} changed before it was deleted") from error
+            except _REFUSALS as error:
+                applied.denied_aside.append(f"{_title(item)}: {error}")
+                continue
             self._caches.of(kind, metadata["namespace"]).drop(key_of(item), metadata["uid"])
             self._settled.pop(metadata["uid"], None)
             applied.writes.append(f"delete {_title(item)}")
@@ -139,6 +158,7 @@ class Applier:
             return
         asked = {**manifest, "metadata": {**metadata, "uid": live["metadata"]["uid"]}}
         try:
+            await self._count_as_applied(live, kind)
             after = await self._kube.apply(asked, kind)
         except Conflict as error:
             raise Stale(f"{_title(manifest)} changed before it was applied") from error
@@ -147,6 +167,27 @@ class Applier:
         self._settled.pop(after["metadata"]["uid"], None)
         if differences(manifest, after):
             self._settled[after["metadata"]["uid"]] = (_hash_of(manifest), _fingerprint(after))
+
+    async def _count_as_applied(self, live: Manifest, kind: Kind) -> None:
+        """What our create set, so that the apply that follows takes away what it no longer asks for.
+
+        Raises Conflict, also where the object is another one by now.
+        """
+        now = await self._look(live, kind)
+        entries = as_applied(now["metadata"].get("managedFields") or (), FIELD_MANAGER)
+        if entries is None or now["metadata"]["uid"] != live["metadata"]["uid"]:
+            return  # of another one, the apply says so
+        operations = [
+            {"op": "replace", "path": "/metadata/managedFields", "value": entries},
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": now["metadata"]["resourceVersion"]},
+        ]
+        await self._kube.patch(kind, now["metadata"]["name"], operations, namespace=now["metadata"]["namespace"])
+
+    def _is_needed(self, manifest: Manifest) -> bool:
+        """Whether members cannot run as asked without it. A volume that is there and may not grow serves as it is."""
+        kind = _kind(manifest)
+        exists = self._caches.of(kind, manifest["metadata"]["namespace"]).get(key_of(manifest)) is not None
+        return not (kind in (BUDGET, POLICY) or (kind is CLAIM and exists))
 
     async def _look(self, manifest: Manifest, kind: Kind) -> Manifest:
         metadata = manifest["metadata"]

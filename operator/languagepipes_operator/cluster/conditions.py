@@ -268,6 +268,9 @@ def _endpoint_ready(snapshot: Snapshot, found: Diagnosis, ready: Verdict) -> Ver
 
 
 def _progressing(snapshot: Snapshot, decision: Decision, found: Diagnosis, ready: Verdict) -> Verdict:
+    aside = told_first(found.aside)
+    if aside is not None:
+        return _of(aside)
     if decision.paused:
         return Verdict("False", "Paused", "spec.paused is true: children stay as they are; set it to false to go on")
     if found.replaced or found.existing > snapshot.pipe.spec.replicas:

@@ -34,7 +34,7 @@ MISSES_THAT_COUNT = 6
 class Diagnosis:
     """plan: the one in force. chains: of `spec.replicas`, each its stages in order and its End Model last; empty
     without a plan. answering: chains of any plan whose End Model is Ready. existing: chains with an End Model at all.
-    replaced: whether Deployments of another plan are still there.
+    replaced: whether Deployments of another plan are still there. aside: what is refused and no member needs to run.
     """
 
     store: Member
@@ -44,6 +44,7 @@ class Diagnosis:
     existing: int
     replaced: bool
     of_names: tuple[Failure, ...]
+    aside: tuple[Failure, ...]
     of_plan: tuple[Failure, ...]
     of_store: tuple[Failure, ...]
     of_stages: tuple[Failure, ...]
@@ -87,6 +88,7 @@ def diagnose(snapshot: Snapshot, decision: Decision) -> Diagnosis:
         existing=len({label(pod, LABEL_CHAIN) for pod in pods}),
         replaced=plan is not None and bool(other_plans(children, plan)),
         of_names=_of_names(snapshot, decision),
+        aside=tuple(map(_denied, decision.denied_aside)),
         of_plan=() if decision.refusal is None else (passed_on(decision.refusal.reason, decision.refusal.message),),
         of_store=_of_store(snapshot, store),
         of_stages=tuple(
@@ -98,10 +100,12 @@ def diagnose(snapshot: Snapshot, decision: Decision) -> Diagnosis:
 
 def _of_names(snapshot: Snapshot, decision: Decision) -> tuple[Failure, ...]:
     taken = [_conflict(snapshot, name) for name in sorted(decision.conflicts)]
-    for words in decision.denied:
-        name, _, said = words.partition(": ")
-        taken.append(refused(name.replace("/", " ", 1), said, otherwise="ChildRefused"))
-    return tuple(taken)
+    return (*taken, *map(_denied, decision.denied))
+
+
+def _denied(words: str) -> Failure:
+    name, _, said = words.partition(": ")
+    return refused(name.replace("/", " ", 1), said, otherwise="ChildRefused")
 
 
 def _conflict(snapshot: Snapshot, name: str) -> Failure:

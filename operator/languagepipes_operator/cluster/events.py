@@ -13,8 +13,9 @@ from languagepipes_operator.cluster.conditions import condition_in
 from languagepipes_operator.cluster.failures import bounded
 from languagepipes_operator.cluster.reasons import REASONS
 
-# Told in this order: causes before what they cause. Progressing and EndpointReady repeat the others' words.
-_TOLD = ("Planned", "WeightsAvailable", "StagesReady", "Ready", "Degraded")
+# Told in this order: causes before what they cause. EndpointReady repeats the others' words, and so does Progressing
+# but for what stands in the way.
+_TOLD = ("Planned", "WeightsAvailable", "StagesReady", "Ready", "Degraded", "Progressing")
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,15 @@ def events_of(previous: Mapping[str, Any] | None, status: Mapping[str, Any]) -> 
         if now["status"] == "Unknown" or (kind == "Degraded" and now["status"] == "False"):
             continue
         event = Event(_type(now), now["reason"], bounded(now["message"]))
+        if kind == "Progressing" and (event.type == "Normal" or event.reason == _ready_reason(status)):
+            continue
         if all(event.reason != other.reason for other in told):
             told.append(event)
     return told
+
+
+def _ready_reason(status: Mapping[str, Any]) -> str:
+    return str(condition_in(status, "Ready").get("reason", ""))
 
 
 def _type(condition: Mapping[str, Any]) -> Literal["Normal", "Warning"]:

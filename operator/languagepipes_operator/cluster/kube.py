@@ -11,6 +11,7 @@ KubeError                  the API server said no, or nothing
 ├── Forbidden              403: names what may not be done
 └── Unavailable            5xx, or no answer at all
     ├── Throttled          429
+    ├── Broken             500: an admission webhook that is down, or an object that the API server chokes on
     └── Unauthorized       401: the token is not good, or no longer; the next try reads it anew
 NotLeading                 a write was asked for while another operator may act
 ConfigurationError         there is no usable kubeconfig or service account
@@ -25,7 +26,7 @@ import os
 import random
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,7 @@ _LONGEST_RETRY_AFTER_SECONDS = 30.0
 _REQUEST = aiohttp.ClientTimeout(total=30, sock_connect=5)
 _PAGE = 500
 # Verbs of writes that only the leader may do; the Lease itself is written with "update".
-_GUARDED = ("create", "apply", "delete")
+_GUARDED = ("create", "apply", "patch", "delete")
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,10 @@ class Unavailable(KubeError):
 
 class Throttled(Unavailable):
     """Too many requests."""
+
+
+class Broken(Unavailable):
+    """The API server answers, and cannot do this one thing: it may pass, and it may stay for ever."""
 
 
 class Unauthorized(Unavailable):
@@ -245,6 +250,20 @@ class Kube:
             content_type="application/apply-patch+yaml",
         )
 
+    async def patch(
+        self, kind: Kind, name: str, operations: Sequence[Mapping[str, Any]], *, namespace: str | None = None
+    ) -> Manifest:
+        """A JSON patch (RFC 6902). With a replacement of metadata.resourceVersion in it, Conflict for another one."""
+        return await self._call(
+            "patch",
+            kind,
+            "PATCH",
+            kind.path(namespace, name),
+            body=list(operations),
+            query={"fieldManager": FIELD_MANAGER},
+            content_type="application/json-patch+json",
+        )
+
     async def replace(self, manifest: Manifest, kind: Kind) -> Manifest:
         """The whole object; Conflict unless its resourceVersion is still the newest."""
         metadata = manifest["metadata"]
@@ -286,7 +305,7 @@ class Kube:
         method: str,
         path: str,
         *,
-        body: Manifest | None = None,
+        body: Manifest | Sequence[Mapping[str, Any]] | None = None,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         attempts: int = _ATTEMPTS,
@@ -312,7 +331,7 @@ class Kube:
         method: str,
         path: str,
         *,
-        body: Manifest | None = None,
+        body: Manifest | Sequence[Mapping[str, Any]] | None = None,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
         timeout: aiohttp.ClientTimeout = _REQUEST,
@@ -393,6 +412,7 @@ def error_of(code: int, status: Mapping[str, Any], *, what: str, retry_after: st
         415: Invalid,
         422: Invalid,
         429: Throttled,
+        500: Broken,
     }
     kind = kinds.get(code, Unavailable if code >= 500 else KubeError)
     return kind(text, code=code, reason=reason, retry_after_seconds=_seconds(retry_after, status))

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import httpx
@@ -42,7 +43,8 @@ from languagepipes_operator.planning.nodes import Node
 
 # A pod that is not ready for so long may have Events that say why.
 _UNWELL_AFTER = timedelta(seconds=5)
-_EVENTS_KEPT_SECONDS = 5.0
+_EVENTS_KEPT_SECONDS, _OLD_EVENTS_KEPT_SECONDS = 5.0, 30.0
+_NEWS_SECONDS = 300.0
 _ANSWER_SECONDS = 2.0
 
 
@@ -58,6 +60,20 @@ class _Status(BaseModel):
     total_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class _Warnings:
+    """Warning Events by what they are about. since: from when on something has been unwell, with reads in between."""
+
+    read_at: float
+    since: float
+    by_object: Mapping[str, tuple[Manifest, ...]]
+
+    def is_old(self, now: float) -> bool:
+        """What has been unwell for long is looked at less often: each read is a whole list."""
+        kept = _EVENTS_KEPT_SECONDS if now - self.since < _NEWS_SECONDS else _OLD_EVENTS_KEPT_SECONDS
+        return now - self.read_at > kept
+
+
 class Observer:
     """Takes snapshots of pipes."""
 
@@ -69,8 +85,8 @@ class Observer:
         self._caches = caches
         self._stores = stores
         self._http = http
-        # Warnings of a namespace, for the pipes in it to share: (when they were read, by what they are about).
-        self._warnings: dict[str, tuple[float, Mapping[str, tuple[Manifest, ...]]]] = {}
+        # Of a namespace, for the pipes in it to share.
+        self._warnings: dict[str, _Warnings] = {}
 
     async def observe(self, raw: Manifest) -> Snapshot:
         """Raises languagepipes_api.resource_errors.ResourceError for a resource that this version cannot read."""
@@ -163,18 +179,23 @@ class Observer:
         return MemberReport(**said.model_dump())
 
     async def _events(self, namespace: str, about: Sequence[str]) -> dict[str, tuple[Manifest, ...]]:
+        now, known = time.monotonic(), self._warnings.get(namespace)
+        if known is not None and known.is_old(now):
+            known = None
         if not about:
+            if known is None:
+                self._warnings.pop(namespace, None)
             return {}
-        read_at, warnings = self._warnings.get(namespace, (0.0, {}))
-        if time.monotonic() - read_at > _EVENTS_KEPT_SECONDS or not read_at:
+        if known is None:
             try:
-                listed = await self._kube.list(EVENT, namespace=namespace, fields="type=Warning")
+                listed = await self._kube.list(EVENT, namespace=namespace, fields="type=Warning", trim=_trimmed_event)
             except KubeError:
                 # They only explain; without them the reason is a vaguer one.
                 return {}
-            warnings = _by_object(listed.items)
-            self._warnings[namespace] = (time.monotonic(), warnings)
-        return {name: warnings[name] for name in about if name in warnings}
+            before = self._warnings.get(namespace)
+            known = _Warnings(now, before.since if before else now, _by_object(listed.items))
+            self._warnings[namespace] = known
+        return {name: known.by_object[name] for name in about if name in known.by_object}
 
 
 def _has_something_to_say(pod: Manifest, now: datetime) -> bool:
@@ -230,6 +251,12 @@ def _by_object(events: Sequence[Manifest]) -> dict[str, tuple[Manifest, ...]]:
         about = event.get("involvedObject", {})
         found[f"{about.get('kind')}/{about.get('name')}"].append(event)
     return {name: tuple(sorted(items, key=_event_time, reverse=True)) for name, items in found.items()}
+
+
+def _trimmed_event(event: Manifest) -> Manifest:
+    kept = ("involvedObject", "type", "reason", "message", "series", "count", "lastTimestamp", "eventTime", "source")
+    metadata = {key: value for key, value in event["metadata"].items() if key in ("name", "creationTimestamp")}
+    return {"metadata": metadata, **{key: event[key] for key in kept if key in event}}
 
 
 def _event_time(event: Manifest) -> str:

@@ -7,6 +7,7 @@ nobody reaches. One connection a node every few seconds tells, however many pods
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
@@ -18,6 +19,8 @@ from languagepipes_operator.cluster.snapshot import Manifest
 
 PERIOD_SECONDS = 3.0
 _ANSWER_SECONDS = 1.5
+# Kubernetes has its own word by then. Who is silent for longer is cut off from this operator, not from the cluster.
+BELIEVED_SECONDS = 180.0
 # Tries in a row without an answer, to different pods where a node has several.
 _TRIES = 2
 _AT_ONCE = 64
@@ -27,7 +30,8 @@ class Reachability:
     """pods: those of all members, as cached. on_news: called with a node that was lost, or is back.
 
     A node counts as lost only if it answered before: who never answers may be behind a NetworkPolicy, or this operator
-    may run outside the cluster. If all of several fall silent at once, it is this operator that is cut off.
+    may run outside the cluster. If all of several fall silent at once, it is this operator that is cut off. After
+    `believed_seconds` of silence the node counts as one that never answered.
     """
 
     def __init__(
@@ -37,12 +41,15 @@ class Reachability:
         on_news: Callable[[str], None],
         *,
         port: int = TELEMETRY_PORT,
+        believed_seconds: float = BELIEVED_SECONDS,
     ) -> None:
         self._metrics = metrics
         self._pods = pods
         self._on_news = on_news
         self._port = port
-        self._answered: set[str] = set()
+        self._believed = believed_seconds
+        # When each node answered last, by our clock.
+        self._answered: dict[str, float] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self.lost: frozenset[str] = frozenset()
 
@@ -59,9 +66,11 @@ class Reachability:
     async def _look(self) -> None:
         hosts = _hosts_by_node(self._pods())
         answers = await asyncio.gather(*(self._answers(addresses) for addresses in hosts.values()))
-        answering = {node for node, answered in zip(hosts, answers, strict=True) if answered}
-        self._answered = (self._answered & hosts.keys()) | answering
-        silent = self._answered - answering
+        now = time.monotonic()
+        answering = {node: now for node, answered in zip(hosts, answers, strict=True) if answered}
+        known = {node: at for node, at in self._answered.items() if node in hosts and now - at < self._believed}
+        self._answered = known | answering
+        silent = known.keys() - answering.keys()
         isolated = not answering and len(silent) > 1
         self._tell(self.lost & hosts.keys() if isolated else frozenset(silent))
 

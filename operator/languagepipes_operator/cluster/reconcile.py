@@ -107,8 +107,9 @@ class Reconciler:
         self.refused: set[ObjectKey] = set()
 
     def rest(self) -> None:
-        """Another replica acts from now on."""
+        """Another replica acts from now on, and renews certificates."""
         self._announcer.rest()
+        self._metrics.certificate_seconds.clear()
 
     async def __call__(self, key: ObjectKey) -> float | None:
         """In how many seconds to look again. Raises Stale and KubeError, to be tried again with back-off."""
@@ -156,7 +157,7 @@ class Reconciler:
         await self._applier.write(children, uid, applied)
         if applied.writes:
             log.info("%s/%s: %s", snapshot.pipe.namespace, snapshot.pipe.name, ", ".join(applied.writes))
-        for words in applied.denied:
+        for words in (*applied.denied, *applied.denied_aside):
             log.warning("%s/%s: refused: %s", snapshot.pipe.namespace, snapshot.pipe.name, words)
         return applied
 
@@ -182,6 +183,7 @@ class Reconciler:
             refusal=work.chosen.refusal,
             conflicts=tuple(sorted(applied.foreign)),
             denied=tuple(applied.denied),
+            denied_aside=tuple(applied.denied_aside),
             paused=work.paused,
         )
         status = status_of(
@@ -192,7 +194,7 @@ class Reconciler:
         self._ask_store(key, after, work, ready=ready)
         expires = work.pki.leaves_expire_at.timestamp()
         self._metrics.certificate_seconds.labels(*key).set_function(lambda: expires - time.time())
-        blocked = bool(applied.foreign or applied.denied)
+        blocked = bool(applied.foreign or applied.denied or applied.denied_aside)
         return _again(after, work, ready=ready, blocked=blocked, leaving=bool(applied.leaving))
 
     def _ask_store(self, key: ObjectKey, snapshot: Snapshot, work: Work, *, ready: bool) -> None:

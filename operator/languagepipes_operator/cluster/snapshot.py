@@ -111,11 +111,13 @@ class Decision:
 
     plan: the plan in force for the spec as it stands, or None with `refusal` or while facts are awaited. conflicts:
     "Kind/name" of children that somebody else's object stands in the way of. denied: "Kind/name: words" for each child
-    that the API server refuses as it stands (a quota, admission, a field that cannot be changed).
+    that the API server refuses as it stands (a quota, admission, a field that cannot be changed). denied_aside: the
+    same of what no member needs to run.
     """
 
     plan: KeptPlan | None = None
     refusal: PlanError | None = None
     conflicts: tuple[str, ...] = ()
     denied: tuple[str, ...] = ()
+    denied_aside: tuple[str, ...] = ()
     paused: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import ssl
 import tempfile
 import time
@@ -38,6 +39,8 @@ ASK_SECONDS = 5.0
 _PROGRESS_SECONDS = 10.0
 _ANSWER_SECONDS = 3.0
 _AT_ONCE = 64
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,15 @@ class Stores:
             self.leave(pipe)
 
     async def _ask_on(self, pipe: ObjectKey, watched: _Watched) -> None:
+        """Until cancelled, whatever happens: nobody else would ask again."""
+        while True:
+            try:
+                await self._ask_over_and_over(pipe, watched)
+            except Exception:
+                log.exception("asking the store of %s/%s fails; tried again in %.0f s", *pipe, ASK_SECONDS)
+            await asyncio.sleep(ASK_SECONDS)
+
+    async def _ask_over_and_over(self, pipe: ObjectKey, watched: _Watched) -> None:
         context = await asyncio.to_thread(_context, watched.client)
         async with httpx.AsyncClient(
             base_url=watched.address.url, verify=context, timeout=_ANSWER_SECONDS, trust_env=False

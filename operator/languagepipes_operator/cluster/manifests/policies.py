@@ -136,8 +136,8 @@ def _operator(settings: ManifestSettings) -> list[Peer]:
 
 
 def _way_out(source: str, hub_endpoint: str) -> list[Rule]:
-    """To where the source is: a site, the Hub, or the mirror that stands for it. Redirects lead to port 443 of anywhere.
-    One inside the cluster, known by its name, is reached on whatever port its pods have.
+    """To where the source is: a site, the Hub, or the mirror that stands for it. Redirects lead to port 443 of
+    anywhere. One inside the cluster, known by its name, is reached on whatever port its pods have.
     """
     scheme = sources.parse_source(source).scheme
     if scheme == "pvc":
