@@ -51,7 +51,9 @@ class Installation:
         self.helm("uninstall", RELEASE, "--wait", "--timeout", "1m")
 
     def logs(self) -> str:
-        return self.kubectl("logs", "--selector", "app.kubernetes.io/name=languagepipes", "--tail=-1", "--prefix")
+        """Of the pods that are there; one that goes away between list and reading makes kubectl begin anew."""
+        arguments = ("logs", "--selector", "app.kubernetes.io/name=languagepipes", "--tail=-1", "--prefix")
+        return str(wait_for("the operator's logs", lambda: (done := self.kubectl.run(*arguments)).stdout or None))
 
     def leader(self) -> str:
         """The pod that holds the Lease, or nothing."""
