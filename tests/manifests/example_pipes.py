@@ -78,6 +78,42 @@ def container_of(deployment: Manifest) -> Manifest:
     return container
 
 
+def waiting(reason: str) -> dict[str, Any]:
+    """A container's state."""
+    return {"waiting": {"reason": reason}}
+
+
+def pod_of_deployment(deployment: Manifest, *, state: dict[str, Any] | None = None, ready: bool = True) -> Manifest:
+    """Its pod as the API server shows it, made at the snapshot's time; it runs unless its container is in `state`."""
+    labels = deployment["metadata"]["labels"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"{deployment['metadata']['name']}-7c9d-x2x4p",
+            "labels": labels,
+            "creationTimestamp": "2026-11-24T00:00:00Z",
+        },
+        "spec": {"containers": [dict(container_of(deployment))]},
+        "status": {
+            "phase": "Running" if state is None else "Pending",
+            "conditions": [{"type": "Ready", "status": "True" if ready and state is None else "False"}],
+            "containerStatuses": [
+                {
+                    "name": labels["languagepipes.io/role"],
+                    "state": state or {"running": {"startedAt": "2026-11-24T00:00:00Z"}},
+                    "restartCount": 0,
+                }
+            ],
+        },
+    }
+
+
+def with_pods(snapshot: Snapshot, pods: list[Manifest]) -> Snapshot:
+    by_name = {pod["metadata"]["name"]: pod for pod in pods}
+    return replace(snapshot, children=replace(snapshot.children, pods=by_name))
+
+
 def living(snapshot: Snapshot, manifests: list[Manifest]) -> Snapshot:
     """The same pipe with these children live."""
     by_name = {

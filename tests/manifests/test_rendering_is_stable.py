@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ from example_pipes import (
     of_kind,
     pipe_snapshot,
     pod_of,
+    pod_of_deployment,
     rendered,
     settings,
+    waiting,
+    with_pods,
 )
 from languagepipes_operator.certificates import new_ca
 from languagepipes_operator.cluster.manifests import kept_plan, store_children
@@ -110,6 +114,69 @@ def test_before_there_is_a_plan_an_upgraded_operator_leaves_the_store_alone() ->
     after = store_children(living(snapshot, before), settings(node_image="languagepipes-node:2"))
 
     assert after == before
+
+
+def store_of(manifests: list[Manifest]) -> Manifest:
+    (store,) = of_kind(manifests, "Deployment", "store")
+    return store
+
+
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"])
+def test_a_store_whose_image_was_never_had_takes_the_corrected_one_at_once(reason: str) -> None:
+    snapshot = pipe_snapshot()
+    before = store_children(snapshot, settings(node_image="languagepipes-nod:1"))
+    stuck = with_pods(living(snapshot, before), [pod_of_deployment(store_of(before), state=waiting(reason))])
+
+    after = store_children(stuck, settings())
+    stays = store_children(stuck, settings(node_image="languagepipes-nod:1"))
+
+    assert container_of(store_of(after))["image"] == "languagepipes-node:1"
+    assert store_children(living(snapshot, after), settings()) == after
+    assert stays == before
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        {"waiting": {"reason": "ContainerCreating"}},
+        {"waiting": {"reason": "CrashLoopBackOff"}},
+        {"terminated": {"exitCode": 1}},
+    ],
+)
+def test_a_store_whose_image_is_had_keeps_it(state: dict[str, Any] | None) -> None:
+    snapshot = pipe_snapshot()
+    before = store_children(snapshot, settings())
+    found = with_pods(living(snapshot, before), [pod_of_deployment(store_of(before), state=state)])
+
+    assert store_children(found, settings(node_image="languagepipes-node:2")) == before
+
+
+def test_a_store_that_ran_waits_for_its_image_for_two_minutes_before_it_takes_another() -> None:
+    snapshot, newer = pipe_snapshot(), settings(node_image="languagepipes-node:2")
+    before = store_children(snapshot, settings())
+    pod = pod_of_deployment(store_of(before), state=waiting("ImagePullBackOff"))
+    pod["status"]["containerStatuses"][0] |= {"restartCount": 1, "lastState": {"terminated": {"exitCode": 255}}}
+    stuck = with_pods(living(snapshot, before), [pod])
+
+    early = store_children(replace(stuck, now=stuck.now + timedelta(seconds=119)), newer)
+    late = store_children(replace(stuck, now=stuck.now + timedelta(seconds=120)), newer)
+
+    assert early == before
+    assert container_of(store_of(late))["image"] == "languagepipes-node:2"
+
+
+def test_a_planned_pipes_store_alone_takes_the_operators_image_where_its_own_is_gone() -> None:
+    snapshot = pipe_snapshot()
+    kept = kept_plan_of(snapshot)
+    before = rendered(snapshot, kept)
+    stuck = with_pods(living(snapshot, before), [pod_of_deployment(store_of(before), state=waiting("ErrImagePull"))])
+
+    after = rendered(stuck, kept, node_image="languagepipes-node:2")
+
+    assert [one for one in after if one not in before] == [store_of(after)]
+    assert container_of(store_of(after))["image"] == "languagepipes-node:2"
+    assert rendered(living(snapshot, after), kept, node_image="languagepipes-node:2") == after
 
 
 def test_a_mirror_of_the_hub_is_told_to_stores_of_hub_sources_alone() -> None:

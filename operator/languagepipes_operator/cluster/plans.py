@@ -1,20 +1,24 @@
 """Plans are kept: once made, a plan stays until a field of the spec that matters to it changes. Pure.
 
 The revision is pinned the same way: a kept plan has its model's facts, and as long as source and revision of the spec
-are those it was made for, nobody resolves them again. How a ConfigMap holds a plan is `manifests.plan`'s to know.
+are those it was made for, nobody resolves them again. So is the node image, which all members of a pipe run: another
+one is another `KeptPlan` with the same layers. How a ConfigMap holds a plan is `manifests.plan`'s to know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from languagepipes_api.facts import ModelFacts
-from languagepipes_api.names import LABEL_ROLE
+from languagepipes_api.names import LABEL_PLAN, LABEL_ROLE, WIRE_VERSION
 from languagepipes_api.spec import PipeSpec
 
 from languagepipes_operator.cluster.manifests import kept_plan
+from languagepipes_operator.cluster.manifests.labels import ANNOTATION_UPGRADE
+from languagepipes_operator.cluster.manifests.pulls import cannot_be_pulled
 from languagepipes_operator.cluster.manifests.rendered import digest
+from languagepipes_operator.cluster.membership import end_models, is_ready, label
 from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.plan import check_templates, limits_hold, plan
@@ -75,19 +79,24 @@ def choose(
 
     Templates are no part of a plan's inputs, but a memory limit below what the kept plan needs asks for another plan.
 
-    facts: what the store of this very model said. remembered: the plan in force so far, should its ConfigMap be gone.
+    facts: what the store of this very model said. node_image: what new plans run. remembered: the plan in force so far,
+    should its ConfigMap be gone.
     """
     spec, inputs = snapshot.pipe.spec, inputs_of(snapshot.pipe.spec)
-    kept = kept_plans(snapshot.children.config_maps.values())
-    if remembered is not None and all(_content(remembered) != _content(each) for each in kept):
-        kept.append(remembered)
+
+    def serves(each: KeptPlan) -> bool:
+        return each.inputs == inputs and limits_hold(each.plan, spec)
+
+    kept = written = kept_plans(snapshot.children.config_maps.values())
+    if remembered is not None and all(_content(remembered) != _content(each) for each in written):
+        kept = [*written, remembered]
     try:
         check_templates(spec)
     except PlanError as refusal:
         return Chosen(refusal=refusal)
-    for candidate in kept:
-        if candidate.inputs == inputs and limits_hold(candidate.plan, spec):
-            return Chosen(candidate)
+    serving = [*filter(serves, written)] or [*filter(serves, kept)]
+    if serving:
+        return _with_image(_latest(serving), snapshot, node_image)
     known = pinned_facts(kept, spec) or facts
     if known is None:
         return Chosen()
@@ -96,9 +105,47 @@ def choose(
         made = plan(spec, known, snapshot.nodes or (), current.plan if current else None)
     except PlanError as refusal:
         return Chosen(refusal=refusal)
-    unchanged = current is not None and made.hash == current.plan.hash
-    image = current.node_image if current is not None and unchanged else node_image
-    return Chosen(KeptPlan(made, known, image, inputs), made=True)
+    if current is None or made.hash != current.plan.hash:
+        return Chosen(KeptPlan(made, known, node_image, inputs, _upgrade_asked(snapshot)), made=True)
+    again = KeptPlan(made, known, current.node_image, inputs, current.upgrade)
+    return replace(_with_image(again, snapshot, node_image), made=True)
+
+
+def _latest(serving: Sequence[KeptPlan]) -> KeptPlan:
+    """Of plans for the same inputs the first made; of one plan with two images the last, which gave the other up."""
+    return next(each for each in reversed(serving) if each.plan.hash == serving[0].plan.hash)
+
+
+def _with_image(kept: KeptPlan, snapshot: Snapshot, node_image: str) -> Chosen:
+    """The kept plan with its own image; or with the operator's, where people ask for it, or where its own cannot be
+    pulled and no chain answers. A chain that answers is never taken down for one that does not.
+    """
+    asked = _upgrade_asked(snapshot)
+    unanswered = asked not in ("", kept.upgrade)
+    if snapshot.pipe.spec.paused:
+        return Chosen(kept)
+    if node_image == kept.node_image:
+        return Chosen(replace(kept, upgrade=asked) if unanswered else kept)
+    if not unanswered and not _stands_still(kept, snapshot):
+        return Chosen(kept)
+    # Where the wire has another version, so has the plan, and with another hash all Deployments are other ones.
+    of_today = replace(kept.plan, wire_version=WIRE_VERSION)
+    return Chosen(replace(kept, plan=of_today, node_image=node_image, upgrade=asked or kept.upgrade), made=True)
+
+
+def _upgrade_asked(snapshot: Snapshot) -> str:
+    return str((snapshot.raw["metadata"].get("annotations") or {}).get(ANNOTATION_UPGRADE, ""))
+
+
+def _stands_still(kept: KeptPlan, snapshot: Snapshot) -> bool:
+    """Whether no chain answers and a member's image cannot be pulled."""
+    if any(map(is_ready, end_models(snapshot.children))):
+        return False
+    deployments, pods = (
+        [item for item in items.values() if label(item, LABEL_PLAN) == kept.plan.hash]
+        for items in (snapshot.children.deployments, snapshot.children.pods)
+    )
+    return cannot_be_pulled(kept.node_image, deployments, pods, now=snapshot.now)
 
 
 def is_planned(spec: PipeSpec, config_maps: Iterable[Manifest]) -> bool:

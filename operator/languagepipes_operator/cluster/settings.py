@@ -50,7 +50,7 @@ def _certificates(text: str) -> str:
 
 
 class OperatorSettings(BaseModel):
-    """node_image: what members of new plans run; a plan that exists keeps its image.
+    """node_image: what members of new plans run; a plan that exists keeps its image while that can be pulled.
 
     hub_endpoint: the mirror that hf:// means; empty for the Hub. hub_ca_bundle: the authorities, in PEM, that it may be
     signed by beside those of the node image's system. namespaces: those that are served; none means all, and then Nodes

@@ -55,13 +55,15 @@ class MemberReport:
 class KeptPlan:
     """A plan as its ConfigMap keeps it: with the facts it was made from and the image that its members run.
 
-    inputs: hash of the spec's fields that matter to a plan; another hash asks for another plan.
+    inputs: hash of the spec's fields that matter to a plan; another hash asks for another plan. upgrade: the last
+    request for the operator's node image (`labels.ANNOTATION_UPGRADE`) that was answered.
     """
 
     plan: Plan
     facts: ModelFacts
     node_image: str
     inputs: str
+    upgrade: str = ""
 
 
 @dataclass(frozen=True)

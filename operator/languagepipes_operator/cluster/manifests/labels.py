@@ -24,6 +24,8 @@ from languagepipes_operator.cluster.snapshot import Manifest, Snapshot
 ANNOTATION_INPUTS = f"{API_GROUP}/inputs"
 # The Deployment as it was first applied for those inputs.
 ANNOTATION_RENDERED = f"{API_GROUP}/rendered"
+# On a pipe, by people: each new value asks once for the operator's node image. On a plan: the last that was answered.
+ANNOTATION_UPGRADE = f"{API_GROUP}/upgrade"
 
 # How policies know the operator's own pods: what the chart sets whatever the release is called.
 OPERATOR_LABELS = {"app.kubernetes.io/part-of": "languagepipes", "app.kubernetes.io/component": "operator"}

@@ -1,6 +1,7 @@
 """The ConfigMap that keeps a plan, with the facts and the node image it was made for.
 
-Its data never changes; `inputs` is an annotation, since another spec may be satisfied by the same plan.
+Its data never changes; `inputs` and `upgrade` are annotations, since the same plan and image may answer another spec
+or another request.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from languagepipes_api.facts import ModelFacts
 from languagepipes_api.plan import Plan
 
 from languagepipes_operator.cluster.manifests import names
-from languagepipes_operator.cluster.manifests.labels import ANNOTATION_INPUTS, labels, metadata
+from languagepipes_operator.cluster.manifests.labels import (
+    ANNOTATION_INPUTS,
+    ANNOTATION_UPGRADE,
+    labels,
+    metadata,
+)
 from languagepipes_operator.cluster.manifests.rendered import digest
 from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
 
@@ -56,10 +62,13 @@ def plan_config_map(snapshot: Snapshot, kept: KeptPlan) -> Manifest:
         if known is not None and content_hash(known) == content_hash(kept):
             data = {key: live["data"][key] for key in data}
     meta = metadata(snapshot, name, labels(pipe, "plan", plan=kept.plan.hash))
+    annotations = {ANNOTATION_INPUTS: kept.inputs}
+    if kept.upgrade:
+        annotations[ANNOTATION_UPGRADE] = kept.upgrade
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {**meta, "annotations": {ANNOTATION_INPUTS: kept.inputs}},
+        "metadata": {**meta, "annotations": annotations},
         "immutable": True,
         "data": data,
     }
@@ -68,12 +77,13 @@ def plan_config_map(snapshot: Snapshot, kept: KeptPlan) -> Manifest:
 def kept_plan(config_map: Mapping[str, Any]) -> KeptPlan | None:
     """What a plan's ConfigMap keeps; None if it holds no plan that this version reads."""
     try:
-        data = config_map["data"]
+        data, annotations = config_map["data"], config_map["metadata"]["annotations"]
         return KeptPlan(
             plan=Plan.from_json(json.loads(data[PLAN_KEY])),
             facts=ModelFacts.from_json(json.loads(data[FACTS_KEY])),
             node_image=str(data[IMAGE_KEY]),
-            inputs=str(config_map["metadata"]["annotations"][ANNOTATION_INPUTS]),
+            inputs=str(annotations[ANNOTATION_INPUTS]),
+            upgrade=str(annotations.get(ANNOTATION_UPGRADE, "")),
         )
     except (KeyError, TypeError, ValueError):
         return None

@@ -11,11 +11,12 @@ from typing import Any
 
 from languagepipes_api import source as sources
 from languagepipes_api.member import PREFIX, MemberSettings
-from languagepipes_api.names import STORE_PORT, TELEMETRY_PORT, Identity
+from languagepipes_api.names import LABEL_ROLE, STORE_PORT, TELEMETRY_PORT, Identity
 
-from languagepipes_operator.cluster.manifests import names, pods, quantities, rendered, resources
+from languagepipes_operator.cluster.manifests import names, pods, pulls, quantities, rendered, resources
 from languagepipes_operator.cluster.manifests.labels import labels, metadata
 from languagepipes_operator.cluster.manifests.settings import ManifestSettings
+from languagepipes_operator.cluster.membership import label
 from languagepipes_operator.cluster.snapshot import KeptPlan, Manifest, Snapshot
 
 _GRACE_SECONDS = 20
@@ -64,7 +65,8 @@ def hub_authorities(snapshot: Snapshot, settings: ManifestSettings) -> Manifest 
 
 def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: ManifestSettings) -> Manifest:
     """kept: the plan in force: the store runs its image, or one that is newer already, and is told its commit once it
-    has come back with another. Before there is a plan it keeps the image it has.
+    has come back with another. Before there is a plan it keeps the image it has. An image that cannot be pulled gives
+    way to the operator's, also where the ring keeps it: members of any image load from it.
     """
     pipe = snapshot.pipe
     model = pipe.spec.model
@@ -72,7 +74,11 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
     live = snapshot.children.deployments.get(name)
     before = rendered.rendering_of(live)
     pinned = _pinned(snapshot, kept, before)
-    image = settings.node_image if kept is None else kept.node_image
+    runs = _container_field(before, "image")
+    lost = runs not in (None, settings.node_image) and pulls.cannot_be_pulled(
+        runs, [] if live is None else [live], _pods(snapshot), now=snapshot.now
+    )
+    image = settings.node_image if kept is None or lost else kept.node_image
     template = pods.template_fields(pipe.spec.end_model.store_template)
     token = model.token_secret_ref
     cached = pipe.spec.cache is not None
@@ -140,8 +146,12 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
         inputs["authorities"] = authorities["metadata"]["name"]
     if pinned is not None:
         inputs["pinned"] = pinned
-    current = kept is None or _container_field(before, "image") in (kept.node_image, settings.node_image)
+    current = not lost and (kept is None or runs in (kept.node_image, settings.node_image))
     return rendered.settled(wanted, inputs, live if current else None)
+
+
+def _pods(snapshot: Snapshot) -> list[Manifest]:
+    return [pod for pod in snapshot.children.pods.values() if label(pod, LABEL_ROLE) == "store"]
 
 
 def _of_the_hub(setting: str, snapshot: Snapshot) -> str:
