@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from languagepipes_api.quantity import parse_resource_quantity
@@ -88,8 +89,13 @@ def _request(container: Mapping[str, Any], resource: str) -> Fraction | None:
 
 
 def _amount(quantity: object) -> Fraction:
+    return _parsed(quantity if isinstance(quantity, int) else str(quantity))
+
+
+@lru_cache(maxsize=4096, typed=True)  # thousands of nodes say the same few amounts, at each look
+def _parsed(quantity: int | str) -> Fraction:
     try:
-        return parse_resource_quantity(quantity if isinstance(quantity, int) else str(quantity))
+        return parse_resource_quantity(quantity)
     except ValueError:
         return Fraction(0)
 
