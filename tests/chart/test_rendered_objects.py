@@ -99,8 +99,18 @@ def test_pull_policies_are_each_images_own() -> None:
     assert settings(objects).image_pull_policy == "Never"
 
 
-def test_a_mirror_of_the_hub_reaches_the_operator_and_is_absent_otherwise() -> None:
-    assert settings(render({"hub": {"endpoint": "https://hub.example"}})).hub_endpoint == "https://hub.example"
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://hub.example",
+        "http://hub.models.svc:1",
+        "https://hub.example:65535/a/b:c@d",
+        "https://[2001:db8::1]:8443/x",
+        "https://user:word@hub.example:8443",
+    ],
+)
+def test_a_mirror_of_the_hub_reaches_the_operator_and_is_absent_otherwise(endpoint: str) -> None:
+    assert settings(render({"hub": {"endpoint": endpoint}})).hub_endpoint == endpoint
     assert settings(render()).hub_endpoint == ""
     assert "LANGUAGEPIPES_OPERATOR_HUB_ENDPOINT" not in {item["name"] for item in container(render())["env"]}
 

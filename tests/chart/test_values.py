@@ -43,6 +43,8 @@ CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
         ({"namespaces": ["Team_A"]}, ["'/namespaces/0'", "does not match pattern"]),
         ({"namespaces": ["a", "a"]}, ["'/namespaces'", "equal"]),
         ({"hub": {"endpoint": "hub.example"}}, ["'/hub/endpoint'"]),
+        ({"hub": {"endpoint": "https://hub.example:99999"}}, ["'/hub/endpoint'", "does not match pattern"]),
+        ({"hub": {"endpoint": "https://hub.example:0/x"}}, ["'/hub/endpoint'", "does not match pattern"]),
         ({"hub": {"caBundle": "/etc/ssl/ca.crt"}}, ["'/hub/caBundle'", "does not match pattern"]),
         ({"hub": {"caBundle": f"{CERTIFICATE}-----BEGIN EC PRIVATE KEY-----"}}, ["'/hub/caBundle'", "'not' failed"]),
         ({"hub": {"caBundle": CERTIFICATE * 1200}}, ["'/hub/caBundle'", "maxLength"]),

@@ -185,6 +185,7 @@ def test_only_the_store_reaches_the_internet() -> None:
     [
         ("https://mirror.example.com/models", 443, 8443),
         ("https://mirror.example.com:8443/models", 8443, 9443),
+        ("https://mirror.example.com:99999/models", 443, 9443),
     ],
 )
 def test_a_mirror_is_reached_on_its_own_port(source: str, reached: int, not_reached: int) -> None:

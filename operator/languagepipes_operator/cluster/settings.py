@@ -6,9 +6,11 @@ SettingsError       a variable is wrong or missing; names each of them
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -49,6 +51,27 @@ def _certificates(text: str) -> str:
     return "".join(certificate.public_bytes(Encoding.PEM).decode() for certificate in found)
 
 
+def _endpoint(text: str) -> str:
+    """As the weights stores and their policies will read it."""
+    if not text:
+        return ""
+    try:
+        parts = urlsplit(text)
+        problem = "Port out of range 1-65535" if parts.port == 0 else ""
+        if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", text):
+            problem = "not http:// or https:// and a host"
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise PydanticCustomError(
+            "endpoint",
+            "{value} is no address of a mirror ({problem}): write it as https://hub.example or "
+            "https://hub.example:8443/path, or leave it empty for the Hub",
+            {"value": repr(text), "problem": problem},
+        )
+    return text
+
+
 class OperatorSettings(BaseModel):
     """node_image: what members of new plans run; a plan that exists keeps its image while that can be pulled.
 
@@ -62,7 +85,7 @@ class OperatorSettings(BaseModel):
 
     node_image: Annotated[str, Field(min_length=1)]
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    hub_endpoint: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
+    hub_endpoint: Annotated[str, AfterValidator(_endpoint)] = ""
     hub_ca_bundle: Annotated[str, AfterValidator(_certificates)] = ""
     namespaces: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     pod_namespace: Annotated[str, Field(min_length=1)] = "default"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from languagepipes_api import source as sources
 from languagepipes_api.names import (
@@ -144,7 +144,7 @@ def _way_out(source: str, hub_endpoint: str) -> list[Rule]:
         return []
     rules: list[Rule] = [{"ports": [_tcp(_HTTPS_PORT)]}]
     parts = urlsplit(source if scheme == "https" else hub_endpoint)
-    port = parts.port or (_HTTP_PORT if parts.scheme == "http" else _HTTPS_PORT)
+    port = _port(parts) or (_HTTP_PORT if parts.scheme == "http" else _HTTPS_PORT)
     if port != _HTTPS_PORT:
         rules[0]["ports"].append(_tcp(port))
     host = (parts.hostname or "").removesuffix(".").split(".")
@@ -152,6 +152,14 @@ def _way_out(source: str, hub_endpoint: str) -> list[Rule]:
         namespace = {"matchLabels": {"kubernetes.io/metadata.name": host[1]}}
         rules.append({"to": [{"namespaceSelector": namespace}]})
     return rules
+
+
+def _port(parts: SplitResult) -> int | None:
+    """None also for one that does not exist, which a source may name: that is for the store to say."""
+    try:
+        return parts.port
+    except ValueError:
+        return None
 
 
 def _telemetry() -> Rule:
