@@ -20,11 +20,11 @@ IN_A_NAMESPACE: set[Permission] = (
     {(group, kind, verb, "*") for group, kind in WRITTEN
      for verb in ("get", "list", "watch", "create", "patch", "delete")}
     | {("languagepipes.io", "languagepipes", verb, "*") for verb in ("get", "list", "watch")}
-    | {("languagepipes.io", "languagepipes/status", verb, "*") for verb in ("get", "patch")}
-    | {("", "pods", verb, "*") for verb in ("get", "list", "watch")}
-    | {("", "events", verb, "*") for verb in ("list", "create", "patch")}
+    | {("languagepipes.io", "languagepipes/status", "patch", "*")}
+    | {("", "pods", verb, "*") for verb in ("list", "watch")}
+    | {("", "events", verb, "*") for verb in ("list", "create")}
 )  # fmt: skip
-NODES: set[Permission] = {("", "nodes", verb, "*") for verb in ("get", "list", "watch")}
+NODES: set[Permission] = {("", "nodes", verb, "*") for verb in ("list", "watch")}
 LEASE: set[Permission] = {("coordination.k8s.io", "leases", "create", "*")} | {
     ("coordination.k8s.io", "leases", verb, OPERATOR) for verb in ("get", "update")
 }
