@@ -57,6 +57,7 @@ VARIANTS: Mapping[str, Values] = {
         "serviceAccount": {"create": False, "name": "given"},
     },
     "no aggregation": {"rbac": {"aggregateClusterRoles": False}},
+    "ids from the cluster": {"securityContext": {"fixedIds": False}},
     "images by digest": {
         "image": {"repository": "registry.example:5000/lp/operator", "digest": "sha256:" + "a" * 64},
         "nodeImage": {"repository": "registry.example:5000/lp/node", "tag": "main", "pullPolicy": "Always"},

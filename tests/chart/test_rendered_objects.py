@@ -147,6 +147,19 @@ def test_every_pod_meets_the_restricted_profile_and_carries_resources(name: str)
         assert pod["enableServiceLinks"] is False
 
 
+def test_user_and_groups_are_fixed_or_left_to_the_cluster() -> None:
+    ids = {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}
+    fixed, assigned = render(), render({"securityContext": {"fixedIds": False}})
+
+    for one, other in zip(pod_specs(fixed), pod_specs(assigned), strict=True):
+        assert one["securityContext"] == {**other["securityContext"], **ids}
+        assert other["securityContext"]["runAsNonRoot"] is True
+        assert not ids.keys() & other["securityContext"].keys()
+    assert settings(fixed).fixed_ids
+    assert not settings(assigned).fixed_ids
+    assert "LANGUAGEPIPES_OPERATOR_FIXED_IDS" not in {item["name"] for item in container(fixed)["env"]}
+
+
 def test_only_the_operator_gets_a_service_account_token() -> None:
     objects = render()
 

@@ -56,6 +56,7 @@ CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
         ({"imagePullSecrets": ["registry"]}, ["'/imagePullSecrets/0'", "got string, want object"]),
         ({"logLevel": "loud"}, ["'/logLevel'", "'debug', 'info', 'warning', 'error'"]),
         ({"rbac": {"create": "no"}}, ["'/rbac/create'", "got string, want boolean"]),
+        ({"securityContext": {"fixedIds": "no"}}, ["'/securityContext/fixedIds'", "got string, want boolean"]),
         ({"resources": {"request": {}}}, ["'/resources'", "'request' not allowed"]),
         ({"podLabels": {"a": 1}}, ["'/podLabels/a'", "got number, want string"]),
         ({"serviceMonitor": {"interval": "30"}}, ["'/serviceMonitor/interval'", "does not match pattern"]),

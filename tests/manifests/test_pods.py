@@ -45,6 +45,30 @@ def test_every_pod_meets_the_restricted_profile() -> None:
         assert list(violations(pod_of(deployment))) == []
 
 
+def test_user_and_groups_are_fixed_or_left_to_the_cluster_in_every_pod() -> None:
+    ids = {"runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 65532}
+    fixed, assigned = rendered(pipe_snapshot()), rendered(pipe_snapshot(), fixed_ids=False)
+
+    for one, other in zip(of_kind(fixed, "Deployment"), of_kind(assigned, "Deployment"), strict=True):
+        assert pod_of(one).pop("securityContext") == {**pod_of(other)["securityContext"], **ids}
+        assert list(violations(pod_of(other))) == []
+        assert not ids.keys() & pod_of(other).pop("securityContext").keys()
+        assert pod_of(one) == pod_of(other)
+    others = [[item for item in manifests if item["kind"] != "Deployment"] for manifests in (fixed, assigned)]
+    assert others[0] == others[1]
+
+
+def test_leaving_the_ids_to_the_cluster_renders_live_pods_anew_and_fixing_them_brings_back_what_was() -> None:
+    snapshot = pipe_snapshot()
+    before = rendered(snapshot)
+
+    after = rendered(living(snapshot, before), fixed_ids=False)
+    again = rendered(living(snapshot, after))
+
+    assert all("runAsUser" not in pod_of(each)["securityContext"] for each in of_kind(after, "Deployment"))
+    assert again == before
+
+
 def test_the_judge_of_the_restricted_profile_refuses() -> None:
     assert len(list(violations({"containers": [{"name": "c"}], "hostNetwork": True}))) == 5
 

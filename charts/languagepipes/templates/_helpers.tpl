@@ -78,9 +78,11 @@ capabilities:
 {{/* The pod part of the restricted Pod Security profile. */}}
 {{- define "languagepipes.podSecurityContext" -}}
 runAsNonRoot: true
+{{- if .Values.securityContext.fixedIds }}
 runAsUser: 65532
 runAsGroup: 65532
 fsGroup: 65532
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}

@@ -77,8 +77,9 @@ class OperatorSettings(BaseModel):
 
     hub_endpoint: the mirror that hf:// means; empty for the Hub. hub_ca_bundle: the authorities, in PEM, that it may be
     signed by beside those of the node image's system. namespaces: those that are served; none means all, and then Nodes
-    are read too. identity: distinguishes replicas of the operator in the Lease. every_address: where members listen: on
-    all IPv4 addresses, or on all of both kinds where the API server is reached by IPv6.
+    are read too. fixed_ids: whether pods of pipes run as user and group 65532, or as the cluster assigns. identity:
+    distinguishes replicas of the operator in the Lease. every_address: where members listen: on all IPv4 addresses, or
+    on all of both kinds where the API server is reached by IPv6.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,6 +88,7 @@ class OperatorSettings(BaseModel):
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     hub_endpoint: Annotated[str, AfterValidator(_endpoint)] = ""
     hub_ca_bundle: Annotated[str, AfterValidator(_certificates)] = ""
+    fixed_ids: bool = True
     namespaces: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     pod_namespace: Annotated[str, Field(min_length=1)] = "default"
     lease_name: Annotated[str, Field(min_length=1)] = "languagepipes-operator"

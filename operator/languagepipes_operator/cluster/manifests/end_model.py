@@ -59,6 +59,7 @@ def end_model_deployment(
         kept,
         identity,
         container,
+        settings,
         template=template,
         grace_seconds=_GRACE_SECONDS,
         node=lambda: seats(identity.chain).get(END_MODEL),

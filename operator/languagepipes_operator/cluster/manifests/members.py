@@ -72,6 +72,7 @@ def member_deployment(
     kept: KeptPlan,
     identity: Identity,
     container: pods.Container,
+    settings: ManifestSettings,
     *,
     template: Mapping[str, Any],
     grace_seconds: int,
@@ -90,6 +91,7 @@ def member_deployment(
         "plan": plan.hash,
         "content": plans.content_hash(kept),
         "template": dict(template),
+        **pods.inputs_of(settings),
         **inputs,
     }
     # The first chain's is the plan's own.
@@ -115,6 +117,7 @@ def member_deployment(
         grace_seconds=grace_seconds,
         placement=pods.ring_placement(pipe.name, identity.chain, template, node=node() if anew else None),
         host={"hostname": names.hostname(identity, plan.hash), "subdomain": names.ring_service(pipe.name)},
+        fixed_ids=settings.fixed_ids,
     )
     wanted = pods.deployment(snapshot, name, labels=own, selector=selector, pod=pod)
     return rendered.settled(wanted, everything, live)

@@ -17,6 +17,7 @@ from languagepipes_api.template import PodTemplate
 
 from languagepipes_operator.cluster.manifests import names
 from languagepipes_operator.cluster.manifests.labels import metadata, ring_selector
+from languagepipes_operator.cluster.manifests.settings import ManifestSettings
 from languagepipes_operator.cluster.snapshot import Manifest, Snapshot
 
 USER_ID = 65532
@@ -111,8 +112,11 @@ def pod_spec(
     grace_seconds: int,
     placement: Mapping[str, Any],
     host: Mapping[str, str],
+    fixed_ids: bool,
 ) -> Manifest:
-    """placement: our affinity and topologySpreadConstraints, under the template's. host: hostname and subdomain."""
+    """placement: our affinity and topologySpreadConstraints, under the template's. host: hostname and subdomain.
+    fixed_ids: false leaves user and groups to the cluster, which may refuse all others (OpenShift's `restricted-v2`).
+    """
     files = [*container.files, Files("tmp", {"emptyDir": {}}, str(names.TMP_DIR), read_only=False)]
     spec: Manifest = {
         **host,
@@ -121,9 +125,7 @@ def pod_spec(
         "terminationGracePeriodSeconds": grace_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "fsGroup": USER_ID,
+            **({"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID} if fixed_ids else {}),
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -136,6 +138,11 @@ def pod_spec(
         if template.get(key):
             spec[key] = template[key]
     return spec
+
+
+def inputs_of(settings: ManifestSettings) -> dict[str, Any]:
+    """Which of the operator's settings shape every pod, for `rendered`: only where they are not at their default."""
+    return {} if settings.fixed_ids else {"fixed_ids": False}
 
 
 def tolerations(asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ class ManifestSettings(Protocol):
 
     node_image: what new plans run. every_address: where members listen: all of their pod's. hub_endpoint: the mirror
     that hf:// means; empty for the Hub. hub_ca_bundle: further authorities that it may be signed by, in PEM.
-    pod_namespace: where the operator's own pods are; empty outside a cluster.
+    pod_namespace: where the operator's own pods are; empty outside a cluster. fixed_ids: whether pods name their user
+    and groups, or leave them to the cluster.
     """
 
     @property
@@ -30,3 +31,6 @@ class ManifestSettings(Protocol):
 
     @property
     def pod_namespace(self) -> str: ...
+
+    @property
+    def fixed_ids(self) -> bool: ...

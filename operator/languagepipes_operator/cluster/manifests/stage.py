@@ -48,6 +48,7 @@ def stage_deployment(
         kept,
         identity,
         container,
+        settings,
         template=template,
         grace_seconds=_GRACE_SECONDS,
         node=lambda: seats(identity.chain).get(stage.name),

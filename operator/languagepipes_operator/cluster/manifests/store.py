@@ -130,7 +130,14 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
     )
     own = labels(pipe.name, "store")
     placement = {"affinity": template["affinity"]} if "affinity" in template else {}
-    pod = pods.pod_spec(container, template=template, grace_seconds=_GRACE_SECONDS, placement=placement, host={})
+    pod = pods.pod_spec(
+        container,
+        template=template,
+        grace_seconds=_GRACE_SECONDS,
+        placement=placement,
+        host={},
+        fixed_ids=settings.fixed_ids,
+    )
     wanted = pods.deployment(snapshot, name, labels=own, selector=own, pod=pod)
     inputs: dict[str, Any] = {
         "source": model.source,
@@ -139,6 +146,7 @@ def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: Manife
         "token": None if token is None else [token.name, token.key],
         "cached": cached,
         "template": template,
+        **pods.inputs_of(settings),
     }
     if mirror:
         inputs["mirror"] = mirror
