@@ -346,7 +346,9 @@ def test_a_token_that_the_hub_does_not_know(
 
 
 def test_an_image_that_cannot_be_pulled(kubectl: Kubectl, operator: Installation, smollm2: Kubectl) -> None:
-    """Of a pipe made with a wrong image; the one that runs already keeps its own image and every pod."""
+    """Of a pipe made with a wrong image; the one that runs already keeps its own image and every pod. With the image
+    corrected the pipe comes up.
+    """
     selector = "languagepipes.io/pipe=smollm2"
     wait_ready(smollm2)
     before = {pod["metadata"]["uid"] for pod in smollm2.list("pods", selector)}
@@ -359,6 +361,8 @@ def test_an_image_that_cannot_be_pulled(kubectl: Kubectl, operator: Installation
             "ImagePullBackOff",
             r"the weights store: the image \S+:absent cannot be pulled \(.*\): .*the image.*",
         )
+        operator.install()
+        wait_ready(kubectl, "wrong-image")
         assert {pod["metadata"]["uid"] for pod in smollm2.list("pods", selector)} == before
     finally:
         kubectl("delete", "lp", "wrong-image", "--wait=true", "--timeout=60s")

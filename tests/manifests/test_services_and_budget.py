@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from example_pipes import of_kind, pipe_snapshot, rendered
 from languagepipes_operator.cluster.manifests import names
-from languagepipes_operator.cluster.snapshot import Manifest
+from languagepipes_operator.cluster.snapshot import Children, Manifest
 
 
 def selected(service: Manifest, manifests: list[Manifest]) -> list[str]:
@@ -78,3 +80,13 @@ def test_a_volume_is_asked_for_only_where_the_spec_has_a_cache() -> None:
 
     assert claim["spec"] == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "4Gi"}}}
     assert of_kind(rendered(pipe_snapshot()), "PersistentVolumeClaim") == []
+
+
+def test_a_claim_that_somebody_enlarged_stays_as_large() -> None:
+    asked = pipe_snapshot(cache={"size": "4Gi"})
+    for there, wanted in (("8Gi", "8Gi"), ("4096Mi", "4Gi"), ("1Gi", "4Gi")):
+        (claim,) = of_kind(rendered(asked), "PersistentVolumeClaim")
+        claim["spec"]["resources"]["requests"]["storage"] = there
+        seen = replace(asked, children=Children(claims={claim["metadata"]["name"]: claim}))
+        (again,) = of_kind(rendered(seen), "PersistentVolumeClaim")
+        assert again["spec"]["resources"]["requests"]["storage"] == wanted

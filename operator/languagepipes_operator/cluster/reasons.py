@@ -63,7 +63,7 @@ REASONS: dict[str, Reason] = {
     "MissingRuntimeClass": Reason("the template names a RuntimeClass that does not exist",
                                   "create it, or correct `runtimeClassName`"),
     "ChildRefused": Reason("the API server or an admission webhook refuses an object of the pipe",
-                           "the message names it and quotes why; a cache's claim cannot shrink or change its class"),
+                           "the message names it and quotes why; a cache's claim cannot change its class"),
     "PodRefused": Reason("the API server or an admission webhook refuses the pod", "the message quotes why"),
     # The store's volume.
     "MissingStorageClass": Reason("the cache's volume claim names a StorageClass that does not exist",

@@ -27,23 +27,33 @@ def store_identity(snapshot: Snapshot) -> Identity:
 
 
 def cache_claim(snapshot: Snapshot) -> Manifest | None:
-    """The volume that keeps what was fetched; None where the spec asks for none."""
+    """The volume that keeps what was fetched; None where the spec asks for none. One that somebody made larger stays
+    so: volumes do not shrink.
+    """
     pipe = snapshot.pipe
-    cache = pipe.spec.cache
+    cache, name = pipe.spec.cache, names.cache_claim(pipe.name)
     if cache is None:
         return None
     spec: dict[str, Any] = {
         "accessModes": ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": quantities.canonical(cache.size)}},
+        "resources": {"requests": {"storage": _largest(cache.size, snapshot.children.claims.get(name))}},
     }
     if cache.storage_class_name is not None:
         spec["storageClassName"] = cache.storage_class_name
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": metadata(snapshot, names.cache_claim(pipe.name), labels(pipe.name, "store")),
+        "metadata": metadata(snapshot, name, labels(pipe.name, "store")),
         "spec": spec,
     }
+
+
+def _largest(asked: int | str, live: Manifest | None) -> str:
+    requested = {} if live is None else live["spec"].get("resources", {}).get("requests", {})
+    there = requested.get("storage")
+    if there is not None and quantities.value_of(there) > quantities.value_of(asked):
+        return str(there)
+    return quantities.canonical(asked)
 
 
 def hub_authorities(snapshot: Snapshot, settings: ManifestSettings) -> Manifest | None:
