@@ -11,6 +11,7 @@ from pathlib import Path
 
 import atheris
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
 
 with atheris.instrument_imports(include=["languagepipes_node.wire"]):

@@ -62,13 +62,18 @@ def resolve(host: str, port: int, timeout_seconds: float) -> list[tuple[int, Any
 
 
 def _look_up(host: str, port: int, lookup: Future[list[tuple[int, Any]]]) -> None:
+    found: list[tuple[int, Any]] = []
+    failure: Exception | None = None
     try:
-        lookup.set_result(_ask(host, port))
-    except OSError as error:
-        lookup.set_exception(error)
-    finally:
-        with _lock:
-            _lookups.pop((host, port), None)
+        found = _ask(host, port)
+    except Exception as error:  # whoever waits has to hear of it
+        failure = error
+    with _lock:  # before it is answered: who asks after that looks up anew
+        del _lookups[host, port]
+    if failure is None:
+        lookup.set_result(found)
+    else:
+        lookup.set_exception(failure)
 
 
 def _ask(host: str, port: int) -> list[tuple[int, Any]]:
