@@ -185,12 +185,12 @@ def test_probes_tell_the_truth_from_the_first_start_to_the_last_answer(pods: Pod
     stream = pods.client.completions.create(model="p", prompt="a", max_tokens=400, stream=True, seed=1)
     pieces = [next(stream)]
     pods.running["end-model"].send_signal(signal.SIGTERM)
-    eventually(lambda: not pods.ready("end-model"), 2)
+    eventually(lambda: not pods.ready("end-model"), 10)
     # New requests are let in until the listener is closed, a moment later.
     eventually(pods.refuses_connections, 10)
     pieces += list(stream)
     assert pieces[-1].choices[0].finish_reason in ("length", "stop")
-    assert pods.running["end-model"].wait(timeout=10) == 0
+    assert pods.running["end-model"].wait(timeout=30) == 0
     for role in ("stage", "store"):
         pods.running[role].send_signal(signal.SIGTERM)
         assert pods.running[role].wait(timeout=10) == 0

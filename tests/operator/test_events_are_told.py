@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -70,6 +71,27 @@ def test_a_status_whose_writing_was_not_answered_is_told_of() -> None:
     assert server.reasons == ["StageTooLarge"]
 
 
+def test_what_was_being_told_as_the_lease_was_lost_is_told_with_the_next() -> None:
+    server, hangs = _Server(), [True]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if hangs:
+            hangs.clear()
+            await asyncio.sleep(30)
+        return await server.answer(request)
+
+    async def scene(kube: Kube, _: Metrics) -> None:
+        announcer, status = Announcer(kube, "me"), _status(Planned="StageTooLarge")
+        announcer.met(_pipe())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(announcer.tell(_pipe(), status), 0.5)
+        announcer.met(_pipe(status))
+        await announcer.tell(_pipe(status), status)
+
+    play(answer, scene)
+    assert server.reasons == ["StageTooLarge"]
+
+
 def test_what_others_told_and_what_is_refused_for_good_is_not_told_again() -> None:
     server = _Server()
 
@@ -80,10 +102,6 @@ def test_what_others_told_and_what_is_refused_for_good_is_not_told_again() -> No
         server.refusals = [403]
         await announcer.tell(_pipe(first), second)
         await announcer.tell(_pipe(second), second)
-        announcer.rest()
-        third = _status(Planned="C")
-        announcer.met(_pipe(third))
-        await announcer.tell(_pipe(third), third)
 
     play(server.answer, scene)
     assert server.reasons == []

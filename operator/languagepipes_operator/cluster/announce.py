@@ -1,7 +1,7 @@
 """Events about pipes, none of them lost: what could not be told now is told at the pipe's next look.
 
-An answer that got lost may hide a status that was written, so Events follow from the last status that was told of, and
-not from the one that the API server has.
+An answer that got lost may hide a status that was written, and so may a Lease that was lost just then: Events follow
+from the last status that was told of, and not from the one that the API server has. Some may come twice.
 """
 
 from __future__ import annotations
@@ -49,11 +49,6 @@ class Announcer:
     def forget(self, uid: str) -> None:
         self._told.pop(uid, None)
         self._waiting.pop(uid, None)
-
-    def rest(self) -> None:
-        """Another acts from now on, and tells of what turns."""
-        self._told.clear()
-        self._waiting.clear()
 
     async def _create(self, metadata: Mapping[str, Any], event: Event) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

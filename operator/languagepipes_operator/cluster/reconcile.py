@@ -108,7 +108,6 @@ class Reconciler:
 
     def rest(self) -> None:
         """Another replica acts from now on, and renews certificates."""
-        self._announcer.rest()
         self._metrics.certificate_seconds.clear()
 
     async def __call__(self, key: ObjectKey) -> float | None:
