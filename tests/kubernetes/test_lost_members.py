@@ -180,7 +180,7 @@ def test_a_standby_takes_over_from_a_killed_leader(smollm2: Kubectl, operator: I
     with two_operators(operator) as first:
         operator.kubectl("delete", "pod", first, "--grace-period=0", "--force", "--wait=false")
         # The killed one may still have released the Lease, or its process act for a moment, until its kubelet ends it.
-        operator.wait_acting(other_than=(first,), timeout_seconds=20)
+        operator.wait_acting(other_than=(first,), timeout_seconds=30)
         acts(smollm2, 20)
     wait_ready(smollm2)
 
@@ -190,7 +190,7 @@ def test_a_standby_takes_over_from_a_frozen_leader_that_writes_nothing_once_it_i
 ) -> None:
     with two_operators(operator) as first:
         with frozen(our_cluster, operator.kubectl.get("pod", first)):
-            second = operator.wait_acting(other_than=(first,), timeout_seconds=20)
+            second = operator.wait_acting(other_than=(first,), timeout_seconds=30)
             acts(smollm2, 20)
             lease, children = lease_of(operator), children_of(smollm2)
         end = time.monotonic() + 2 * lease["leaseDurationSeconds"]

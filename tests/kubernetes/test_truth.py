@@ -184,7 +184,7 @@ def assert_told(kubectl: Kubectl, name: str, reason: str, message: str, *, secon
         events = kubectl("get", "events", "--field-selector", f"involvedObject.name={name}", "-o", "json")
         return any((item["type"], item["reason"]) == ("Warning", reason) for item in json.loads(events)["items"])
 
-    wait_for(f"an Event {reason} of {name}", event, timeout_seconds=10)
+    wait_for(f"an Event {reason} of {name}", event, timeout_seconds=60)
     return said
 
 

@@ -31,7 +31,7 @@ def test_a_restarted_operator_writes_nothing(world: World, tiny_model: Path) -> 
     assert world.pipe() == pipe
 
 
-def test_a_standby_takes_over_at_once_from_a_stop_and_within_15_s_from_a_crash(world: World) -> None:
+def test_a_standby_takes_over_at_once_from_a_stop_and_within_a_lease_from_a_crash(world: World) -> None:
     first = world.started("first")
     second, third = world.start_operator("second"), world.start_operator("third")
     for standby in (second, third):
@@ -46,7 +46,7 @@ def test_a_standby_takes_over_at_once_from_a_stop_and_within_15_s_from_a_crash(w
     leader, standby = (second, third) if second.metric(LEADER) else (third, second)
     assert standby.writes() <= 1  # at most the Lease itself
     leader.stop(signal.SIGKILL)
-    eventually(lambda: standby.metric(LEADER) == 1, within_seconds=15)
+    eventually(lambda: standby.metric(LEADER) == 1, within_seconds=25)
     world.apply_pipe()
     eventually(lambda: world.child("Deployment", "store"))
 
@@ -57,7 +57,7 @@ def test_an_api_server_that_was_away_finds_everything_going_on(world: World) -> 
     eventually(lambda: world.condition("Ready"))
     settled(operator)
     world.control_plane.stop_api_server()
-    time.sleep(12)  # longer than the lease
+    time.sleep(17)  # longer than the lease
     assert operator.metric(LEADER) == 0
     assert operator.get("/healthz").status_code == 200
     world.control_plane.start_api_server()

@@ -27,8 +27,8 @@ class Timing:
     the last renewal that was answered. retry: between tries.
     """
 
-    lease: float = 10.0
-    stop: float = 7.0
+    lease: float = 15.0
+    stop: float = 12.0
     retry: float = 2.0
 
 
