@@ -13,10 +13,9 @@ from languagepipes_node.store import store as store_role
 from languagepipes_node.weights.errors import WeightsError
 from languagepipes_node.weights.remote import StoreClient
 from languagepipes_node.wire.tls import TlsFiles
-from ports import free_address
 from small_models import COMMIT, fill, repository
 from stand_in_hub import TOKEN, StandIn
-from store_members import END_MODEL, STORE, TlsFor
+from store_members import END_MODEL, TlsFor, store_settings
 from test_store_process import ask, store_process
 
 URL = "hf://org/tiny"
@@ -25,15 +24,7 @@ URL = "hf://org/tiny"
 @pytest.fixture
 def settings(hub: StandIn, tls_for: TlsFor, tmp_path: Path) -> MemberSettings:
     hub.add("org/tiny", COMMIT, repository())
-    return MemberSettings(
-        role="store",
-        pipe="pipe",
-        tls_dir=tls_for(STORE).directory,
-        telemetry_listen=free_address(),
-        store_listen=free_address(),
-        source=URL,
-        cache_dir=tmp_path / "cache",
-    )
+    return store_settings(tls_for, URL, cache_dir=tmp_path / "cache")
 
 
 def write_model(directory: Path) -> None:

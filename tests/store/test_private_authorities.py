@@ -14,10 +14,9 @@ from cluster.certificates import Authority
 from languagepipes_api.member import MemberSettings
 from languagepipes_node.store.sources import http
 from languagepipes_node.weights.remote import StoreClient
-from ports import free_address
 from small_models import COMMIT, LAYERS, fill, repository
 from stand_in_hub import TOKEN, StandIn, stand_in_hub
-from store_members import END_MODEL, STORE, TlsFor
+from store_members import END_MODEL, TlsFor, store_settings
 from test_store_process import store_process
 
 
@@ -43,16 +42,7 @@ def hub(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand
 def settings(hub: StandIn, tls_for: TlsFor, tmp_path: Path) -> MemberSettings:
     token = tmp_path / "token"
     token.write_text(TOKEN)
-    return MemberSettings(
-        role="store",
-        pipe="pipe",
-        tls_dir=tls_for(STORE).directory,
-        telemetry_listen=free_address(),
-        store_listen=free_address(),
-        source="hf://org/tiny",
-        token_file=token,
-        cache_dir=tmp_path / "cache",
-    )
+    return store_settings(tls_for, "hf://org/tiny", cache_dir=tmp_path / "cache", token_file=token)
 
 
 def test_metadata_and_files_come_from_a_hub_whose_authority_is_named(

@@ -18,10 +18,9 @@ import pytest
 from languagepipes_api.member import MemberSettings
 from languagepipes_node.weights.errors import StoreFailed
 from languagepipes_node.weights.remote import StoreClient
-from ports import free_address
 from small_models import COMMIT, LAYERS, repository
 from stand_in_hub import StandIn
-from store_members import END_MODEL, STORE, TlsFor
+from store_members import END_MODEL, TlsFor, store_settings
 
 
 @contextmanager
@@ -54,15 +53,7 @@ def ask(address: str, path: str) -> tuple[int, str]:
 @pytest.fixture
 def settings(hub: StandIn, tls_for: TlsFor, tmp_path: Path) -> MemberSettings:
     hub.add("org/tiny", COMMIT, repository(shards=2))
-    return MemberSettings(
-        role="store",
-        pipe="pipe",
-        tls_dir=tls_for(STORE).directory,
-        telemetry_listen=free_address(),
-        store_listen=free_address(),
-        source="hf://org/tiny",
-        cache_dir=tmp_path / "cache",
-    )
+    return store_settings(tls_for, "hf://org/tiny", cache_dir=tmp_path / "cache")
 
 
 def test_the_store_serves_facts_files_status_and_metrics_and_stops_on_sigterm(

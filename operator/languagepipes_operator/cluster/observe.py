@@ -133,9 +133,12 @@ class Observer:
             foreign=foreign,
         )
 
+    def _is_lost(self, pod: Manifest) -> bool:
+        return pod.get("spec", {}).get("nodeName") in self._reachability.lost
+
     def _seen(self, pod: Manifest) -> Manifest:
         """On a node that does not answer: as the node controller will tell of it, half a minute later."""
-        if pod.get("spec", {}).get("nodeName") not in self._reachability.lost or not membership.is_ready(pod):
+        if not self._is_lost(pod) or not membership.is_ready(pod):
             return pod
         others = [each for each in pod["status"]["conditions"] if each.get("type") != "Ready"]
         return {**pod, "status": {**pod["status"], "conditions": [*others, {"type": "Ready", "status": "False"}]}}
@@ -161,7 +164,7 @@ class Observer:
             for pod in children.pods.values()
             if membership.is_active(pod)
             and _ip(pod)
-            and pod.get("spec", {}).get("nodeName") not in self._reachability.lost
+            and not self._is_lost(pod)
             and (everybody or _has_something_to_say(pod, now))
         ]
         reports = await asyncio.gather(*(self._report(_ip(pod)) for pod in pods))
