@@ -61,7 +61,7 @@ types: install ## Check types (mypy, strict)
 contracts: install ## Check which package may import which
 	$(call say,import contracts)
 	$(BIN)/lint-imports
-	$(BIN)/python tests/imports.py
+	$(BIN)/python hack/import_contracts.py
 
 .PHONY: packages
 packages: ## Install the Debian packages that images and the test cluster need (root)
@@ -76,7 +76,7 @@ cluster: packages ## Build the programs of the test cluster: Kubernetes, CoreDNS
 .PHONY: images
 images: packages $(MODEL) ## Build the container images (5 min from nothing)
 	$(call say,Container images)
-	$(PYTHON) images/build.py
+	$(PYTHON) hack/build_images.py
 
 .PHONY: parts
 parts: install model cluster images

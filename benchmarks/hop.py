@@ -25,9 +25,9 @@ import numpy as np
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import EndModelAssignment, LayerRange, Plan, StageAssignment
 from languagepipes_node.model.batch import Batch
+from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.wire.station import EndStation, StageStation
-from languagepipes_node.wire.tls import TlsFiles
-from languagepipes_operator.certificates import issue, new_ca, write_tls_dir
+from languagepipes_operator.certificates.authority import issue, new_ca, write_tls_dir
 
 from benchmarks.figures import Spread, markdown_table, significant
 

@@ -20,18 +20,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-for folder in ("tests", "tests/operator", "tests/local"):
-    sys.path.insert(0, str(ROOT / folder))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from cluster import ControlPlane  # noqa: E402
 from languagepipes_api.spec import ModelSpec, parse_pipe  # noqa: E402
-from languagepipes_operator.cluster.manifests.plan import plan_config_map  # noqa: E402
-from languagepipes_operator.cluster.plans import inputs_of  # noqa: E402
-from languagepipes_operator.cluster.snapshot import Children, KeptPlan, Snapshot  # noqa: E402
-from languagepipes_operator.facts import read_facts  # noqa: E402
+from languagepipes_operator.children.plan_config import plan_config_map  # noqa: E402
+from languagepipes_operator.cli.model_facts import read_facts  # noqa: E402
+from languagepipes_operator.decide.plan_choice import inputs_of  # noqa: E402
+from languagepipes_operator.observe.snapshot import Children, KeptPlan, Snapshot  # noqa: E402
 from languagepipes_operator.planning.plan import plan  # noqa: E402
-from local_model import write_tiny_llama  # noqa: E402
-from operator_world import OperatorProcess, World, eventually, install_crd, settled  # noqa: E402
+from support.local_model import write_tiny_llama  # noqa: E402
+from support.operator_world import OperatorProcess, World, eventually, install_crd, settled  # noqa: E402
 
 _IDLE_SECONDS = 20.0
 _LIMIT_SECONDS = 900.0

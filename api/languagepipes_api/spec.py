@@ -1,7 +1,7 @@
 """The LanguagePipe resource: what a user may ask for. One definition for the CRD, `languagepipes` and the
 operator.
 
-The CRD in crds/ is generated from these models (crds/generate.py): field descriptions, defaults, bounds and
+The CRD in crds/ is generated from these models (hack/generate_crd.py): field descriptions, defaults, bounds and
 enums come from the fields, CEL rules from `rules`. A field whose work comes later is absent, so that nothing
 is accepted and ignored. This module knows nothing of models, nodes or plans: whether a spec can be served is
 the planner's to say.

@@ -1,7 +1,7 @@
 """The status of a LanguagePipe, as the operator writes it and people read it (`kubectl get lp`).
 
 Conditions decide; everything else is for people. The CRD's schema for it is generated from these models
-(crds/generate.py).
+(hack/generate_crd.py).
 """
 
 from __future__ import annotations

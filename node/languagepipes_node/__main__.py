@@ -1,4 +1,5 @@
-"""`python -m languagepipes_node`: one member of a pipe. The environment says which (`languagepipes_api.member`).
+"""`python -m languagepipes_node`: one member of a pipe. The environment says which
+(`languagepipes_api.member_settings`).
 
 `python -m languagepipes_node facts --source …` prints a model's facts as JSON and serves nothing.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from languagepipes_api.member import PREFIX, MemberSettings
+from languagepipes_api.member_settings import PREFIX, MemberSettings
 from pydantic import ValidationError
 
 
@@ -35,20 +36,20 @@ def main(argv: list[str] | None = None) -> int:
             variable = PREFIX + "_".join(str(part) for part in problem["loc"]).upper()
             problems.append(f"{variable}: {problem['msg']}")
             print(f"languagepipes-node: {problems[-1]}", file=sys.stderr)
-        from languagepipes_node import last_words
+        from languagepipes_node import termination
 
-        last_words.tell("languagepipes-node", ("InvalidSettings", "; ".join(problems)))
+        termination.tell("languagepipes-node", ("InvalidSettings", "; ".join(problems)))
         return 2
     return run(settings)
 
 
 def run(settings: MemberSettings) -> int:
     """Import what this role needs and nothing else, then run it."""
-    from languagepipes_node import telemetry
+    from languagepipes_node import metrics
 
-    telemetry.show_only(settings.role)
+    metrics.show_only(settings.role)
     if settings.role == "store":
-        from languagepipes_node.store import store
+        from languagepipes_node.store import main as store
 
         return store.run(settings)
 

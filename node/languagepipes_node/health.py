@@ -19,9 +19,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
 
-from languagepipes_node import telemetry
+from languagepipes_node import metrics
+from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.wire.errors import TlsError
-from languagepipes_node.wire.tls import TlsFiles
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -85,7 +85,7 @@ class MemberState:
         """Report how many bytes of weights are in place by now."""
         self.loaded_bytes = total_bytes
         self.progressed_at = time.monotonic()
-        telemetry.LOAD_BYTES.set(self.loaded_bytes)
+        metrics.LOAD_BYTES.set(self.loaded_bytes)
 
     def moving(self) -> None:
         """Loading is not stuck: a piece of a tensor came, or the store is away, which is not this member's fault."""
@@ -93,7 +93,7 @@ class MemberState:
 
     def to_load(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
-        telemetry.LOAD_TOTAL_BYTES.set(total_bytes)
+        metrics.LOAD_TOTAL_BYTES.set(total_bytes)
 
     @property
     def complaint(self) -> str:
@@ -159,8 +159,8 @@ def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, st
     ready: asked at each /readyz for (ready, reason); by default a member is ready in state "ready". Raises OSError if
     the address cannot be bound.
     """
-    metrics = make_wsgi_app()
-    telemetry.CERTIFICATE_EXPIRY.set_function(state.certificate_expiry)
+    exposition = make_wsgi_app()
+    metrics.CERTIFICATE_EXPIRY.set_function(state.certificate_expiry)
 
     def readiness() -> tuple[bool, str]:
         if ready is not None:
@@ -170,7 +170,7 @@ def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, st
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
-            shown: Iterable[bytes] = metrics(environ, start_response)
+            shown: Iterable[bytes] = exposition(environ, start_response)
             return shown
         if path == "/healthz":
             complaint = state.complaint

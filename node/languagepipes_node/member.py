@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from languagepipes_api.member import MemberSettings
+from languagepipes_api.member_settings import MemberSettings
 from languagepipes_api.plan import Plan
 
 from languagepipes_node.health import MemberState
 from languagepipes_node.model.architecture import Architecture
+from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.weights.remote import StoreClient
-from languagepipes_node.wire.tls import TlsFiles
 
 if TYPE_CHECKING:
     import torch

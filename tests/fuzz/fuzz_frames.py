@@ -12,15 +12,13 @@ from pathlib import Path
 import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parents[1] / "wire"))
-
 with atheris.instrument_imports(include=["languagepipes_node.wire"]):
     from languagepipes_node.wire.epochs import Ring, judge_hello
     from languagepipes_node.wire.errors import WireError
     from languagepipes_node.wire.frame import HEADER_BYTES, FrameLimits, Kind, check_step, parse_header, parse_step
     from languagepipes_node.wire.hello import NO_EPOCH, parse_close, parse_hello
 
-from wire_ring import identity, make_plan
+from support.wire_ring import identity, make_plan
 
 PLAN = make_plan()
 LIMITS = FrameLimits.from_plan(PLAN)

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from languagepipes_api.plan import Plan
 
-from languagepipes_node import telemetry
+from languagepipes_node import metrics
 from languagepipes_node.end_model.costs import RingCost
-from languagepipes_node.end_model.flights import Flight, RowsError, pack, packed_tokens
-from languagepipes_node.end_model.ports import EndLayersPort, ReturnedPort, RingPort
+from languagepipes_node.end_model.in_flight import Flight, RowsError, pack, packed_tokens
+from languagepipes_node.end_model.interfaces import EndLayersPort, ReturnedPort, RingPort
 from languagepipes_node.end_model.requests import (
     EngineCommand,
     EngineOutput,
@@ -34,7 +34,6 @@ from languagepipes_node.end_model.requests import (
     Submission,
     TokenOutput,
 )
-from languagepipes_node.end_model.roster import Roster
 from languagepipes_node.end_model.sampling import SampledToken, Sampler, SamplingRow
 from languagepipes_node.end_model.scheduler import (
     Decision,
@@ -44,6 +43,7 @@ from languagepipes_node.end_model.scheduler import (
     Snapshot,
     schedule,
 )
+from languagepipes_node.end_model.sequence_table import Roster
 from languagepipes_node.end_model.sequences import Sequence
 from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watch
 from languagepipes_node.model.buffers import TORCH_DTYPES, bytes_of, tensor_from
@@ -150,7 +150,7 @@ class Engine:
         self._tokens = 0  # sampled, and not counted yet: that is done once the next frame is out
 
         self.status = EngineStatus(kv_blocks_total=plan.kv_blocks)
-        telemetry.KV_BLOCKS_TOTAL.set(plan.kv_blocks)
+        metrics.KV_BLOCKS_TOTAL.set(plan.kv_blocks)
 
     # What other threads may call.
 
@@ -203,9 +203,9 @@ class Engine:
         self._epoch = info.epoch.counter
         # Other machines may compute in this epoch: by the old ones' times every frame could be overdue, for ever.
         self._costs = RingCost.of(len(self._costs.stations) - 1)
-        telemetry.RING_EPOCHS.labels(reason=self._loss_code).inc()
-        telemetry.EPOCH.set(self._epoch)
-        telemetry.RING_READY.set(1)
+        metrics.RING_EPOCHS.labels(reason=self._loss_code).inc()
+        metrics.EPOCH.set(self._epoch)
+        metrics.RING_READY.set(1)
         with self._gate:
             self._ring_error = None
         self._publish()
@@ -262,7 +262,7 @@ class Engine:
             return
         self._arrivals += 1
         self._roster.add(sequence)
-        telemetry.PROMPT_TOKENS.inc(sequence.prompt_length)
+        metrics.PROMPT_TOKENS.inc(sequence.prompt_length)
 
     # Sending.
 
@@ -280,7 +280,7 @@ class Engine:
     def _carry_out(self, decision: Decision[Sequence]) -> None:
         for sequence in decision.preempt:
             self._roster.preempt(sequence)
-            telemetry.PREEMPTIONS.inc()
+            metrics.PREEMPTIONS.inc()
         for sequence in decision.admit:
             self._roster.start(sequence)
         if not decision.shares:
@@ -447,12 +447,12 @@ class Engine:
         if len(stages) + 1 == len(self._costs.stations):
             self._costs.add(flight.batch.tokens, [own_seconds, *stages])
         ring_seconds = home_at - flight.sent_at
-        telemetry.STEP.observe(own_seconds)
-        telemetry.RING_STEP.observe(ring_seconds)
+        metrics.STEP.observe(own_seconds)
+        metrics.RING_STEP.observe(ring_seconds)
         if flight.alone and not self._flights:
             hop_seconds = max(0.0, ring_seconds - sum(stages)) / self._hops
             self._costs.add_hop(hop_seconds)
-            telemetry.HOP.observe(hop_seconds)
+            metrics.HOP.observe(hop_seconds)
 
     # Ends.
 
@@ -473,7 +473,7 @@ class Engine:
             was, self._ring_error = self._ring_error, reason
         if was is None:
             self._loss_code = code
-        telemetry.RING_READY.set(0)
+        metrics.RING_READY.set(0)
         self._take_commands()
         while self._flights:
             flight = self._flights.popleft()
@@ -493,7 +493,7 @@ class Engine:
             self._deliver(outputs)
         tokens, self._tokens = self._tokens, 0
         if tokens:
-            telemetry.GENERATED_TOKENS.inc(tokens)
+            metrics.GENERATED_TOKENS.inc(tokens)
         self._publish()
 
     def _publish(self) -> None:
@@ -507,7 +507,7 @@ class Engine:
             kv_blocks_used=self._roster.blocks.used,
             kv_blocks_total=self._roster.blocks.total,
         )
-        telemetry.RUNNING_SEQUENCES.set(len(self._roster.running))
-        telemetry.WAITING_SEQUENCES.set(len(self._roster.waiting))
-        telemetry.KV_BLOCKS_USED.set(self._roster.blocks.used)
-        telemetry.FRAMES_IN_FLIGHT.set(len(self._flights))
+        metrics.RUNNING_SEQUENCES.set(len(self._roster.running))
+        metrics.WAITING_SEQUENCES.set(len(self._roster.waiting))
+        metrics.KV_BLOCKS_USED.set(self._roster.blocks.used)
+        metrics.FRAMES_IN_FLIGHT.set(len(self._flights))

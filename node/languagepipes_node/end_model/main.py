@@ -11,9 +11,9 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from languagepipes_api.member import MemberSettings
+from languagepipes_api.member_settings import MemberSettings
 
-from languagepipes_node import health, last_words, member, process
+from languagepipes_node import health, member, process, termination
 from languagepipes_node.health import MemberState
 from languagepipes_node.wire.errors import WireError
 
@@ -47,11 +47,11 @@ def run(settings: MemberSettings) -> int:
         finally:
             server.shutdown()
     except Exception as error:
-        state.enter("failed", last_words.sentence_of(error))
-        last_words.tell("end-model", error)
+        state.enter("failed", termination.sentence_of(error))
+        termination.tell("end-model", error)
         return 1
     if failure is not None:
-        last_words.tell("end-model", failure)
+        termination.tell("end-model", failure)
         return 1
     return 0
 
@@ -172,7 +172,7 @@ def drive(engine: Engine, bridge: EngineBridge) -> tuple[str, str] | None:
     try:
         engine.run_forever()
     except WireError as error:  # another End Model holds the chain
-        failure = last_words.code_of(error), str(error)
+        failure = termination.code_of(error), str(error)
     except Exception as error:
         # Its message may quote what it choked on, which may be of a request: type and place are enough.
         failure = "EngineFailed", f"the engine failed: {type(error).__name__}"

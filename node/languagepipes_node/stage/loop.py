@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from languagepipes_node import telemetry
+from languagepipes_node import metrics
 from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watch
 from languagepipes_node.model.buffers import bytes_of, tensor_from
 from languagepipes_node.model.stack import LayerStack
@@ -69,6 +69,6 @@ class StageLoop:
         busy_seconds = time.perf_counter() - started
         self._watch.expect("sending a frame", WAITING_SECONDS)
         self._station.forward(inbound, data, round(busy_seconds * 1e6))
-        telemetry.STEP.observe(busy_seconds)
-        telemetry.KV_BLOCKS_USED.set(blocks)
+        metrics.STEP.observe(busy_seconds)
+        metrics.KV_BLOCKS_USED.set(blocks)
         return True

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from languagepipes_api.member import MemberSettings
+from languagepipes_api.member_settings import MemberSettings
 
-from languagepipes_node import health, last_words, member, process, telemetry
+from languagepipes_node import health, member, metrics, process, termination
 from languagepipes_node.health import MemberState
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,8 @@ def run(settings: MemberSettings) -> int:
         finally:
             server.shutdown()
     except Exception as error:
-        state.enter("failed", last_words.sentence_of(error))
-        last_words.tell(f"stage {settings.stage}", error)
+        state.enter("failed", termination.sentence_of(error))
+        termination.tell(f"stage {settings.stage}", error)
         return 1
     return 0
 
@@ -59,7 +59,7 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
     state.enter("loading", f"layers {assignment.layers}")
     stack.load(startup.store, state.loaded)
     startup.store.close()
-    telemetry.KV_BLOCKS_TOTAL.set(plan.kv_blocks)
+    metrics.KV_BLOCKS_TOTAL.set(plan.kv_blocks)
 
     station = StageStation(
         settings.identity,

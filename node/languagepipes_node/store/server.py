@@ -22,12 +22,12 @@ from urllib.parse import unquote, urlsplit
 
 from languagepipes_api.names import Identity
 
-from languagepipes_node import telemetry
-from languagepipes_node.store.shelf import Shelf
+from languagepipes_node import metrics
+from languagepipes_node.net.tls import TlsFiles, peer_identity
+from languagepipes_node.store.state import Shelf
 from languagepipes_node.weights.errors import BrokenFile, StoreUnavailable, WeightsError
 from languagepipes_node.weights.remote import etag
 from languagepipes_node.wire.errors import WireError
-from languagepipes_node.wire.tls import TlsFiles, peer_identity
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ class _Exchange(BaseHTTPRequestHandler):
                 self._send_mapped(stream.fileno(), begin, end)
 
     def _send_mapped(self, descriptor: int, begin: int, end: int) -> None:
-        served = telemetry.STORE_SERVED_BYTES.labels(_member(self._peer))
+        served = metrics.STORE_SERVED_BYTES.labels(_member(self._peer))
         aligned = begin - begin % mmap.ALLOCATIONGRANULARITY
         with (
             mmap.mmap(descriptor, end - aligned, access=mmap.ACCESS_READ, offset=aligned) as mapped,

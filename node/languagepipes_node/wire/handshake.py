@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from languagepipes_node.telemetry import REFUSED_HELLOS
+from languagepipes_node.metrics import REFUSED_HELLOS
 from languagepipes_node.wire.epochs import Ring
 from languagepipes_node.wire.errors import FrameError, HelloError, LinkLost, TlsError, VersionError
 from languagepipes_node.wire.frame import HEADER_BYTES, Kind, control_frame, parse_header

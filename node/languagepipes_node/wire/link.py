@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from languagepipes_node.telemetry import FRAMES, WIRE_BYTES
+from languagepipes_node.metrics import FRAMES, WIRE_BYTES
 from languagepipes_node.wire.errors import FrameError, HelloError, LinkLost
 from languagepipes_node.wire.frame import (
     HEADER_BYTES,

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
 
+from languagepipes_node.metrics import EPOCH, FRAMES
 from languagepipes_node.model.batch import Batch
-from languagepipes_node.telemetry import EPOCH, FRAMES
+from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.wire.epochs import EndEpochs, Ring, Verdict, judge_hello
 from languagepipes_node.wire.errors import FrameError, LinkLost, RingDown, SupersededError
 from languagepipes_node.wire.frame import (
@@ -36,7 +37,6 @@ from languagepipes_node.wire.frame import (
 from languagepipes_node.wire.handshake import Acceptor, dial
 from languagepipes_node.wire.hello import NO_EPOCH, Close, CloseCode, Entry, Epoch, Hello, close, new_hello
 from languagepipes_node.wire.link import COALESCED_BYTES, ReceiveLink, SendLink, Slot, SlotPool, Timing
-from languagepipes_node.wire.tls import TlsFiles
 from languagepipes_node.wire.transport import Connection, TlsTransport, Transport
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from typing import Protocol
 
 from languagepipes_api.names import Identity
 
-from languagepipes_node.wire.dialling import connect
+from languagepipes_node.net.dialling import connect
+from languagepipes_node.net.tls import TlsFiles, peer_identity
 from languagepipes_node.wire.errors import TlsError
-from languagepipes_node.wire.tls import TlsFiles, peer_identity
 
 _BACKLOG = 16
 _ALERT_LINGER_SECONDS = 0.2

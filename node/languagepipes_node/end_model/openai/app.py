@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from languagepipes_node import telemetry
+from languagepipes_node import metrics
 from languagepipes_node.end_model.openai.auth import ApiKeys
 from languagepipes_node.end_model.openai.bridge import ClientGone, EngineBridge, EngineHandle
 from languagepipes_node.end_model.openai.chat import ChatCompletions
@@ -146,7 +146,7 @@ class _Guard:
         finally:
             if path not in _OPEN_ROUTES:
                 route = path if path in _COUNTED_ROUTES else "other"
-                telemetry.REQUESTS.labels(route, outcome).inc()
+                metrics.REQUESTS.labels(route, outcome).inc()
 
     def _check_key(self, scope: Scope) -> None:
         if not self._api_keys.required:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
-from languagepipes_node import telemetry
+from languagepipes_node import metrics
 from languagepipes_node.end_model.requests import (
     Cancellation,
     EngineCommand,
@@ -179,9 +179,9 @@ class EngineBridge:
                 continue  # cancelled while the step was on the ring
             if isinstance(output, TokenOutput):
                 if route.started:
-                    telemetry.TIME_BETWEEN_TOKENS.observe(now - route.since)
+                    metrics.TIME_BETWEEN_TOKENS.observe(now - route.since)
                 else:
-                    telemetry.TIME_TO_FIRST_TOKEN.observe(now - route.since)
+                    metrics.TIME_TO_FIRST_TOKEN.observe(now - route.since)
                     route.started = True
                 route.since = now
                 ended = output.finish is not None

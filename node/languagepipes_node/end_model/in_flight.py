@@ -1,0 +1,84 @@
+"""Frames in flight: what each carries, by when it must be home, and whether what came home answers it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from languagepipes_node.end_model.blocks import BlockLease
+from languagepipes_node.end_model.interfaces import ReturnedPort
+from languagepipes_node.end_model.scheduler import FrameView, Share, blocks_for
+from languagepipes_node.end_model.sequences import Sequence
+from languagepipes_node.model.batch import Batch
+
+
+class RowsError(Exception):
+    """What came home is not what was sent for: another step, or another number of bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Flight:
+    """A frame on the ring. leases: the blocks that it names, one lease a share.
+
+    front_seconds: what the layers in front took. alone: nothing else was on the ring when it left. Times are
+    of time.perf_counter()."""
+
+    step: int
+    shares: tuple[Share[Sequence], ...]
+    leases: list[BlockLease]
+    batch: Batch
+    view: FrameView
+    front_seconds: float
+    sent_at: float
+    deadline: float
+    alone: bool
+
+    @property
+    def asking(self) -> list[Sequence]:
+        """The sequences that want a token of it, in the order of the batch's rows."""
+        return [share.sequence for share in self.shares if share.wants_row]
+
+    @property
+    def overdue(self) -> str:
+        """Why its epoch ends, if it is not home by its deadline."""
+        return (
+            f"step {self.step} with {self.batch.tokens} tokens was not home within {self.deadline - self.sent_at:.1f} s"
+        )
+
+    def check(self, returned: ReturnedPort, *, rows: int, row_bytes: int) -> None:
+        """Raises RowsError unless `returned` is this step with `rows` rows of hidden state."""
+        if returned.step != self.step:
+            # Stations are first in, first out: the oldest frame comes home first or something is wrong.
+            raise RowsError(f"step {returned.step} came home, step {self.step} was due")
+        if len(returned.hidden) != rows * row_bytes:
+            raise RowsError(
+                f"step {self.step} came home with {len(returned.hidden)} bytes, {rows} rows have {rows * row_bytes}"
+            )
+
+
+def pack(shares: tuple[Share[Sequence], ...], leases: list[BlockLease], block_tokens: int) -> Batch:
+    """The arrays of a frame: sequences in the order of `shares`, each with exactly the blocks it needs so
+    far."""
+    runs = [
+        lease.prefix(blocks_for(share.start + share.count, block_tokens))
+        for share, lease in zip(shares, leases, strict=True)
+    ]
+    counts = np.array([share.count for share in shares], np.int32)
+    wanted = np.array([share.wants_row for share in shares], np.bool_)
+    return Batch(
+        counts=counts,
+        starts=np.array([share.start for share in shares], np.int32),
+        run_counts=np.array([len(covering) for covering in runs], np.int32),
+        runs=np.array([run for covering in runs for run in covering], np.int32).reshape(-1, 2),
+        rows=(np.cumsum(counts, dtype=np.int32) - 1)[wanted],
+    )
+
+
+def packed_tokens(shares: tuple[Share[Sequence], ...]) -> npt.NDArray[np.int64]:
+    """The token ids of a frame, int64 [tokens], for the embedding."""
+    return np.array(
+        [token for share in shares for token in share.sequence.tokens[share.start : share.start + share.count]],
+        np.int64,
+    )

@@ -1,0 +1,73 @@
+"""The Deployment of a chain's End Model: the one pod that handles text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from languagepipes_api.member_settings import MemberSettings
+from languagepipes_api.names import API_PORT, RING_PORT, TELEMETRY_PORT, Identity
+
+from languagepipes_operator.children import members, names, pods, resources
+from languagepipes_operator.children.settings import ManifestSettings
+from languagepipes_operator.observe.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.planning.stages import END_MODEL
+
+# Until its address has left the Service everywhere, it goes on accepting; then answers that are under way may end
+# (25 s, `languagepipes_node.end_model.openai.server`), and connections close.
+_LEAVE_SERVICE_SECONDS = 5
+_GRACE_SECONDS = 45
+
+
+def end_model_deployment(
+    snapshot: Snapshot, kept: KeptPlan, settings: ManifestSettings, identity: Identity, seats: members.Seats
+) -> Manifest:
+    pipe, end_model = snapshot.pipe, kept.plan.end_model
+    server = pipe.spec.server
+    template = pods.template_fields(pipe.spec.end_model.template)
+    keys = server.api_keys_secret_ref
+    files = members.member_files(pipe, kept, identity)
+    if keys is not None:
+        files.append(pods.secret_files("keys", keys.name, str(names.KEYS_DIR)))
+    container = pods.Container(
+        image=kept.node_image,
+        pull_policy=settings.image_pull_policy,
+        settings=MemberSettings(
+            role="end-model",
+            successor=members.successor(pipe, kept.plan, identity),
+            device=end_model.device,
+            threads=resources.threads(template.get("resources", {})),
+            api_listen=f"{settings.every_address}:{API_PORT}",
+            served_name=pipe.served_name,
+            api_keys_dir=None if keys is None else Path(names.KEYS_DIR),
+            max_concurrent_requests=server.max_concurrent_requests,
+            max_queued_requests=server.max_queued_requests,
+            **members.common_settings(pipe, identity.chain, settings),
+        ),
+        resources=resources.member_resources(
+            device=end_model.device,
+            need_bytes=end_model.weight_bytes + end_model.kv_bytes + end_model.overhead_bytes,
+            budget_bytes=None,
+            request_bytes=end_model.memory_request_bytes,
+            template=template.get("resources", {}),
+        ),
+        ports={"api": API_PORT, "ring": RING_PORT, "telemetry": TELEMETRY_PORT},
+        files=files,
+        lifecycle={"preStop": {"sleep": {"seconds": _LEAVE_SERVICE_SECONDS}}},
+    )
+    return members.member_deployment(
+        snapshot,
+        kept,
+        identity,
+        container,
+        settings,
+        template=template,
+        grace_seconds=_GRACE_SECONDS,
+        node=lambda: seats(identity.chain).get(END_MODEL),
+        stage_name=None,
+        inputs={
+            "served_name": pipe.served_name,
+            "keys": None if keys is None else keys.name,
+            "max_concurrent_requests": server.max_concurrent_requests,
+            "max_queued_requests": server.max_queued_requests,
+        },
+    )

@@ -1,0 +1,89 @@
+"""Labels, annotations and owner references of children. The label keys are api's (`languagepipes_api.names`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from languagepipes_api.names import (
+    API_GROUP,
+    API_VERSION,
+    KIND,
+    LABEL_CHAIN,
+    LABEL_MANAGED_BY,
+    LABEL_PIPE,
+    LABEL_PLAN,
+    LABEL_ROLE,
+    LABEL_STAGE,
+    LABEL_STAGE_NAME,
+    MANAGED_BY,
+)
+
+from languagepipes_operator.observe.snapshot import Manifest, Snapshot
+
+# Hash of what shaped a Deployment's pods, or a plan; see `rendered` and `plan`.
+ANNOTATION_INPUTS = f"{API_GROUP}/inputs"
+# The Deployment as it was first applied for those inputs.
+ANNOTATION_RENDERED = f"{API_GROUP}/rendered"
+# On a pipe, by people: each new value asks once for the operator's node image. On a plan: the last that was answered.
+ANNOTATION_UPGRADE = f"{API_GROUP}/upgrade"
+
+# How policies know the operator's own pods: what the chart sets whatever the release is called.
+OPERATOR_LABELS = {"app.kubernetes.io/part-of": "languagepipes", "app.kubernetes.io/component": "operator"}
+
+RING_ROLES = ("stage", "end-model")
+
+
+def labels(
+    pipe: str,
+    role: str,
+    *,
+    chain: int | None = None,
+    stage: int | None = None,
+    stage_name: str | None = None,
+    plan: str | None = None,
+) -> dict[str, str]:
+    """A child's labels; role: a Role or "plan", "ring", "api", …"""
+    found: dict[str, str | int | None] = {
+        LABEL_MANAGED_BY: MANAGED_BY,
+        LABEL_PIPE: pipe,
+        LABEL_ROLE: role,
+        LABEL_CHAIN: chain,
+        LABEL_STAGE: stage,
+        LABEL_STAGE_NAME: stage_name,
+        LABEL_PLAN: plan,
+    }
+    return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def ring_selector(pipe: str) -> dict[str, Any]:
+    """A label selector for the stages and End Models of a pipe, of all chains and plans."""
+    return {
+        "matchLabels": labels_of_pipe(pipe),
+        "matchExpressions": [{"key": LABEL_ROLE, "operator": "In", "values": list(RING_ROLES)}],
+    }
+
+
+def labels_of_pipe(pipe: str) -> dict[str, str]:
+    """What all children of a pipe carry."""
+    return {LABEL_MANAGED_BY: MANAGED_BY, LABEL_PIPE: pipe}
+
+
+def metadata(snapshot: Snapshot, name: str, child_labels: dict[str, str]) -> dict[str, Any]:
+    """A child's metadata: it goes with the pipe, and deleting the pipe waits for nothing."""
+    return {
+        "name": name,
+        "namespace": snapshot.pipe.namespace,
+        "labels": child_labels,
+        "ownerReferences": [owner_reference(snapshot)],
+    }
+
+
+def owner_reference(snapshot: Snapshot) -> Manifest:
+    return {
+        "apiVersion": f"{API_GROUP}/{API_VERSION}",
+        "kind": KIND,
+        "name": snapshot.pipe.name,
+        "uid": snapshot.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }

@@ -1,0 +1,231 @@
+"""The shape that all pods of a pipe share: restricted security, probes, files, and what a template may say.
+
+Pods meet the restricted profile of the Pod Security Standards
+(https://kubernetes.io/docs/concepts/security/pod-security-standards/), hold no service-account token and write to /tmp
+alone. Budgets of probes are constants, since changing them would roll pods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from languagepipes_api.member_settings import MemberSettings
+from languagepipes_api.names import LABEL_CHAIN, TELEMETRY_PORT
+from languagepipes_api.template import PodTemplate
+
+from languagepipes_operator.children import names
+from languagepipes_operator.children.labels import metadata, ring_selector
+from languagepipes_operator.children.settings import ManifestSettings
+from languagepipes_operator.observe.snapshot import Manifest, Snapshot
+
+USER_ID = 65532
+# How long a pod stays bound to a node that is not ready or cannot be reached. Kubernetes' own default is 300 s.
+LOST_NODE_SECONDS = 30
+_LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+# Weights take as long as they take: a Deployment that waits for them has not failed.
+_PROGRESS_DEADLINE_SECONDS = 3600
+# Owner may read, group (fsGroup) may read: 0440.
+_SECRET_MODE = 0o440
+
+Volume = dict[str, Any]
+Mount = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Files:
+    """One volume and where the container sees it."""
+
+    name: str
+    source: Mapping[str, Any]
+    path: str
+    read_only: bool = True
+
+    @property
+    def volume(self) -> Volume:
+        return {"name": self.name, **self.source}
+
+    @property
+    def mount(self) -> Mount:
+        return {"name": self.name, "mountPath": self.path, **({"readOnly": True} if self.read_only else {})}
+
+
+@dataclass(frozen=True)
+class Container:
+    """A pod's one container. environment: beside what its settings say."""
+
+    image: str
+    pull_policy: str
+    settings: MemberSettings
+    resources: Mapping[str, Any]
+    ports: Mapping[str, int]
+    files: Sequence[Files]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    lifecycle: Mapping[str, Any] = field(default_factory=dict)
+
+
+def secret_files(name: str, secret: str, path: str, *, key: str | None = None, as_file: str = "") -> Files:
+    """A Secret's keys as files, or one `key` of it as `as_file`. Whole directories: a subPath is never renewed."""
+    items = {} if key is None else {"items": [{"key": key, "path": as_file}]}
+    return Files(name, {"secret": {"secretName": secret, "defaultMode": _SECRET_MODE, **items}}, path)
+
+
+def template_fields(template: PodTemplate | None) -> dict[str, Any]:
+    """A `template` as a manifest, with what its author wrote alone; {} where there is none."""
+    if template is None:
+        return {}
+    found: dict[str, Any] = template.pod_fields()
+    if template.resources is not None:
+        found["resources"] = template.resources.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return found
+
+
+def deployment(
+    snapshot: Snapshot,
+    name: str,
+    *,
+    labels: dict[str, str],
+    selector: dict[str, str],
+    pod: Manifest,
+) -> Manifest:
+    """One pod that comes back, also from a node that is lost, and never twice at a time."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(snapshot, name, labels),
+        "spec": {
+            "replicas": 1,
+            "revisionHistoryLimit": 1,
+            "progressDeadlineSeconds": _PROGRESS_DEADLINE_SECONDS,
+            "strategy": {"type": "Recreate"},
+            "selector": {"matchLabels": selector},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
+
+
+def pod_spec(
+    container: Container,
+    *,
+    template: Mapping[str, Any],
+    grace_seconds: int,
+    placement: Mapping[str, Any],
+    host: Mapping[str, str],
+    fixed_ids: bool,
+) -> Manifest:
+    """placement: our affinity and topologySpreadConstraints, under the template's. host: hostname and subdomain.
+    fixed_ids: false leaves user and groups to the cluster, which may refuse all others (OpenShift's `restricted-v2`).
+    """
+    files = [*container.files, Files("tmp", {"emptyDir": {}}, str(names.TMP_DIR), read_only=False)]
+    spec: Manifest = {
+        **host,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            **({"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID} if fixed_ids else {}),
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(container, files)],
+        "volumes": [file.volume for file in files],
+        "tolerations": tolerations(template.get("tolerations", ())),
+        **placement,
+    }
+    for key in ("nodeSelector", "priorityClassName", "runtimeClassName", "imagePullSecrets"):
+        if template.get(key):
+            spec[key] = template[key]
+    return spec
+
+
+def inputs_of(settings: ManifestSettings) -> dict[str, Any]:
+    """Which of the operator's settings shape every pod, for `rendered`: only where they are not at their default."""
+    return {} if settings.fixed_ids else {"fixed_ids": False}
+
+
+def tolerations(asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The template's, and ours for lost nodes unless it speaks of those itself."""
+    ours = [
+        {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
+        for taint in _LOST_NODE_TAINTS
+        if not any(
+            toleration.get("key") in (None, "", taint) and toleration.get("effect") in (None, "", "NoExecute")
+            for toleration in asked
+        )
+    ]
+    return [*(dict(toleration) for toleration in asked), *ours]
+
+
+def ring_placement(pipe: str, chain: int, template: Mapping[str, Any], *, node: str | None) -> dict[str, Any]:
+    """Where a ring member would rather be: on the plan's node, away from other members and other chains.
+
+    All of it is soft. The template's own spread constraints stand in place of ours; its affinity stands before ours.
+    """
+    affinity = {key: dict(value) for key, value in template.get("affinity", {}).items()}
+    if node is not None:
+        _prefer(
+            affinity.setdefault("nodeAffinity", {}),
+            {
+                "weight": 100,
+                "preference": {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]},
+            },
+        )
+    others = ring_selector(pipe)
+    others["matchExpressions"].append({"key": LABEL_CHAIN, "operator": "NotIn", "values": [str(chain)]})
+    _prefer(
+        affinity.setdefault("podAntiAffinity", {}),
+        {"weight": 50, "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", "labelSelector": others}},
+    )
+    spread = template.get("topologySpreadConstraints") or [
+        {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
+    ]
+    # The ring alone: a store that happens to be on one of two nodes would draw all stages to the other.
+    counted = {"labelSelector": ring_selector(pipe)}
+    return {"affinity": affinity, "topologySpreadConstraints": [{**counted, **constraint} for constraint in spread]}
+
+
+def _prefer(affinity: dict[str, Any], term: dict[str, Any]) -> None:
+    kind = "preferredDuringSchedulingIgnoredDuringExecution"
+    affinity[kind] = [*affinity.get(kind, ()), term]
+
+
+def _container(container: Container, files: Sequence[Files]) -> Manifest:
+    settings = container.settings
+    environment = {"HOME": str(names.TMP_DIR), **container.environment, **settings.to_environment()}
+    if settings.device == "CPU":
+        # Where the node's runtime shows GPUs to every container: this one sees none, and takes no memory there.
+        environment["CUDA_VISIBLE_DEVICES"] = "-1"  # an empty value would not be read back
+    return {
+        "name": settings.role,
+        "image": container.image,
+        "imagePullPolicy": container.pull_policy,
+        "command": ["languagepipes-node"],
+        "env": [{"name": name, "value": value} for name, value in sorted(environment.items())],
+        "ports": [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in container.ports.items()],
+        "resources": container.resources,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        # The process answers once Python is up; importing torch from a cold disk delays it. 5 minutes.
+        "startupProbe": _probe("/healthz", period=2, failures=150, timeout=5),
+        # A minute without progress while loading is the process's to judge; it depends on no other pod.
+        "livenessProbe": _probe("/healthz", period=10, failures=3, timeout=10),
+        "readinessProbe": _probe("/readyz", period=2, failures=2, timeout=3),
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "File",
+        "volumeMounts": [file.mount for file in files],
+        **({"lifecycle": container.lifecycle} if container.lifecycle else {}),
+    }
+
+
+def _probe(path: str, *, period: int, failures: int, timeout: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": TELEMETRY_PORT, "scheme": "HTTP"},
+        "periodSeconds": period,
+        "failureThreshold": failures,
+        "timeoutSeconds": timeout,
+    }

@@ -1,0 +1,192 @@
+"""NetworkPolicies: who may open a connection to whom. One for each place in the ring, and one for the store.
+
+What the ring opens: the End Model dials stage 1, each stage dials its successor, and the last stage dials the End
+Model; everyone dials the store. So a place accepts the ring's port from its predecessor alone and may leave to its
+successor, the store and DNS. A selector of labels cannot say "of the same chain" without a policy for each chain and
+stage, which for 16 chains of 64 stages were a thousand objects: here a place may reach its neighbours of any chain of
+the pipe, and the certificates, which name the chain, refuse the rest.
+
+A plan that goes away must not be cut off while its pods serve: the numbers of stages of all plans that still have
+Deployments or pods are in force together.
+
+Ports, as everywhere in NetworkPolicies, are the pods' own and not those of a Service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from languagepipes_api import source as sources
+from languagepipes_api.names import (
+    API_PORT,
+    LABEL_PLAN,
+    LABEL_ROLE,
+    LABEL_STAGE,
+    RING_PORT,
+    STORE_PORT,
+    TELEMETRY_PORT,
+)
+
+from languagepipes_operator.children import names
+from languagepipes_operator.children.labels import OPERATOR_LABELS, labels, labels_of_pipe, metadata, ring_selector
+from languagepipes_operator.children.settings import ManifestSettings
+from languagepipes_operator.observe.snapshot import KeptPlan, Manifest, Snapshot
+
+Peer = dict[str, Any]
+Rule = dict[str, Any]
+
+# To anywhere: cluster DNS is pods in one cluster, an address of the node in the next. 5353 is where OpenShift's
+# DNS pods listen behind port 53.
+_DNS_PORTS = [{"protocol": protocol, "port": port} for port in (53, 5353) for protocol in ("UDP", "TCP")]
+_HTTP_PORT, _HTTPS_PORT = 80, 443
+
+
+def store_policy(snapshot: Snapshot, settings: ManifestSettings) -> Manifest:
+    """Members and the operator in; the model's source and DNS out."""
+    pipe = snapshot.pipe.name
+    readers: list[Peer] = [{"podSelector": ring_selector(pipe)}]
+    ingress = [_rule("from", [*readers, *_operator(settings)], STORE_PORT), _telemetry()]
+    return _policy(
+        snapshot,
+        "store",
+        {**labels_of_pipe(pipe), LABEL_ROLE: "store"},
+        ingress,
+        [_dns(), *_way_out(snapshot.pipe.spec.model.source, settings.hub_endpoint)],
+    )
+
+
+def ring_policies(snapshot: Snapshot, kept: KeptPlan | None) -> list[Manifest]:
+    """The End Model's, and one for each stage."""
+    pipe = snapshot.pipe.name
+    counts = _stage_counts(snapshot, kept)
+    if not counts:
+        return []
+    end_model: Peer = {"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "end-model"}}}
+    to_store = _rule(
+        "to", [{"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "store"}}}], STORE_PORT
+    )
+    found = [
+        _policy(
+            snapshot,
+            "end-model",
+            {**labels_of_pipe(pipe), LABEL_ROLE: "end-model"},
+            [
+                _rule("from", [_stage(pipe, last) for last in counts], RING_PORT),
+                # Clients, and whatever stands in front of them: an ingress controller may be on the host's network.
+                {"ports": [_tcp(API_PORT)]},
+                _telemetry(),
+            ],
+            [_rule("to", [_stage(pipe, 1)], RING_PORT), to_store, _dns()],
+        )
+    ]
+    for place in range(1, max(counts) + 1):
+        before = end_model if place == 1 else _stage(pipe, place - 1)
+        after = [_stage(pipe, place + 1)] if place < max(counts) else []
+        if place in counts:
+            after.append(end_model)
+        found.append(
+            _policy(
+                snapshot,
+                f"stage-{place}",
+                {**labels_of_pipe(pipe), LABEL_ROLE: "stage", LABEL_STAGE: str(place)},
+                [_rule("from", [before], RING_PORT), _telemetry()],
+                [_rule("to", after, RING_PORT), to_store, _dns()],
+            )
+        )
+    return found
+
+
+def _stage_counts(snapshot: Snapshot, kept: KeptPlan | None) -> list[int]:
+    """How many stages the plans in force have, ascending: the wanted one, and those whose members are still there."""
+    live: dict[str, int] = {}
+    children = snapshot.children
+    for item in [*children.deployments.values(), *children.pods.values()]:
+        found = item["metadata"].get("labels", {})
+        place = found.get(LABEL_STAGE, "")
+        if place.isdecimal():
+            plan = found.get(LABEL_PLAN, "")
+            live[plan] = max(live.get(plan, 0), int(place))
+    if kept is not None:
+        live[kept.plan.hash] = len(kept.plan.stages)
+    return sorted(set(live.values()))
+
+
+def _stage(pipe: str, place: int) -> Peer:
+    return {"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "stage", LABEL_STAGE: str(place)}}}
+
+
+def _operator(settings: ManifestSettings) -> list[Peer]:
+    """The operator's pods. Outside a cluster it has none, and comes through a proxy that no policy can name."""
+    if not settings.pod_namespace:
+        return []
+    return [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.pod_namespace}},
+            "podSelector": {"matchLabels": OPERATOR_LABELS},
+        }
+    ]
+
+
+def _way_out(source: str, hub_endpoint: str) -> list[Rule]:
+    """To where the source is: a site, the Hub, or the mirror that stands for it. Redirects lead to port 443 of
+    anywhere. One inside the cluster, known by its name, is reached on whatever port its pods have.
+    """
+    scheme = sources.parse_source(source).scheme
+    if scheme == "pvc":
+        return []
+    rules: list[Rule] = [{"ports": [_tcp(_HTTPS_PORT)]}]
+    parts = urlsplit(source if scheme == "https" else hub_endpoint)
+    port = _port(parts) or (_HTTP_PORT if parts.scheme == "http" else _HTTPS_PORT)
+    if port != _HTTPS_PORT:
+        rules[0]["ports"].append(_tcp(port))
+    host = (parts.hostname or "").removesuffix(".").split(".")
+    if len(host) >= 3 and host[2] == "svc":
+        namespace = {"matchLabels": {"kubernetes.io/metadata.name": host[1]}}
+        rules.append({"to": [{"namespaceSelector": namespace}]})
+    return rules
+
+
+def _port(parts: SplitResult) -> int | None:
+    """None also for one that does not exist, which a source may name: that is for the store to say."""
+    try:
+        return parts.port
+    except ValueError:
+        return None
+
+
+def _telemetry() -> Rule:
+    """From everywhere: monitoring, the operator, and kubelet, whose probes no policy can name by label. The port
+    shows counts and states, never text.
+    """
+    return {"ports": [_tcp(TELEMETRY_PORT)]}
+
+
+def _dns() -> Rule:
+    return {"ports": [dict(port) for port in _DNS_PORTS]}
+
+
+def _rule(direction: str, peers: Sequence[Peer], port: int) -> Rule:
+    return {direction: list(peers), "ports": [_tcp(port)]}
+
+
+def _tcp(port: int | None) -> dict[str, Any]:
+    return {"protocol": "TCP", "port": port}
+
+
+def _policy(
+    snapshot: Snapshot, place: str, selected: dict[str, str], ingress: list[Rule], egress: list[Rule]
+) -> Manifest:
+    pipe = snapshot.pipe.name
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(snapshot, names.policy(pipe, place), labels(pipe, place)),
+        "spec": {
+            "podSelector": {"matchLabels": selected},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
+        },
+    }

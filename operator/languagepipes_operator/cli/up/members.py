@@ -1,0 +1,194 @@
+"""What each member of a plan is told on this machine: its settings, as values. Starts nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from languagepipes_api.member_settings import PREFIX, MemberSettings
+from languagepipes_api.names import Identity
+from languagepipes_api.plan import LayerRange, Plan
+from languagepipes_api.spec import LanguagePipe
+
+from languagepipes_operator.cli.gpus import Gpu
+from languagepipes_operator.cli.up.addresses import HeldPorts
+from languagepipes_operator.cli.up.processes import Command
+from languagepipes_operator.cli.up.snapshot import END_MODEL, STORE
+
+# The store alone may talk to the Hub.
+_HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+@dataclass(frozen=True)
+class Station:
+    """A stage or the End Model: its settings, and what it runs in words."""
+
+    name: str
+    settings: MemberSettings
+    work: str
+
+
+class _Common(TypedDict):
+    namespace: str
+    pipe: str
+    shared_cores: bool
+    plan_file: Path
+    store_address: str
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Files that stand in for the pipe's Secrets; None where the pipe names none."""
+
+    token_file: Path | None = None
+    api_keys_dir: Path | None = None
+
+
+def operator_identity(pipe: LanguagePipe) -> Identity:
+    """Who `up` is to the pipe's members."""
+    return Identity(pipe.namespace, pipe.name, -1, "operator")
+
+
+def store_settings(
+    pipe: LanguagePipe,
+    *,
+    listen: str,
+    telemetry: str,
+    tls_dir: Path,
+    cache_dir: Path,
+    token_file: Path | None,
+) -> MemberSettings:
+    """The store fetches what the pipe's source names; a file:// path in it is absolute by now."""
+    model = pipe.spec.model
+    return MemberSettings(
+        role="store",
+        namespace=pipe.namespace,
+        pipe=pipe.name,
+        tls_dir=tls_dir,
+        telemetry_listen=telemetry,
+        store_listen=listen,
+        source=model.source,
+        revision=model.resolved_from,
+        dtype=model.dtype,
+        cache_dir=cache_dir,
+        token_file=token_file,
+    )
+
+
+def stations(
+    pipe: LanguagePipe,
+    plan: Plan,
+    *,
+    ports: HeldPorts,
+    api: str,
+    store: str,
+    plan_file: Path,
+    tls_dirs: Mapping[Identity, Path],
+    api_keys_dir: Path | None,
+) -> list[Station]:
+    """The stages in their order, then the End Model, each with free addresses and its successor's."""
+    names = [*(stage.name for stage in plan.stages), END_MODEL]
+    ring = [ports.hold() for _ in names]
+    identities = station_identities(pipe, plan)
+    # What is the same for all. Threads stay unset: each member takes the CPUs that this machine allows.
+    common: _Common = {
+        "namespace": pipe.namespace,
+        "pipe": pipe.name,
+        "shared_cores": True,
+        "plan_file": plan_file,
+        "store_address": store,
+    }
+    found = [
+        Station(
+            stage.name,
+            MemberSettings(
+                role="stage",
+                stage=index,
+                tls_dir=tls_dirs[identities[index - 1]],
+                telemetry_listen=ports.hold(),
+                ring_listen=ring[index - 1],
+                successor=ring[index],
+                device=stage.device,
+                **common,
+            ),
+            layers_text(stage.layers),
+        )
+        for index, stage in enumerate(plan.stages, start=1)
+    ]
+    server = pipe.spec.server
+    end_model = Station(
+        END_MODEL,
+        MemberSettings(
+            role="end-model",
+            tls_dir=tls_dirs[identities[-1]],
+            telemetry_listen=ports.hold(),
+            ring_listen=ring[-1],
+            successor=ring[0],
+            device=plan.end_model.device,
+            api_listen=api,
+            served_name=pipe.served_name,
+            api_keys_dir=api_keys_dir,
+            max_concurrent_requests=server.max_concurrent_requests,
+            max_queued_requests=server.max_queued_requests,
+            **common,
+        ),
+        end_model_text(plan),
+    )
+    return [*found, end_model]
+
+
+def station_identities(pipe: LanguagePipe, plan: Plan) -> list[Identity]:
+    """In the order of `stations`."""
+    stages = [Identity(pipe.namespace, pipe.name, 0, "stage", index) for index in range(1, len(plan.stages) + 1)]
+    return [*stages, Identity(pipe.namespace, pipe.name, 0, "end-model")]
+
+
+def command(
+    name: str,
+    settings: MemberSettings,
+    *,
+    directory: Path,
+    log_dir: Path,
+    gpu: Gpu | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Command:
+    """How to start the member: the same program as in a pod, told by its environment alone.
+
+    gpu: the one that it sees; a member without one sees none, so that it takes no memory there.
+    """
+    kept = {key: value for key, value in environment.items() if not key.startswith(PREFIX)}
+    if name != STORE:
+        for key in _HUB_SECRETS:
+            kept.pop(key, None)
+    kept["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else gpu.uuid
+    return Command(
+        name=name,
+        # -P: what lies in the working directory is no module of ours.
+        argv=(sys.executable, "-P", "-m", "languagepipes_node"),
+        environment={**kept, **settings.to_environment()},
+        directory=directory,
+        log=log_dir / f"{name}.log",
+    )
+
+
+def share_gpus(found: Sequence[Station], gpus: Sequence[Gpu]) -> dict[str, Gpu]:
+    """A GPU for each station that computes on one: in turn, so that no GPU has two before each has one."""
+    wanting = [station.name for station in found if station.settings.device == "GPU"]
+    return {name: gpus[index % len(gpus)] for index, name in enumerate(wanting)} if gpus else {}
+
+
+def layers_text(layers: LayerRange) -> str:
+    """ "layers 1-9", or "layer 5" for one."""
+    return f"layer {layers.start}" if len(layers) == 1 else f"layers {layers}"
+
+
+def end_model_text(plan: Plan) -> str:
+    """What the End Model runs, in the order of the pass."""
+    parts = ["embedding", layers_text(plan.end_model.local_layers)]
+    if len(plan.end_model.tail_layers) > 0:
+        parts.append(layers_text(plan.end_model.tail_layers))
+    return ", ".join([*parts, "head"])

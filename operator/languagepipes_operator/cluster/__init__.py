@@ -1,1 +1,0 @@
-"""The operator on a cluster: observe, plan, apply, report."""

@@ -1,0 +1,88 @@
+"""Whether the image that members run can be had, from what Kubernetes says of their pods. Pure.
+
+An image that pods have run is not given up for one failed pull: a registry may be away for a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+from languagepipes_api.names import LABEL_ROLE
+
+from languagepipes_operator.observe.ownership import (
+    container_state,
+    container_statuses,
+    is_active,
+    label,
+    pod_condition,
+    time_of,
+)
+from languagepipes_operator.observe.snapshot import Manifest
+
+# How long a pod waits for an image that others have run.
+PATIENCE = timedelta(minutes=2)
+# As kubelet 1.37 spells them (pkg/kubelet/images/types.go).
+_REASONS = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+    }
+)
+
+
+def cannot_be_pulled(image: str, deployments: Iterable[Manifest], pods: Iterable[Manifest], *, now: datetime) -> bool:
+    """Whether a pod waits in vain for this image: one that nobody has run, or one that it has awaited for PATIENCE.
+
+    deployments, pods: those of the members that it is asked for.
+    """
+    asking = [pod for pod in pods if image_of(pod, pod.get("spec")) == image]
+    waiting = [pod for pod in asking if is_active(pod) and _waits(pod)]
+    if not waiting:
+        return False
+    if not any(map(_has_run, asking)) and not any(_was_available(each, image) for each in deployments):
+        return True
+    return any(_waits_since(pod, now) + PATIENCE <= now for pod in waiting)
+
+
+def image_of(owner: Manifest, pod_spec: Any) -> str:
+    """What the member's container runs, of `owner` or its template; others may be injected. "" if there is none."""
+    role = label(owner, LABEL_ROLE)
+    containers = (pod_spec or {}).get("containers") or ()
+    return next((str(each.get("image", "")) for each in containers if each.get("name") == role), "")
+
+
+def _member_status(pod: Manifest) -> dict[str, Any]:
+    role = label(pod, LABEL_ROLE)
+    return next((status for status in container_statuses(pod) if status.get("name") == role), {})
+
+
+def _waits(pod: Manifest) -> bool:
+    return container_state(_member_status(pod), "waiting").get("reason") in _REASONS
+
+
+def _has_run(pod: Manifest) -> bool:
+    status = _member_status(pod)
+    started = container_state(status, "running") or container_state(status, "terminated")
+    return bool(started or status.get("lastState") or status.get("restartCount"))
+
+
+def _was_available(deployment: Manifest, image: str) -> bool:
+    """Whether a pod of its present form was Ready once, though it may be gone: that condition stays."""
+    status, template = deployment.get("status") or {}, deployment.get("spec", {}).get("template") or {}
+    return bool(
+        image_of(deployment, template.get("spec")) == image
+        and status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 0)
+        and pod_condition(deployment, "Progressing").get("reason") == "NewReplicaSetAvailable"
+    )
+
+
+def _waits_since(pod: Manifest, now: datetime) -> datetime:
+    """Since when it is on its node; the pull is not dated."""
+    since = pod_condition(pod, "PodScheduled").get("lastTransitionTime") or pod["metadata"].get("creationTimestamp")
+    return time_of(since) or now

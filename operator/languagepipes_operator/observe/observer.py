@@ -1,0 +1,289 @@
+"""From caches to a Snapshot. In the steady state this asks nobody anything.
+
+Only where something is not well are the API server (for Events) or members (for the bundle they use) asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import httpx
+from languagepipes_api.names import LABEL_CHAIN, LABEL_ROLE, TELEMETRY_PORT
+from languagepipes_api.spec import LanguagePipe, parse_pipe
+from pydantic import BaseModel, ValidationError
+
+from languagepipes_operator.apply.applier import owned_by, title
+from languagepipes_operator.certificates import secrets as pki
+from languagepipes_operator.decide import plan_choice as plans
+from languagepipes_operator.kube.client import Kube, KubeError
+from languagepipes_operator.kube.informer import ObjectKey
+from languagepipes_operator.kube.kinds import (
+    BUDGET,
+    CHILDREN,
+    CLAIM,
+    CONFIG_MAP,
+    DEPLOYMENT,
+    EVENT,
+    POD,
+    POLICY,
+    SECRET,
+    SERVICE,
+    Kind,
+)
+from languagepipes_operator.observe import ownership as membership
+from languagepipes_operator.observe.caches import Caches, pipes_of
+from languagepipes_operator.observe.node_probe import Reachability
+from languagepipes_operator.observe.snapshot import Children, Manifest, MemberReport, Snapshot
+from languagepipes_operator.observe.store_poller import Address, Stores
+from languagepipes_operator.planning.kubernetes_nodes import node_of
+from languagepipes_operator.planning.nodes import Node
+
+# A pod that is not ready for so long may have Events that say why.
+_UNWELL_AFTER = timedelta(seconds=5)
+_EVENTS_KEPT_SECONDS, _OLD_EVENTS_KEPT_SECONDS = 5.0, 30.0
+_NEWS_SECONDS = 300.0
+_ANSWER_SECONDS = 2.0
+
+
+class _Status(BaseModel):
+    """A member's /status, as far as it matters here."""
+
+    state: str
+    message: str = ""
+    ring_ready: bool = True
+    ring_error: str = ""
+    bundle: str = ""
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class _Warnings:
+    """Warning Events by what they are about. since: from when on something has been unwell, with reads in between."""
+
+    read_at: float
+    since: float
+    by_object: Mapping[str, tuple[Manifest, ...]]
+
+    def is_old(self, now: float) -> bool:
+        """What has been unwell for long is looked at less often: each read is a whole list."""
+        kept = _EVENTS_KEPT_SECONDS if now - self.since < _NEWS_SECONDS else _OLD_EVENTS_KEPT_SECONDS
+        return now - self.read_at > kept
+
+
+class Observer:
+    """Takes snapshots of pipes."""
+
+    def __init__(
+        self, kube: Kube, caches: Caches, stores: Stores, reachability: Reachability, http: httpx.AsyncClient
+    ) -> None:
+        self._kube = kube
+        self._reachability = reachability
+        self._caches = caches
+        self._stores = stores
+        self._http = http
+        # Of a namespace, for the pipes in it to share.
+        self._warnings: dict[str, _Warnings] = {}
+
+    async def observe(self, raw: Manifest) -> Snapshot:
+        """Raises languagepipes_api.resource_errors.ResourceError for a resource that this version cannot read."""
+        metadata = raw["metadata"]
+        key = ObjectKey(metadata["namespace"], metadata["name"])
+        now = datetime.now(UTC)
+        pipe = parse_pipe(raw, local=False)
+        children = self.children(key, metadata["uid"])
+        return Snapshot(
+            pipe=pipe,
+            raw=raw,
+            children=children,
+            now=now,
+            nodes=self._nodes(
+                key,
+                wanted=not plans.is_planned(pipe.spec, children.config_maps.values())
+                or _is_unscheduled(children)
+                or _is_growing(pipe, children),
+            ),
+            store=self._stores.latest(key, store_address(children)),
+            members=await self._members(children, now),
+            events=await self._events(key.namespace, unwell(children, now)),
+        )
+
+    def children(self, pipe: ObjectKey, uid: str) -> Children:
+        """From the caches alone."""
+        owned: dict[Kind, dict[str, Manifest]] = {kind: {} for kind in CHILDREN}
+        foreign: dict[str, Manifest] = {}
+        for kind in CHILDREN:
+            for item in self._caches.children(kind, pipe):
+                if owned_by(item, uid):
+                    owned[kind][item["metadata"]["name"]] = item
+                else:
+                    foreign[title(item)] = item
+        return Children(
+            deployments=owned[DEPLOYMENT],
+            services=owned[SERVICE],
+            secrets=owned[SECRET],
+            config_maps=owned[CONFIG_MAP],
+            claims=owned[CLAIM],
+            budgets=owned[BUDGET],
+            policies=owned[POLICY],
+            pods={item["metadata"]["name"]: self._seen(item) for item in self._caches.children(POD, pipe)},
+            foreign=foreign,
+        )
+
+    def _is_lost(self, pod: Manifest) -> bool:
+        return pod.get("spec", {}).get("nodeName") in self._reachability.lost
+
+    def _seen(self, pod: Manifest) -> Manifest:
+        """On a node that does not answer: as the node controller will tell of it, half a minute later."""
+        if not self._is_lost(pod) or not membership.is_ready(pod):
+            return pod
+        others = [each for each in pod["status"]["conditions"] if each.get("type") != "Ready"]
+        return {**pod, "status": {**pod["status"], "conditions": [*others, {"type": "Ready", "status": "False"}]}}
+
+    def _nodes(self, pipe: ObjectKey, *, wanted: bool) -> tuple[Node, ...] | None:
+        """By name; None where Nodes may not be read, or where nothing depends on them: that looks at every pod."""
+        found = self._caches.nodes
+        if found is None or not wanted:
+            return None
+        # Only members of pipes are watched: where strangers fill a node, the scheduler says so.
+        others: dict[str, list[Manifest]] = defaultdict(list)
+        for pod in self._caches.pods():
+            if pipe not in pipes_of(pod):
+                others[pod.get("spec", {}).get("nodeName", "")].append(pod)
+        nodes = (node_of(item, others[item["metadata"]["name"]]) for item in found)
+        return tuple(sorted(nodes, key=lambda node: node.name))
+
+    async def _members(self, children: Children, now: datetime) -> dict[str, MemberReport]:
+        """All of them while the CA is rotated; else those that run and are not ready, for their own words."""
+        everybody = pki.wants_reports(children.secrets)
+        pods = [
+            pod
+            for pod in children.pods.values()
+            if membership.is_active(pod)
+            and _ip(pod)
+            and not self._is_lost(pod)
+            and (everybody or _has_something_to_say(pod, now))
+        ]
+        reports = await asyncio.gather(*(self._report(_ip(pod)) for pod in pods))
+        return {
+            pod["metadata"]["name"]: report for pod, report in zip(pods, reports, strict=True) if report is not None
+        }
+
+    async def _report(self, host: str) -> MemberReport | None:
+        where = f"[{host}]" if ":" in host else host
+        try:
+            answer = await self._http.get(f"http://{where}:{TELEMETRY_PORT}/status", timeout=_ANSWER_SECONDS)
+            said = _Status.model_validate_json(answer.content)
+        except (httpx.HTTPError, ValidationError):
+            return None
+        return MemberReport(**said.model_dump())
+
+    async def _events(self, namespace: str, about: Sequence[str]) -> dict[str, tuple[Manifest, ...]]:
+        now, known = time.monotonic(), self._warnings.get(namespace)
+        if known is not None and known.is_old(now):
+            known = None
+        if not about:
+            if known is None:
+                self._warnings.pop(namespace, None)
+            return {}
+        if known is None:
+            try:
+                listed = await self._kube.list(EVENT, namespace=namespace, fields="type=Warning", trim=_trimmed_event)
+            except KubeError:
+                # They only explain; without them the reason is a vaguer one.
+                return {}
+            before = self._warnings.get(namespace)
+            known = _Warnings(now, before.since if before else now, _by_object(listed.items))
+            self._warnings[namespace] = known
+        return {name: known.by_object[name] for name in about if name in known.by_object}
+
+
+def _has_something_to_say(pod: Manifest, now: datetime) -> bool:
+    """An End Model whose ring is down says why at once; a stage that goes on loading has nothing to explain."""
+    runs = any(membership.container_state(each, "running") for each in membership.container_statuses(pod))
+    if not runs or membership.is_ready(pod):
+        return False
+    role = membership.label(pod, LABEL_ROLE)
+    return role == "end-model" or (role == "stage" and now - _since(pod, now) >= _UNWELL_AFTER)
+
+
+def store_address(children: Children) -> Address | None:
+    """Where to ask the store, once the pod of its present form runs."""
+    store = membership.store_of(children)
+    if store.pod is None or not store.rolled_out or not _ip(store.pod):
+        return None
+    return Address(_ip(store.pod), store.pod["metadata"]["uid"])
+
+
+def unwell(children: Children, now: datetime) -> list[str]:
+    """Pods that are not ready for a while, and claims that are not bound, as "Kind/name"."""
+    found = [f"Pod/{name}" for name, pod in children.pods.items() if not membership.is_ready(pod)]
+    found += [f"PersistentVolumeClaim/{name}" for name, claim in children.claims.items() if not _is_bound(claim)]
+    things = {f"Pod/{name}": pod for name, pod in children.pods.items()}
+    things |= {f"PersistentVolumeClaim/{name}": claim for name, claim in children.claims.items()}
+    return [name for name in found if now - _since(things[name], now) >= _UNWELL_AFTER]
+
+
+def unfinished(children: Children) -> bool:
+    """Whether something is on its way, or has stopped on it: then time alone may change what is to be said."""
+    return not all(map(membership.is_ready, children.pods.values())) or not all(
+        map(_is_bound, children.claims.values())
+    )
+
+
+def _is_bound(claim: Manifest) -> bool:
+    return bool(claim.get("status", {}).get("phase") == "Bound")
+
+
+def _is_unscheduled(children: Children) -> bool:
+    return any(not pod.get("spec", {}).get("nodeName") for pod in children.pods.values())
+
+
+def _is_growing(pipe: LanguagePipe, children: Children) -> bool:
+    """Whether chains are about to be made, which would rather be where others are not."""
+    there = {membership.label(item, LABEL_CHAIN) for item in children.deployments.values()} - {""}
+    return 1 < pipe.spec.replicas > len(there)
+
+
+def _by_object(events: Sequence[Manifest]) -> dict[str, tuple[Manifest, ...]]:
+    found: dict[str, list[Manifest]] = defaultdict(list)
+    for event in events:
+        about = event.get("involvedObject", {})
+        found[f"{about.get('kind')}/{about.get('name')}"].append(event)
+    return {name: tuple(sorted(items, key=_event_time, reverse=True)) for name, items in found.items()}
+
+
+def _trimmed_event(event: Manifest) -> Manifest:
+    kept = ("involvedObject", "type", "reason", "message", "series", "count", "lastTimestamp", "eventTime", "source")
+    metadata = {key: value for key, value in event["metadata"].items() if key in ("name", "creationTimestamp")}
+    return {"metadata": metadata, **{key: event[key] for key in kept if key in event}}
+
+
+def _event_time(event: Manifest) -> str:
+    series = event.get("series") or {}
+    return str(
+        series.get("lastObservedTime")
+        or event.get("lastTimestamp")
+        or event.get("eventTime")
+        or event["metadata"].get("creationTimestamp")
+        or ""
+    )
+
+
+def _ip(pod: Manifest) -> str:
+    return str(pod.get("status", {}).get("podIP") or "")
+
+
+def _since(item: Manifest, now: datetime) -> datetime:
+    """Since when a pod has not been ready, or another object has been there."""
+    condition = membership.pod_condition(item, "Ready")
+    text = condition.get("lastTransitionTime") or item["metadata"].get("creationTimestamp")
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError:
+        return now

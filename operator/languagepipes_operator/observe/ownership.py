@@ -1,0 +1,164 @@
+"""Whose pod is this? The members of a pipe (store, stages, End Models), each with its Deployment and its pods. Pure.
+
+Labels decide, never names: names are made by `manifests` and end in a hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from languagepipes_api.names import LABEL_CHAIN, LABEL_PLAN, LABEL_ROLE, LABEL_STAGE
+from languagepipes_api.plan import Plan
+
+from languagepipes_operator.observe.snapshot import Children, Manifest
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member, as wanted. stage: 1-based place, 0 for others; title: what people call it.
+
+    pod: the one that counts (the newest that is neither ending nor over), if any. past: the others, newest first.
+    """
+
+    title: str
+    role: str
+    chain: int
+    stage: int
+    deployment: Manifest | None
+    pod: Manifest | None
+    past: tuple[Manifest, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether its pod is Ready and made from the Deployment as it stands, not from an earlier one."""
+        return self.pod is not None and is_ready(self.pod) and self.rolled_out
+
+    @property
+    def rolled_out(self) -> bool:
+        """Whether the Deployment's controller has seen its newest form, and no pod of an earlier one counts."""
+        if self.deployment is None:
+            return False
+        status = self.deployment.get("status", {})
+        seen = status.get("observedGeneration", 0) >= self.deployment["metadata"].get("generation", 0)
+        return bool(seen and status.get("updatedReplicas", 0) >= 1)
+
+    @property
+    def node(self) -> str:
+        return "" if self.pod is None else str(self.pod.get("spec", {}).get("nodeName", ""))
+
+    @property
+    def restarts(self) -> int:
+        return 0 if self.pod is None else sum(status.get("restartCount", 0) for status in container_statuses(self.pod))
+
+
+def store_of(children: Children) -> Member:
+    """The weights store, wanted whether or not there is a plan."""
+    return _member(children, title="the weights store", role="store")
+
+
+def chain_of(children: Children, plan: Plan, chain: int, *, replicas: int) -> tuple[Member, ...]:
+    """The members of one replica that runs `plan`: its stages in order, the End Model last."""
+    of = f" of replica {chain}" if replicas > 1 else ""
+    stages = tuple(
+        _member(children, title=f"stage {stage.name}{of}", role="stage", chain=chain, stage=place, plan=plan.hash)
+        for place, stage in enumerate(plan.stages, start=1)
+    )
+    end = _member(children, title=f"the End Model{of}", role="end-model", chain=chain, plan=plan.hash)
+    return (*stages, end)
+
+
+def end_models(children: Children) -> tuple[Manifest, ...]:
+    """The End Models' pods of every plan and chain that are neither ending nor over."""
+    return tuple(pod for pod in children.pods.values() if label(pod, LABEL_ROLE) == "end-model" and is_active(pod))
+
+
+def other_plans(children: Children, plan: Plan) -> tuple[Manifest, ...]:
+    """Deployments of chains that do not run `plan`: they are being replaced."""
+    return tuple(
+        deployment
+        for deployment in children.deployments.values()
+        if label(deployment, LABEL_PLAN) not in ("", plan.hash)
+    )
+
+
+def label(thing: Manifest, name: str) -> str:
+    return str((thing["metadata"].get("labels") or {}).get(name, ""))
+
+
+def is_active(pod: Manifest) -> bool:
+    """Neither being deleted nor over."""
+    ending = pod["metadata"].get("deletionTimestamp") is not None
+    return not ending and pod.get("status", {}).get("phase") not in ("Failed", "Succeeded")
+
+
+def is_ready(pod: Manifest) -> bool:
+    return pod_condition(pod, "Ready").get("status") == "True"
+
+
+def pod_condition(pod: Manifest, kind: str) -> Manifest:
+    """The pod's (or Deployment's) condition of that type, or an empty mapping."""
+    for condition in pod.get("status", {}).get("conditions") or ():
+        if condition.get("type") == kind:
+            return dict(condition)
+    return {}
+
+
+def container_statuses(pod: Manifest) -> tuple[dict[str, Any], ...]:
+    """Of init containers first, since they run first."""
+    status = pod.get("status", {})
+    return tuple(status.get("initContainerStatuses") or ()) + tuple(status.get("containerStatuses") or ())
+
+
+def container_state(status: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Its state's "waiting", "running" or "terminated", or an empty mapping."""
+    return dict((status.get("state") or {}).get(kind) or {})
+
+
+def name_of(thing: Manifest) -> str:
+    return str(thing["metadata"].get("name", ""))
+
+
+def time_of(text: object) -> datetime | None:
+    """A metav1.Time; None for anything else."""
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+
+
+def _member(
+    children: Children, *, title: str, role: str, chain: int | None = None, stage: int = 0, plan: str = ""
+) -> Member:
+    def mine(thing: Manifest) -> bool:
+        return (
+            label(thing, LABEL_ROLE) == role
+            and (chain is None or label(thing, LABEL_CHAIN) == str(chain))
+            and (not stage or label(thing, LABEL_STAGE) == str(stage))
+            and (not plan or label(thing, LABEL_PLAN) == plan)
+        )
+
+    pods = _newest_first(filter(mine, children.pods.values()))
+    active = [pod for pod in pods if is_active(pod)]
+    deployments = _newest_first(filter(mine, children.deployments.values()))
+    chosen = active[0] if active else None
+    return Member(
+        title=title,
+        role=role,
+        chain=chain or 0,
+        stage=stage,
+        deployment=deployments[0] if deployments else None,
+        pod=chosen,
+        past=tuple(pod for pod in pods if pod is not chosen),
+    )
+
+
+def _newest_first(things: Iterable[Manifest]) -> list[Manifest]:
+    # The name settles ties, so that equal snapshots give equal answers.
+    return sorted(
+        things,
+        key=lambda thing: (thing["metadata"].get("creationTimestamp", ""), thing["metadata"].get("name", "")),
+        reverse=True,
+    )

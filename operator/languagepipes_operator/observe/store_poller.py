@@ -1,0 +1,207 @@
+"""Asks weights stores in the background, every few seconds for as long as their pipes are not Ready.
+
+Stores are asked at their pods' addresses, over mTLS, and are believed only as the store that their certificate names.
+Asking never raises and never blocks a reconcile, which reads the latest answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+from languagepipes_api.names import STORE_PORT, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
+from pydantic import ValidationError
+
+from languagepipes_operator.certificates.secrets import Credentials
+from languagepipes_operator.kube.informer import ObjectKey
+from languagepipes_operator.metrics import Metrics
+from languagepipes_operator.observe.snapshot import StoreReport
+from languagepipes_operator.observe.store_answers import (
+    Problem,
+    StoreProgress,
+    client_context,
+    facts_in,
+    is_from,
+    refusal_of,
+)
+
+ASK_SECONDS = 5.0
+# Bytes that come in are told at most this often, since each telling may write a status.
+_PROGRESS_SECONDS = 10.0
+_ANSWER_SECONDS = 3.0
+_AT_ONCE = 64
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A store's pod. pod_uid: so that no answer of an earlier pod is taken for this one's."""
+
+    host: str
+    pod_uid: str
+
+    @property
+    def url(self) -> str:
+        return f"https://[{self.host}]:{STORE_PORT}" if ":" in self.host else f"https://{self.host}:{STORE_PORT}"
+
+
+@dataclass
+class _Watched:
+    store: Identity
+    address: Address
+    client: Credentials
+    task: asyncio.Task[None] | None = None
+    report: StoreReport | None = None
+    told_at: float = 0.0
+
+
+class Stores:
+    """on_news: called with the pipe whose store says something new."""
+
+    def __init__(self, metrics: Metrics, on_news: Callable[[ObjectKey], None]) -> None:
+        self._metrics = metrics
+        self._on_news = on_news
+        self._watched: dict[ObjectKey, _Watched] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    def watch(self, pipe: ObjectKey, store: Identity, address: Address, client: Credentials) -> None:
+        """From now on ask that store; nothing new if it is asked already, with a certificate that is good for long."""
+        known = self._watched.get(pipe)
+        same = known is not None and known.address == address
+        if known is not None and same and known.client.bundle == client.bundle and not _is_old(known.client):
+            return
+        self.leave(pipe)
+        # Another certificate of ours makes nothing untrue that this store said.
+        watched = _Watched(store, address, client, report=known.report if known is not None and same else None)
+        watched.task = asyncio.create_task(self._ask_on(pipe, watched), name=f"store of {pipe}")
+        self._watched[pipe] = watched
+
+    def leave(self, pipe: ObjectKey) -> None:
+        """Ask no more, forget what it said."""
+        known = self._watched.pop(pipe, None)
+        if known is not None and known.task is not None:
+            known.task.cancel()
+
+    def latest(self, pipe: ObjectKey, address: Address | None) -> StoreReport | None:
+        """What it said last; None while it was not asked yet, or if that was another pod."""
+        known = self._watched.get(pipe)
+        return None if known is None or known.address != address else known.report
+
+    def credentials(self, pipe: ObjectKey) -> Credentials | None:
+        """With which that pipe's store is asked; None if it is not."""
+        known = self._watched.get(pipe)
+        return None if known is None else known.client
+
+    def close(self) -> None:
+        for pipe in list(self._watched):
+            self.leave(pipe)
+
+    async def _ask_on(self, pipe: ObjectKey, watched: _Watched) -> None:
+        """Until cancelled, whatever happens: nobody else would ask again."""
+        while True:
+            try:
+                await self._ask_over_and_over(pipe, watched)
+            except Exception:
+                log.exception("asking the store of %s/%s fails; tried again in %.0f s", *pipe, ASK_SECONDS)
+            await asyncio.sleep(ASK_SECONDS)
+
+    async def _ask_over_and_over(self, pipe: ObjectKey, watched: _Watched) -> None:
+        context = await asyncio.to_thread(_context, watched.client)
+        async with httpx.AsyncClient(
+            base_url=watched.address.url, verify=context, timeout=_ANSWER_SECONDS, trust_env=False
+        ) as http:
+            while True:
+                async with self._slots:
+                    report = await _ask(http, watched.store, watched.report)
+                self._metrics.store_questions.labels("answered" if report.answered else "silent").inc()
+                before, now = watched.report, time.monotonic()
+                watched.report = report
+                if _is_news(before, report) or (before != report and now - watched.told_at >= _PROGRESS_SECONDS):
+                    watched.told_at = now
+                    self._on_news(pipe)
+                await asyncio.sleep(ASK_SECONDS)
+
+
+def _is_old(client: Credentials) -> bool:
+    return client.leaf.renew_at() <= datetime.now(UTC)
+
+
+def _is_news(before: StoreReport | None, now: StoreReport) -> bool:
+    """Whether more changed than the count of bytes."""
+    if before is None:
+        return True
+    return (before.answered, before.phase, before.reason, before.failed, before.facts) != (
+        now.answered,
+        now.phase,
+        now.reason,
+        now.failed,
+        now.facts,
+    )
+
+
+async def _ask(http: httpx.AsyncClient, store: Identity, before: StoreReport | None) -> StoreReport:
+    progress = None
+    answer = await _get(http, store, "/v1/progress")
+    if answer is not None:
+        with contextlib.suppress(ValidationError):
+            progress = StoreProgress.model_validate_json(answer.content)
+    if progress is None:
+        # What it said last still holds; that it does not answer is said beside it.
+        return StoreReport(
+            answered=False, facts=before.facts if before else None, misses=before.misses + 1 if before else 1
+        )
+    facts = before.facts if before else None
+    problem, failed = progress.error, progress.phase == "Failed"
+    if facts is None:
+        answer = await _get(http, store, "/v1/facts")
+        if answer is not None and answer.status_code == 200:
+            found = facts_in(answer)
+            if isinstance(found, Problem):
+                problem, failed = found, True
+            else:
+                facts = found
+        elif answer is not None and answer.status_code != 503:
+            problem, failed = refusal_of(answer), True
+    return StoreReport(
+        answered=True,
+        facts=facts,
+        phase=progress.phase,
+        done_bytes=progress.done_bytes,
+        total_bytes=progress.total_bytes,
+        reason=problem.reason if problem else "",
+        message=problem.message if problem else "",
+        failed=failed,
+    )
+
+
+async def _get(http: httpx.AsyncClient, store: Identity, path: str) -> httpx.Response | None:
+    """None without an answer, or if it is not the store that answers."""
+    try:
+        # Streamed, since the connection can be asked who it is only while it is open.
+        async with http.stream("GET", path) as response:
+            if not is_from(response, store):
+                return None
+            await response.aread()
+            return response
+    except httpx.HTTPError:
+        return None
+
+
+def _context(client: Credentials) -> ssl.SSLContext:
+    # The ssl module reads a chain and its key from files alone.
+    with tempfile.TemporaryDirectory() as folder:
+        certificate, key = Path(folder, TLS_CERTIFICATE_FILE), Path(folder, TLS_KEY_FILE)
+        certificate.write_bytes(client.leaf.certificate)
+        key.touch(mode=0o600)
+        key.write_bytes(client.leaf.key)
+        return client_context(client.bundle.decode(), certificate=certificate, key=key)

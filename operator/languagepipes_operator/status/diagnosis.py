@@ -1,0 +1,194 @@
+"""What holds of a pipe and what is wrong with it, part by part: from one snapshot, for `conditions` to put into words.
+
+The order in which causes are told is written here, in `Diagnosis.causes`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from languagepipes_api.names import LABEL_CHAIN, STORE_PORT
+from languagepipes_api.plan import Plan
+
+from languagepipes_operator.decide.replicas import chains as chain_numbers
+from languagepipes_operator.observe.ownership import (
+    Member,
+    chain_of,
+    end_models,
+    is_ready,
+    label,
+    other_plans,
+    store_of,
+)
+from languagepipes_operator.observe.snapshot import Decision, Manifest, Snapshot
+from languagepipes_operator.status.failures import Failure, failure, passed_on, quoted, refusals, refused
+from languagepipes_operator.status.pods import pod_failures
+from languagepipes_operator.status.scheduling import unschedulable
+from languagepipes_operator.status.volumes import volume_failures
+
+# The operator asks every five seconds, and waits three for an answer.
+MISSES_THAT_COUNT = 6
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """plan: the one in force. chains: of `spec.replicas`, each its stages in order and its End Model last; empty
+    without a plan. answering: chains of any plan whose End Model is Ready. existing: chains with an End Model at all.
+    replaced: whether Deployments of another plan are still there. aside: what is refused and no member needs to run.
+    """
+
+    store: Member
+    plan: Plan | None
+    chains: tuple[tuple[Member, ...], ...]
+    answering: int
+    existing: int
+    replaced: bool
+    of_names: tuple[Failure, ...]
+    aside: tuple[Failure, ...]
+    of_plan: tuple[Failure, ...]
+    of_store: tuple[Failure, ...]
+    of_stages: tuple[Failure, ...]
+    of_end_models: tuple[Failure, ...]
+
+    @property
+    def causes(self) -> tuple[Failure, ...]:
+        """All that is wrong, the most causal first: what cannot be made, then what cannot be fetched, then what does
+        not run, and last the ring, which needs all of them.
+        """
+        # A store that only went away does not stop a ring, and its members say better what they wait for.
+        of_store, away = _split(self.of_store)
+        return (*self.of_names, *self.of_plan, *of_store, *self.of_stages, *away, *self.of_end_models)
+
+    @property
+    def ready_chains(self) -> int:
+        """Chains that run the plan and whose End Model is Ready: a token went round."""
+        return sum(chain[-1].ready for chain in self.chains)
+
+    @property
+    def stages(self) -> tuple[tuple[Member, ...], ...]:
+        """For each stage of the plan its members, by chain."""
+        count = 0 if self.plan is None else len(self.plan.stages)
+        return tuple(tuple(chain[place] for chain in self.chains) for place in range(count))
+
+
+def diagnose(snapshot: Snapshot, decision: Decision) -> Diagnosis:
+    """Looks at the members that the plan in force wants, and at the store; what is being replaced is not diagnosed."""
+    children, spec = snapshot.children, snapshot.pipe.spec
+    plan = None if decision.plan is None else decision.plan.plan
+    chains: tuple[tuple[Member, ...], ...] = ()
+    if plan is not None:
+        numbers = chain_numbers(children, spec.replicas)
+        chains = tuple(chain_of(children, plan, chain, replicas=spec.replicas) for chain in numbers)
+    pods = end_models(children)
+    return Diagnosis(
+        store=(store := store_of(children)),
+        plan=plan,
+        chains=chains,
+        answering=len({label(pod, LABEL_CHAIN) for pod in pods if is_ready(pod)}),
+        existing=len({label(pod, LABEL_CHAIN) for pod in pods}),
+        replaced=plan is not None and bool(other_plans(children, plan)),
+        of_names=_of_names(snapshot, decision),
+        aside=tuple(map(_denied, decision.denied_aside)),
+        of_plan=() if decision.refusal is None else (passed_on(decision.refusal.reason, decision.refusal.message),),
+        of_store=_of_store(snapshot, store),
+        of_stages=tuple(
+            found for chain in chains for stage in chain[:-1] if not stage.ready for found in _of(stage, snapshot)
+        ),
+        of_end_models=tuple(found for chain in chains for found in _of_end_model(chain, snapshot)),
+    )
+
+
+def _of_names(snapshot: Snapshot, decision: Decision) -> tuple[Failure, ...]:
+    taken = [_conflict(snapshot, name) for name in sorted(decision.conflicts)]
+    return (*taken, *map(_denied, decision.denied))
+
+
+def _denied(words: str) -> Failure:
+    name, _, said = words.partition(": ")
+    return refused(name.replace("/", " ", 1), said, otherwise="ChildRefused")
+
+
+def _conflict(snapshot: Snapshot, name: str) -> Failure:
+    """`name` is "Kind/name". An old incarnation of this pipe is on its way out; anybody else's object stays."""
+    kind, _, own = name.partition("/")
+    holder = snapshot.children.foreign.get(name)
+    controller = _controller(holder) if holder is not None else {}
+    if controller.get("kind") == "LanguagePipe" and controller.get("name") == snapshot.pipe.name:
+        return failure(
+            "WaitingForDeletion",
+            f"{kind} {own} belongs to the deleted pipe of the same name: Kubernetes' garbage collector removes it, and "
+            "then the operator makes it anew",
+        )
+    of = f"belongs to {controller['kind']} {controller['name']}" if controller else "belongs to somebody else"
+    return failure(
+        "NameConflict",
+        f"{kind} {own}, a name that the pipe needs, {of}: delete or rename it (kubectl delete {kind.lower()} {own}), "
+        "or give the pipe another name",
+    )
+
+
+def _controller(thing: Manifest) -> Manifest:
+    owners = thing["metadata"].get("ownerReferences") or ()
+    return next((dict(owner) for owner in owners if owner.get("controller")), {})
+
+
+def _of_store(snapshot: Snapshot, store: Member) -> tuple[Failure, ...]:
+    """Its volume, its pod, then what it says itself."""
+    report = snapshot.store
+    found = list(volume_failures(snapshot.children.claims, snapshot.events, now=snapshot.now))
+    if not store.ready:
+        # That the pod waits for its volume says less than why the volume is not there.
+        found += [each for each in _of(store, snapshot) if not (found and each.reason == "VolumePending")]
+    if report is not None and report.answered and report.reason:
+        found.append(passed_on(report.reason, report.message, waits=not report.failed))
+    elif report is not None and report.misses >= MISSES_THAT_COUNT and store.ready:
+        found.append(
+            failure(
+                "StoreUnavailable",
+                f"{store.title} is up and does not answer the operator on port {STORE_PORT} (a running ring needs "
+                "neither): see that NetworkPolicies let the operator's namespace in, and the store's log",
+            )
+        )
+    return tuple(found)
+
+
+def _of(member: Member, snapshot: Snapshot) -> tuple[Failure, ...]:
+    """Of one member that is not ready: no pod, no node, no container, no life."""
+    pod_name = "" if member.pod is None else str(member.pod["metadata"]["name"])
+    return (
+        *refusals(member),
+        *unschedulable(member, snapshot.nodes),
+        *pod_failures(
+            member,
+            snapshot.events.get(f"Pod/{pod_name}", ()),
+            snapshot.members.get(pod_name),
+            spec=snapshot.pipe.spec,
+            now=snapshot.now,
+        ),
+    )
+
+
+def _of_end_model(chain: tuple[Member, ...], snapshot: Snapshot) -> tuple[Failure, ...]:
+    """Its own troubles; if it has none and every stage is up, what the ring says."""
+    end, stages = chain[-1], chain[:-1]
+    if end.ready:
+        return ()
+    found = _of(end, snapshot)
+    if found or end.pod is None or not all(stage.ready for stage in stages):
+        return found
+    report = snapshot.members.get(str(end.pod["metadata"]["name"]))
+    # Before it has its own weights it has joined nothing, and that is no failure.
+    if report is None or report.state != "ready" or report.ring_ready or not report.ring_error:
+        return ()
+    return (
+        failure(
+            "RingDown",
+            f"{end.title}: every stage is ready, and no token goes round the ring ({quoted(report.ring_error)}): it is "
+            "tried again without end; look at the members' logs and at NetworkPolicies in the namespace",
+        ),
+    )
+
+
+def _split(failures: tuple[Failure, ...]) -> tuple[tuple[Failure, ...], tuple[Failure, ...]]:
+    gone = tuple(found for found in failures if found.reason == "StoreUnavailable")
+    return tuple(found for found in failures if found not in gone), gone

@@ -1,0 +1,109 @@
+"""What is wrong with a pipe, the most causal first: each failure one word for machines and a sentence with the remedy.
+
+Read from whole Kubernetes objects and from what members say; decides nothing and knows nothing of conditions. Texts are
+bounded, on one line and free of what changes from one try to the next, so that the same failure gives the same words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from languagepipes_operator.observe.ownership import Member, pod_condition
+from languagepipes_operator.status.reasons import REASONS
+
+MESSAGE_MAX = 1024  # of an Event (k8s.io/api/events/v1, validation); conditions could have more
+_QUOTE_MAX = 400
+
+# "pods "qwen3-stage-1-0-5d4f-x7k2p" is forbidden: …": the name is another at each try.
+# Ids and source ports that are others at each try.
+_UNSTEADY = re.compile(
+    r"\b[0-9a-f]{32,}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9.]+:[0-9]+->|\[[0-9a-f:]+\]:[0-9]+->"
+)
+_REFUSED_NAME = re.compile(
+    r'(?:[\w.]+ "[^"]*" is (?:forbidden|invalid)|admission webhook "[^"]*" denied the request): '
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """reason: CamelCase. message: with the remedy. waits: whether it may pass without a person doing something."""
+
+    reason: str
+    message: str
+    waits: bool = False
+
+
+def failure(reason: str, message: str) -> Failure:
+    """One of ours (`reasons.REASONS`). The message is made one line of at most MESSAGE_MAX characters."""
+    return Failure(reason, bounded(message), waits=not REASONS[reason].needs_person)
+
+
+def passed_on(reason: str, message: str, *, waits: bool = False) -> Failure:
+    """One that the planner or a member of the pipe has said, word for word."""
+    known = REASONS.get(reason)
+    return Failure(reason, bounded(message), waits=waits or (known is not None and not known.needs_person))
+
+
+def bounded(text: str, most: int = MESSAGE_MAX) -> str:
+    """`text` on one line, at most that many characters, an ellipsis for what was cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
+def quoted(text: str) -> str:
+    """Words of others, for the inside of a sentence: short, one line, without a full stop and without ids."""
+    return bounded(_UNSTEADY.sub("…", text), _QUOTE_MAX).rstrip(" .")
+
+
+def refusals(member: Member) -> Iterator[Failure]:
+    """Why the member's Deployment cannot make its pod, as its ReplicaFailure condition quotes it."""
+    if member.deployment is None:
+        return
+    condition = pod_condition(member.deployment, "ReplicaFailure")
+    if condition.get("status") == "True":
+        yield refused(f"{member.title}: its pod", str(condition.get("message", "")), otherwise="PodRefused")
+
+
+def refused(what: str, said: str, *, otherwise: str) -> Failure:
+    """What the API server or admission said when it refused to make `what`. otherwise: the reason for unknown words."""
+    said = _REFUSED_NAME.sub("", said)
+    if "exceeded quota" in said:
+        return failure(
+            "QuotaExceeded",
+            f"{what} is over the namespace's ResourceQuota ({quoted(said)}): raise the quota, or ask for fewer "
+            "replicas, fewer stages or less in their templates",
+        )
+    if "violates PodSecurity" in said:
+        return failure(
+            "PodSecurityDenied",
+            f"{what} is refused by the namespace's Pod Security level ({quoted(said)}): it meets restricted as the "
+            "operator makes it; look for a mutating webhook that adds to it",
+        )
+    if "no PriorityClass with name" in said:
+        return failure(
+            "MissingPriorityClass",
+            f"{what} is refused ({quoted(said)}): create the class, or correct priorityClassName in its template",
+        )
+    if "RuntimeClass" in said and "not found" in said:
+        return failure(
+            "MissingRuntimeClass",
+            f"{what} is refused ({quoted(said)}): create the class, or correct runtimeClassName in its template",
+        )
+    return failure(
+        otherwise, f"{what} is refused by the API server ({quoted(said)}): change what it names, in the spec or there"
+    )
+
+
+def told_first(failures: Iterable[Failure]) -> Failure | None:
+    """The first of `failures`, which come most causal first, with a count of what else is wrong."""
+    found = list(dict.fromkeys(failures))
+    if not found:
+        return None
+    first, others = found[0], found[1:]
+    if not others:
+        return first
+    more = ", ".join(dict.fromkeys(other.reason for other in others))
+    tail = f" (and {len(others)} more: {bounded(more, 120)})"
+    return Failure(first.reason, bounded(first.message, MESSAGE_MAX - len(tail)) + tail, first.waits)

@@ -1,6 +1,0 @@
-"""The benchmarks are no installed package: make the checkout's own importable."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

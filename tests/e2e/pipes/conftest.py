@@ -1,0 +1,141 @@
+"""A real cluster, our images on it, the operator installed by the chart, and a pipe that serves SmolLM2.
+
+E2E_KUBECONFIG runs these tests on any other cluster (kind, k3s, a cloud); then E2E_NODE_IMAGE, E2E_OPERATOR_IMAGE,
+E2E_CLIENT_IMAGE and E2E_MODELS_IMAGE name images that its nodes can pull.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, programs
+from support import greedy
+from support.installation import Installation
+from support.kubectl import Kubectl
+from support.paths import ROOT
+from support.serving import Client, Images, fill_claim, pipe, wait_ready
+
+MODEL = ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+NAMES = ("node", "operator", "client", "models")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These tests come last, since a cluster that idles beside others would take their processors; the main job is the
+    first of them, and what cuts nodes off and restarts operators comes after what only looks.
+    """
+    order = ("test_main_job", "test_operator_metrics", "test_connections")
+
+    def place(item: pytest.Item) -> int:
+        if Path(__file__).parent not in item.path.parents:
+            return -1
+        return order.index(item.path.stem) if item.path.stem in order else len(order)
+
+    for item in items:
+        if place(item) >= 0:
+            item.add_marker(pytest.mark.kubernetes)
+            item.add_marker(pytest.mark.timeout(900))
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster | None]:
+    """Two real nodes with our images; None where E2E_KUBECONFIG names another cluster."""
+    if "E2E_KUBECONFIG" in os.environ:
+        yield None
+        return
+    printed = subprocess.run(
+        [sys.executable, ROOT / "hack/build_images.py", "--print"], check=True, capture_output=True
+    )
+    archives = json.loads(printed.stdout)
+    kept = os.environ.get("E2E_LOGS")
+    with Cluster(images=[Path(archives[name]) for name in NAMES], keep_logs=Path(kept) if kept else None) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def our_cluster(cluster: Cluster | None) -> Cluster:
+    """For tests that cut nodes off or add some: they need the cluster that we run ourselves."""
+    if cluster is None:
+        pytest.skip("needs the cluster of tests/cluster, not E2E_KUBECONFIG")
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def admin(cluster: Cluster | None) -> Kubectl:
+    kubeconfig = Path(os.environ["E2E_KUBECONFIG"]) if cluster is None else cluster.kubeconfig
+    return Kubectl(programs.kubectl(), kubeconfig)
+
+
+@pytest.fixture(scope="session")
+def images(cluster: Cluster | None) -> Images:
+    if cluster is None:
+        return Images(**{name: os.environ[f"E2E_{name.upper()}_IMAGE"] for name in NAMES})
+    version = importlib.metadata.version("languagepipes")
+    return Images(**{name: f"languagepipes-{name}:{version}" for name in NAMES})
+
+
+@pytest.fixture(scope="session")
+def operator(admin: Kubectl, images: Images) -> Iterator[Installation]:
+    """The operator, installed cluster-wide."""
+    installation = Installation(admin, programs.helm(), images)
+    installation.install()
+    yield installation
+    logs = os.environ.get("E2E_LOGS")
+    if logs:
+        Path(logs).mkdir(parents=True, exist_ok=True)
+        Path(logs, "operator.log").write_text(installation.logs())
+    installation.uninstall()
+
+
+@pytest.fixture(scope="session")
+def new_namespace(admin: Kubectl) -> Iterator[Callable[[str], Kubectl]]:
+    """Makes namespaces that enforce the restricted Pod Security profile; deletes them in the end."""
+    made: list[str] = []
+    numbers = itertools.count(1)
+
+    def make(purpose: str) -> Kubectl:
+        name = f"e2e-{next(numbers)}-{purpose}"
+        labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
+        admin.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        made.append(name)
+        return admin.within(name)
+
+    yield make
+    for name in made:
+        admin("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def home(operator: Installation, new_namespace: Callable[[str], Kubectl], images: Images) -> Kubectl:
+    """The namespace of the pipe that most tests share, with its weights."""
+    kubectl = new_namespace("main")
+    fill_claim(kubectl, images)
+    kubectl.apply(pipe())
+    return kubectl
+
+
+@pytest.fixture
+def smollm2(home: Kubectl) -> Kubectl:
+    """The namespace in which SmolLM2 is served over three stages; each test finds it Ready."""
+    wait_ready(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def client(home: Kubectl, images: Images) -> Client:
+    return Client(home, images)
+
+
+@pytest.fixture(scope="session")
+def greedy_answers() -> list[str]:
+    """What unsplit transformers answers in float32, reading the same GGUF file by its own code."""
+    assert MODEL.exists(), f"{MODEL.relative_to(ROOT)} is not there: run `make model`"
+    return greedy.answers(MODEL)

@@ -1,0 +1,38 @@
+"""The API server that the operator's tests talk to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import ControlPlane
+from support.local_model import write_tiny_llama
+from support.operator_world import World, install_crd
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """etcd, API server, scheduler and controller manager, with a node that runs nothing and says it does; each test
+    takes a namespace of its own.
+    """
+    kept = os.environ.get("CONTROL_PLANE_FOLDER")
+    with ControlPlane(folder=Path(kept) if kept else None) as control_plane:
+        install_crd(control_plane)
+        control_plane.add_node("node-1", runs_pods=True)
+        yield control_plane
+
+
+@pytest.fixture
+def world(control_plane: ControlPlane) -> Iterator[World]:
+    made = World(control_plane)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("model"))

@@ -1,0 +1,130 @@
+"""What members and stores say reaches the status in time, and so does a node that has what was short."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from cluster import ControlPlane
+from languagepipes_api.names import TELEMETRY_PORT, Identity
+from languagepipes_operator.certificates.authority import issue, new_ca
+from languagepipes_operator.certificates.secrets import Credentials
+from languagepipes_operator.kube.informer import ObjectKey
+from languagepipes_operator.metrics import Metrics
+from languagepipes_operator.observe.store_poller import Address, Stores
+from support.operator_world import World, eventually
+
+
+@contextmanager
+def _member_that_says(**status: object) -> Iterator[str]:
+    """Its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(status).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    host = f"127.{random.randint(20, 30)}.{random.randint(0, 254)}.{random.randint(2, 254)}"
+    server = ThreadingHTTPServer((host, TELEMETRY_PORT), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield host
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_end_model_whose_ring_is_down_is_quoted(world: World, tiny_model: Path) -> None:
+    world.started()
+    world.apply_pipe()
+    world.play_store(tiny_model)
+    pod = eventually(lambda: world.child("Pod", "end-model"), within_seconds=60)
+    eventually(lambda: world.condition("StagesReady").get("status") == "True", within_seconds=60)
+    words = "stage-2 closed the link: certificate of another chain"
+    with _member_that_says(state="ready", ring_ready=False, ring_error=words) as host:
+        path = f"{world.path('Pod', pod['metadata']['name'])}/status"
+        live = world.get("Pod", pod["metadata"]["name"])["status"]
+        began = (datetime.now(UTC) - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        unready = [
+            {**each, "status": "False", "reason": "ContainersNotReady"} if each["type"] in ("Ready",) else each
+            for each in live["conditions"]
+        ]
+        container = {
+            "name": "end-model",
+            "image": "i",
+            "imageID": "i",
+            "ready": False,
+            "started": True,
+            "restartCount": 0,
+            "state": {"running": {"startedAt": began}},
+        }
+        status = {
+            "podIP": host,
+            "podIPs": [{"ip": host}],
+            "conditions": unready,
+            "containerStatuses": [container],
+        }
+        world.api.merge(path, {"status": status})
+
+        def told() -> bool:
+            ready = world.condition("Ready")
+            return ready["reason"] == "RingDown" and words in ready["message"]
+
+        eventually(told, within_seconds=20, what="the End Model's words")
+
+
+def test_a_refused_pipe_is_planned_as_soon_as_a_node_has_what_was_short(
+    world: World, control_plane: ControlPlane, tiny_model: Path
+) -> None:
+    world.started(NAMESPACES="")
+    huge = {"resources": {"requests": {"memory": "900Ti"}, "limits": {"memory": "900Ti"}}}
+    world.apply_pipe(stages={"count": 1, "template": huge})
+    world.play_store(tiny_model)
+    eventually(lambda: world.condition("Planned").get("reason") == "StageTooLarge", within_seconds=60)
+    control_plane.add_node("huge", allocatable={"memory": "1000Ti"})
+    try:
+        # Without news of nodes it is tried again after half a minute.
+        eventually(lambda: world.condition("Planned")["status"] == "True", within_seconds=15)
+    finally:
+        control_plane.remove_node("huge")
+
+
+def test_a_store_is_asked_on_with_a_new_certificate_before_the_old_one_ends() -> None:
+    pipe, address = ObjectKey("n", "pipe"), Address("127.0.0.1", "uid")
+    now = datetime.now(UTC)
+    ca = new_ca("n", "pipe", now=now - timedelta(days=80))
+    operator, store = Identity("n", "pipe", -1, "operator"), Identity("n", "pipe", -1, "store")
+    old = Credentials(ca.certificate, issue(ca, operator, now=now - timedelta(days=80)))
+    new = Credentials(ca.certificate, issue(ca, operator, now=now))
+
+    async def scene() -> None:
+        heard: list[ObjectKey] = []
+        stores = Stores(Metrics(), heard.append)
+        try:
+            stores.watch(pipe, store, address, old)
+            while not heard:
+                await asyncio.sleep(0.05)
+            said = stores.latest(pipe, address)
+            stores.watch(pipe, store, address, new)
+            assert said is not None
+            assert stores.latest(pipe, address) == said
+            assert stores.credentials(pipe) is new
+            stores.watch(pipe, store, address, Credentials(ca.certificate, issue(ca, operator, now=now)))
+            assert stores.credentials(pipe) is new
+        finally:
+            stores.close()
+
+    asyncio.run(asyncio.wait_for(scene(), 20))

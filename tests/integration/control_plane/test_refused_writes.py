@@ -1,0 +1,130 @@
+"""A write that the cluster refuses stops nothing else, and the status says what it was: real admission refuses here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.operator_world import Object, World, eventually, settled
+
+ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+
+
+def _here(world: World) -> Object:
+    return {"matchLabels": {"kubernetes.io/metadata.name": world.namespace}}
+
+
+@contextmanager
+def no_deletes_of(world: World, group: str, resource: str) -> Iterator[None]:
+    """A ValidatingAdmissionPolicy, as administrators protect volumes with."""
+    name = f"protect-{world.namespace}"
+    rule = {"apiGroups": [group], "apiVersions": ["*"], "operations": ["DELETE"], "resources": [resource]}
+    policy = {
+        "metadata": {"name": name},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {"namespaceSelector": _here(world), "resourceRules": [rule]},
+            "validations": [{"expression": "false", "message": "nothing is deleted here"}],
+        },
+    }
+    binding = {"metadata": {"name": name}, "spec": {"policyName": name, "validationActions": ["Deny"]}}
+    world.api.create(f"{ADMISSION}/validatingadmissionpolicies", policy)
+    world.api.create(f"{ADMISSION}/validatingadmissionpolicybindings", binding)
+    try:
+        yield
+    finally:
+        world.api.delete(f"{ADMISSION}/validatingadmissionpolicybindings/{name}")
+        world.api.delete(f"{ADMISSION}/validatingadmissionpolicies/{name}")
+
+
+@contextmanager
+def a_webhook_that_is_down(world: World) -> Iterator[None]:
+    """For Deployments, with failurePolicy Fail: the API server answers 500."""
+    name = f"down-{world.namespace}"
+    rule = {
+        "apiGroups": ["apps"],
+        "apiVersions": ["v1"],
+        "operations": ["CREATE", "UPDATE"],
+        "resources": ["deployments"],
+    }
+    webhook = {
+        "name": "down.languagepipes.io",
+        "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "rules": [rule],
+        "namespaceSelector": _here(world),
+        "failurePolicy": "Fail",
+        "sideEffects": "None",
+        "timeoutSeconds": 2,
+        "admissionReviewVersions": ["v1"],
+    }
+    path = f"{ADMISSION}/validatingwebhookconfigurations"
+    world.api.create(path, {"metadata": {"name": name}, "webhooks": [webhook]})
+    try:
+        yield
+    finally:
+        world.api.delete(f"{path}/{name}")
+
+
+def test_a_surplus_that_may_not_be_deleted_is_told_and_stops_nothing(world: World, tiny_model: Path) -> None:
+    operator = world.started()
+    world.apply_pipe()
+    world.play_store(tiny_model)
+    eventually(lambda: len(world.list("Deployment")) == 4, within_seconds=60)
+    settled(operator)
+    old = {item["metadata"]["name"] for item in world.list("Deployment")}
+    with no_deletes_of(world, "apps", "deployments"):
+        # A policy works a moment after it was made.
+        def protected() -> bool:
+            answer = world.api.create(
+                world.path("Deployment"),
+                {
+                    "metadata": {"generateName": "probe-"},
+                    "spec": {
+                        "replicas": 0,
+                        "selector": {"matchLabels": {"a": "b"}},
+                        "template": {
+                            "metadata": {"labels": {"a": "b"}},
+                            "spec": {"containers": [{"name": "c", "image": "i"}]},
+                        },
+                    },
+                },
+            )
+            try:
+                world.api.delete(world.path("Deployment", answer["metadata"]["name"]))
+            except Exception as error:
+                return "nothing is deleted here" in str(error)
+            return False
+
+        eventually(protected, what="the policy is in force")
+        world.apply_pipe(stages={"count": 3})
+
+        def told() -> bool:
+            progressing = world.condition("Progressing")
+            return progressing["reason"] == "ChildRefused" and "nothing is deleted here" in progressing["message"]
+
+        eventually(told, within_seconds=60, what="what may not be deleted is told")
+        now = {item["metadata"]["name"] for item in world.list("Deployment")}
+        assert old < now  # the new chain was made beside the old one
+        assert world.condition("Planned")["status"] == "True"
+        events = world.api.get(f"/api/v1/namespaces/{world.namespace}/events")["items"]
+        assert any(each["reason"] == "ChildRefused" and each["type"] == "Warning" for each in events)
+    eventually(lambda: len(world.list("Deployment")) == 5, within_seconds=60, what="the surplus goes")
+    eventually(lambda: world.condition("Progressing")["reason"] != "ChildRefused", within_seconds=60)
+
+
+def test_a_webhook_that_is_down_is_told_and_waited_out(world: World) -> None:
+    world.started()
+    with a_webhook_that_is_down(world):
+        world.apply_pipe()
+
+        def told() -> bool:
+            ready = world.condition("Ready")
+            return ready["reason"] == "ChildRefused" and "down.languagepipes.io" in ready["message"]
+
+        eventually(told, within_seconds=60, what="the webhook is told of")
+        # What needs no webhook is there all the same.
+        assert world.list("Secret")
+        assert world.list("Service")
+    eventually(lambda: world.list("Deployment"), within_seconds=60, what="the store's Deployment")
+    eventually(lambda: world.condition("Ready")["reason"] != "ChildRefused", within_seconds=60)

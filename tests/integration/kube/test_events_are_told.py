@@ -1,0 +1,107 @@
+"""Events about a pipe: each turn once, also where the API server was away in between; a real HTTP server plays it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+from languagepipes_operator.kube.client import Kube, Unavailable
+from languagepipes_operator.metrics import Metrics
+from languagepipes_operator.status.event_recorder import Announcer
+from support.played_api import play
+
+_METADATA = {"name": "p", "namespace": "n", "uid": "u"}
+
+
+def _status(**reasons: str) -> dict[str, Any]:
+    return {"conditions": [{"type": kind, "status": "False", "reason": reason, "message": "m"}
+                           for kind, reason in reasons.items()]}  # fmt: skip
+
+
+def _pipe(status: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"metadata": _METADATA} | ({"status": status} if status else {})
+
+
+class _Server:
+    """Takes Events, unless told what to answer instead."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+        self.refusals: list[int] = []
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        if self.refusals:
+            return web.json_response({"kind": "Status", "message": "no"}, status=self.refusals.pop())
+        assert body["involvedObject"]["uid"] == "u"
+        self.reasons.append(body["reason"])
+        return web.json_response(body)
+
+
+def test_what_could_not_be_told_is_told_at_the_next_look_and_nothing_twice() -> None:
+    server = _Server()
+
+    async def scene(kube: Kube, _: Metrics) -> None:
+        announcer, status = Announcer(kube, "me"), _status(Planned="StageTooLarge", Ready="NotPlanned")
+        announcer.met(_pipe())
+        server.refusals = [503] * 5
+        with pytest.raises(Unavailable):
+            await announcer.tell(_pipe(), status)
+        for _ in range(2):
+            # As the API server has it now: the status was written, though nothing was told of it.
+            announcer.met(_pipe(status))
+            await announcer.tell(_pipe(status), status)
+
+    play(server.answer, scene)
+    assert server.reasons == ["StageTooLarge", "NotPlanned"]
+
+
+def test_a_status_whose_writing_was_not_answered_is_told_of() -> None:
+    server = _Server()
+
+    async def scene(kube: Kube, _: Metrics) -> None:
+        announcer, status = Announcer(kube, "me"), _status(Planned="StageTooLarge")
+        announcer.met(_pipe())
+        announcer.met(_pipe(status))  # the write raised, the watch brought it
+        await announcer.tell(_pipe(status), status)
+
+    play(server.answer, scene)
+    assert server.reasons == ["StageTooLarge"]
+
+
+def test_what_was_being_told_as_the_lease_was_lost_is_told_with_the_next() -> None:
+    server, hangs = _Server(), [True]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if hangs:
+            hangs.clear()
+            await asyncio.sleep(30)
+        return await server.answer(request)
+
+    async def scene(kube: Kube, _: Metrics) -> None:
+        announcer, status = Announcer(kube, "me"), _status(Planned="StageTooLarge")
+        announcer.met(_pipe())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(announcer.tell(_pipe(), status), 0.5)
+        announcer.met(_pipe(status))
+        await announcer.tell(_pipe(status), status)
+
+    play(answer, scene)
+    assert server.reasons == ["StageTooLarge"]
+
+
+def test_what_others_told_and_what_is_refused_for_good_is_not_told_again() -> None:
+    server = _Server()
+
+    async def scene(kube: Kube, _: Metrics) -> None:
+        announcer, first, second = Announcer(kube, "me"), _status(Planned="A"), _status(Planned="B")
+        announcer.met(_pipe(first))
+        await announcer.tell(_pipe(first), first)
+        server.refusals = [403]
+        await announcer.tell(_pipe(first), second)
+        await announcer.tell(_pipe(second), second)
+
+    play(server.answer, scene)
+    assert server.reasons == []

@@ -1,0 +1,103 @@
+"""What is kept of the API server's word when answers cross and watches break: a real HTTP server plays it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+import pytest
+from aiohttp import web
+from languagepipes_operator.kube.client import Kube, NotLeading
+from languagepipes_operator.kube.informer import Informer, ObjectKey
+from languagepipes_operator.kube.kinds import CONFIG_MAP
+from languagepipes_operator.metrics import Metrics
+from languagepipes_operator.observe.pipes import Pipes
+from support.played_api import play
+
+KEY = ObjectKey("n", "pipe")
+
+
+def _object(version: int, name: str = "pipe", uid: str = "u", **spec: object) -> dict[str, object]:
+    return {"metadata": {"name": name, "namespace": "n", "uid": uid, "resourceVersion": str(version)}, "spec": spec}
+
+
+async def _run_for(informer: Informer, seconds: float) -> None:
+    task = asyncio.create_task(informer.run())
+    await asyncio.sleep(seconds)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _list_of(*items: dict[str, object], version: int) -> web.Response:
+    return web.json_response({"metadata": {"resourceVersion": str(version)}, "items": list(items)})
+
+
+@pytest.mark.parametrize("how", ["ends at once", "is too old at once", "is forbidden"])
+def test_a_watch_that_never_lasts_is_begun_anew_ever_more_slowly(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "watch" not in request.query:
+            return await _list_of(version=1)
+        if how == "ends at once":
+            return web.Response()
+        if how == "is forbidden":
+            return web.json_response({"kind": "Status", "code": 403, "message": "no"}, status=403)
+        return web.Response(text=json.dumps({"type": "ERROR", "object": {"code": 410, "message": "too old"}}) + "\n")
+
+    async def scene(kube: Kube, metrics: Metrics) -> None:
+        await _run_for(Informer(kube, CONFIG_MAP, metrics), 3)
+        assert 2 <= metrics.calls("watch") <= 5
+
+    with caplog.at_level(logging.WARNING):
+        play(answer, scene)
+    assert len([record for record in caplog.records if "watching" in record.message]) <= 1
+
+
+def test_what_was_written_during_a_list_outlives_it() -> None:
+    async def scene(kube: Kube, metrics: Metrics) -> None:
+        informer = Informer(kube, CONFIG_MAP, metrics)
+
+        async def later() -> None:
+            await asyncio.sleep(0.2)
+            informer.remember(_object(7, "made"))
+            informer.remember(_object(8, "changed"))
+
+        await asyncio.gather(_run_for(informer, 1), later())
+        versions = {key.name: item["metadata"]["resourceVersion"] for key, item in informer._items.items()}
+        assert versions == {"made": "7", "changed": "8", "other": "3"}
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "watch" in request.query:
+            await asyncio.sleep(5)
+        await asyncio.sleep(0.5)
+        return await _list_of(_object(4, "changed"), _object(3, "other"), version=5)
+
+    play(answer, scene)
+
+
+def test_a_change_that_overtakes_the_answer_to_a_status_write_is_not_undone() -> None:
+    changed: list[ObjectKey] = []
+    pipes = Pipes(changed.append)
+    pipes.seen(_object(1, replicas=1))
+    pipes.seen(_object(3, replicas=2))  # somebody changed it just after our write, and the watch was faster
+    pipes.written(_object(2, replicas=1))
+    assert (pipes.get(KEY) or {})["spec"] == {"replicas": 2}
+    pipes.gone(KEY, "u")
+    pipes.written(_object(2, replicas=1))
+    assert pipes.get(KEY) is None
+
+
+def test_a_write_is_not_tried_again_once_the_lease_is_lost() -> None:
+    leads, asked = True, 0
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        nonlocal leads, asked
+        leads, asked = False, asked + 1
+        return web.json_response({"kind": "Status", "code": 503}, status=503)
+
+    async def scene(kube: Kube, _: Metrics) -> None:
+        with pytest.raises(NotLeading):
+            await kube.guarded(lambda: leads).create(_object(0), CONFIG_MAP)
+
+    play(answer, scene)
+    assert asked == 1

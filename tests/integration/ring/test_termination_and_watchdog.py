@@ -1,0 +1,124 @@
+"""A working thread that hangs is noticed, one that waits is not; and errors have stable codes."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from languagepipes_node import termination
+from languagepipes_node.health import MemberState
+from languagepipes_node.member import SettingsError
+from languagepipes_node.model.errors import OutOfMemory, WrongWeights
+from languagepipes_node.stage import loop
+from languagepipes_node.weights.errors import BrokenFile, StoreFailed
+from languagepipes_node.wire.errors import SupersededError, TlsError
+
+
+def test_a_thread_that_says_nothing_for_longer_than_it_said_fails_liveness() -> None:
+    state = MemberState("stage", state="ready")
+    assert state.alive  # before any work, and for as long as nothing is expected
+    state.watch.expect("computing a frame", 0.05)
+    assert state.alive
+    time.sleep(0.1)
+    assert not state.alive
+    assert state.complaint.startswith("computing a frame makes no progress")
+    state.watch.expect("the ring thread", 60)
+    assert state.alive
+    state.watch.expect("the ring thread", -1)
+    state.watch.rest()
+    assert state.alive
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SettingsError("LANGUAGEPIPES_DEVICE: …"), "InvalidSettings"),
+        (WrongWeights("…"), "WrongWeights"),
+        (OutOfMemory("…"), "OutOfMemory"),
+        (BrokenFile("…"), "BrokenFile"),
+        (StoreFailed("…", reason="GatedRepository"), "GatedRepository"),
+        (SupersededError("…"), "Superseded"),
+        (TlsError("…"), "CertificatesUnusable"),
+        (OSError(errno.EADDRINUSE, "Address already in use"), "CannotListen"),
+        (OSError(errno.ENOSPC, "No space left on device"), "NoSpace"),
+        (MemoryError(), "OutOfMemory"),
+        (ValueError("what the user wrote"), "InternalError"),
+    ],
+)
+def test_every_fatal_error_has_a_stable_code(error: Exception, code: str) -> None:
+    assert termination.code_of(error) == code
+
+
+def test_last_words_are_short_one_line_and_quote_no_unknown_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setenv("LANGUAGEPIPES_TERMINATION_LOG", str(log))
+    termination.tell("stage 1", BrokenFile("no file, no words"))
+    assert not log.exists()
+    log.write_text("older words")
+    termination.tell("stage 1", ValueError("what the user wrote"))
+    assert log.read_text() == "InternalError: ValueError; the log has the place"
+    termination.tell("stage 1", BrokenFile("model.safetensors:\n" + "é" * 5000))
+    assert log.read_text().startswith("BrokenFile: model.safetensors: éé")
+    assert log.stat().st_size <= 2048
+    assert "what the user wrote" not in capsys.readouterr().err
+
+
+class OneFrame:
+    """A station with one frame to compute."""
+
+    def __init__(self) -> None:
+        self.frames = [
+            SimpleNamespace(hidden=bytearray(4 * 8), batch=SimpleNamespace(runs=np.zeros((1, 2), dtype=np.int32)))
+        ]
+
+    def receive(self, timeout_seconds: float) -> Any:
+        time.sleep(0.01)
+        return self.frames.pop() if self.frames else None
+
+    def forward(self, inbound: Any, hidden: Any, busy_microseconds: int) -> None:
+        pass
+
+
+def test_a_stage_whose_compute_hangs_fails_liveness_and_one_that_idles_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "COMPUTING_SECONDS", 0.3)
+    monkeypatch.setattr(loop, "WAITING_SECONDS", 0.3)
+    going_on, stopping, state = threading.Event(), threading.Event(), MemberState("stage", state="ready")
+
+    def hang(hidden: torch.Tensor, batch: Any) -> torch.Tensor:
+        going_on.wait(20)
+        return hidden
+
+    stack = SimpleNamespace(device=torch.device("cpu"), run=hang)
+    stage = loop.StageLoop(
+        stack,
+        OneFrame(),
+        hidden_size=8,
+        dtype=torch.float32,
+        rows_only=False,
+        watch=state.watch,  # type: ignore[arg-type]
+    )
+    thread = threading.Thread(target=stage.run, args=(stopping,))
+    thread.start()
+    try:
+        time.sleep(0.1)
+        assert state.alive
+        time.sleep(0.5)
+        assert state.complaint.startswith("computing a frame makes no progress")
+        going_on.set()
+        time.sleep(0.6)  # idle for longer than any budget
+        assert state.alive
+    finally:
+        going_on.set()
+        stopping.set()
+        thread.join(timeout=10)

@@ -1,0 +1,145 @@
+"""Random lives of an engine: whatever comes and goes, blocks, frames and tokens keep their rules."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from languagepipes_node.end_model.blocks import BlockLease
+from languagepipes_node.end_model.engine import Engine, EngineSettings
+from languagepipes_node.end_model.requests import Cancellation
+from support.loopback_ring import LoopbackRing
+from support.toy_engine import VOCABULARY, Client, Rig, ToyEnd, ToyLayer, alone, make_plan
+
+
+@functools.cache
+def expected(prompt: tuple[int, ...], max_tokens: int, tail: int) -> list[int]:
+    return alone(list(prompt), max_tokens, tail=tail)
+
+
+class Watch:
+    """Checks an engine's state between two moves."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.computed: dict[int, tuple[BlockLease, int]] = {}
+        self.frames_seen = 0
+
+    def check(self) -> None:
+        roster, flights = self.rig.engine._roster, self.rig.engine._flights
+        plan = self.rig.plan
+
+        # No block belongs to two incarnations, in use or in flight.
+        leases = {id(s.lease): s.lease for s in roster.running if s.lease is not None}
+        leases |= {id(lease): lease for flight in flights for lease in flight.leases}
+        blocks = [
+            block
+            for lease in leases.values()
+            for first, count in lease.prefix(lease.blocks)
+            for block in range(first, first + count)
+        ]
+        assert len(blocks) == len(set(blocks)) == roster.blocks.used
+        in_flight_only = set(leases) - {id(s.lease) for s in roster.running}
+        assert roster.returning_blocks == sum(leases[key].blocks for key in in_flight_only)
+
+        # Frames keep the plan's limits, and a sequence is in at most one frame that samples for it.
+        assert len(flights) <= plan.frames_in_flight
+        for flight in flights:
+            assert 1 <= flight.batch.tokens <= plan.frame_tokens
+        sampling = [s.request_id for flight in flights for s in flight.asking]
+        assert len(sampling) == len(set(sampling))
+        for sequence in roster.everyone():
+            assert sequence.in_flight == sum(
+                share.sequence is sequence for flight in flights for share in flight.shares
+            )
+
+        # Every token is computed exactly once for each incarnation, in order.
+        for flight in flights:
+            if flight.step <= self.frames_seen:
+                continue
+            self.frames_seen = flight.step
+            for share, lease in zip(flight.shares, flight.leases, strict=True):
+                before, end = self.computed.get(share.sequence.arrival, (None, 0))
+                assert share.start == (end if before is lease else 0)
+                self.computed[share.sequence.arrival] = (lease, share.start + share.count)
+
+        # Order of arrival is kept, so the oldest is never overtaken for blocks.
+        for group in (roster.running, roster.waiting):
+            assert [s.arrival for s in group] == sorted(s.arrival for s in group)
+        assert len(roster.running) <= self.rig.engine._settings.max_running
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_random_lives_keep_the_rules_and_give_every_request_its_tokens(data: st.DataObject) -> None:
+    tail = data.draw(st.integers(0, 1), label="tail layers")
+    plan = make_plan(
+        tail=tail,
+        blocks=data.draw(st.integers(8, 24), label="blocks"),
+        context=32,
+        frame_tokens=data.draw(st.integers(2, 12), label="frame tokens"),
+        frames_in_flight=data.draw(st.integers(1, 4), label="frames in flight"),
+    )
+    layers = [ToyLayer(stage.layers.start, plan) for stage in plan.stages]
+    end, client = ToyEnd(plan), Client()
+    ring = LoopbackRing(layers, hidden_size=16, dtype=torch.float32, tail_layers=tail > 0, threads=False)
+    engine = Engine(
+        end,
+        ring,
+        plan=plan,
+        settings=EngineSettings(
+            max_running=data.draw(st.integers(1, 6), label="max running"),
+            shared_cores=data.draw(st.booleans(), label="shared cores"),
+            idle_seconds=0.0,
+        ),
+        deliver=client.deliver,
+    )
+    rig = Rig(plan, engine, ring, end, layers, client)
+    engine.join_ring()
+    watch = Watch(rig)
+    asked: dict[int, tuple[tuple[int, ...], int]] = {}
+    cancelled: set[int] = set()
+    moves = data.draw(
+        st.lists(st.sampled_from(["submit", "submit", "cancel", "dispatch", "home", "home"]), max_size=40),
+        label="moves",
+    )
+    for move in moves:
+        if move == "submit":
+            request = len(asked)
+            # Few different prompts, so that what is expected is computed once.
+            length = data.draw(st.sampled_from([1, 3, 4, 5, 8, 13, 20]), label="prompt length")
+            prompt = tuple(random.Random(length).choices(range(VOCABULARY), k=length))
+            asked[request] = (prompt, data.draw(st.sampled_from([1, 2, 5, 11]), label="max tokens"))
+            rig.submit(request, list(prompt), max_tokens=asked[request][1])
+        elif move == "cancel" and asked:
+            request = data.draw(st.sampled_from(sorted(asked)), label="cancelled")
+            if rig.client.finish(request) is None:
+                cancelled.add(request)
+            engine.submit(Cancellation(request))
+        elif move == "dispatch":
+            engine.dispatch()
+        elif (returned := ring.receive(0)) is not None:
+            engine.collect(returned)
+        watch.check()
+
+    steps = 0
+    while not rig.idle:
+        engine.dispatch()
+        watch.check()
+        if (returned := ring.receive(0)) is not None:
+            engine.collect(returned)
+        watch.check()
+        steps += 1
+        assert steps < 3000, "someone starves"
+    for request, (prompt, max_tokens) in asked.items():
+        answer = expected(prompt, max_tokens, tail)
+        if request in cancelled:
+            assert rig.answer(request) == answer[: len(rig.answer(request))]
+        else:
+            assert rig.answer(request) == answer
+            assert rig.client.finish(request) == "length"
+    assert engine._roster.blocks.used == 0
+    assert engine._roster.returning_blocks == 0

@@ -1,0 +1,46 @@
+"""What /metrics says of requests, the engine and the HTTP side of its queues together."""
+
+from __future__ import annotations
+
+import asyncio
+
+import torch
+from languagepipes_node.end_model.engine import Engine
+from languagepipes_node.end_model.openai.bridge import EngineBridge, SequenceRequest
+from prometheus_client import REGISTRY
+from support.toy_engine import GREEDY, MakeRig
+
+_COUNTED = (
+    "languagepipes_prompt_tokens_total",
+    "languagepipes_generated_tokens_total",
+    "languagepipes_time_to_first_token_seconds_count",
+    "languagepipes_time_between_tokens_seconds_count",
+)
+
+
+def counts() -> dict[str, float]:
+    return {name: REGISTRY.get_sample_value(name) or 0.0 for name in _COUNTED}
+
+
+async def finish(bridge: EngineBridge, engine: Engine, request: SequenceRequest) -> int:
+    """Generate to the end, the engine and the event loop taking turns; returns how many tokens came."""
+    tokens = 0
+    with bridge.open([request]) as exchange:
+        while bridge.open_sequences:
+            with torch.inference_mode():
+                engine.step()
+                engine.dispatch()
+            tokens += len(await exchange.take())
+    return tokens
+
+
+def test_every_token_and_every_wait_is_counted_once(make_rig: MakeRig) -> None:
+    bridge = EngineBridge()
+    rig = make_rig()
+    rig.engine._deliver = bridge.deliver
+    bridge.attach(rig.engine)
+    before = counts()
+    request = SequenceRequest((3, 1, 4, 1, 5), 8, GREEDY, frozenset(), None)
+    assert asyncio.run(finish(bridge, rig.engine, request)) == 8
+    after = counts()
+    assert [after[name] - before[name] for name in _COUNTED] == [5, 8, 1, 7]

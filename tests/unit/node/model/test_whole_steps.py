@@ -1,0 +1,44 @@
+"""A step through all layers in one native call equals the unsplit model, with AVX-512 and with AVX2 alone.
+
+Models that whole steps do not serve (mixtures of experts, odd head sizes) take the other way, and must be right too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from languagepipes_node.model import kernels, whole_step
+from languagepipes_node.model.linear import WHOLE, always
+from support.parity_models import MODELS, SPLITS, Chain, ParityModel
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C compiler at install, or a CPU without AVX2")
+
+
+@pytest.fixture(params=[2, 3], ids=["AVX2", "AVX-512"], autouse=True)
+def level(request: pytest.FixtureRequest) -> Iterator[None]:
+    kernels.use_level(request.param)
+    yield
+    kernels.use_level(3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("scattered", [False, True])
+def test_chunks_and_single_tokens_give_the_logits_of_the_unsplit_model(
+    name: str, scattered: bool, model_named: Callable[[str], ParityModel]
+) -> None:
+    model = model_named(name)
+    prompt = model.prompt(70)
+    reference = model.logits(prompt)
+    for chunk in (33, 1):
+        chain = Chain(model, SPLITS[3], compute=always(WHOLE), scattered=scattered)
+        error = (chain.logits(prompt, chunk=chunk) - reference).abs().max() / reference.abs().max()
+        assert error < 2e-5
+
+
+def test_dense_models_with_head_sizes_of_whole_vectors_are_served(
+    model_named: Callable[[str], ParityModel],
+) -> None:
+    served = [name for name in MODELS if whole_step.serves(model_named(name).architecture, torch.device("cpu"))]
+    assert len(served) >= 7

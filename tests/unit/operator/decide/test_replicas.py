@@ -1,0 +1,65 @@
+"""Which chains a pipe has: a chain keeps its number, and one that does not answer goes first."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from languagepipes_operator.decide import replicas as chains
+from languagepipes_operator.observe.snapshot import Snapshot
+from support.example_pipes import living, of_kind, pipe_snapshot, rendered
+
+
+def with_live(there: dict[int, bool]) -> Snapshot:
+    """A pipe whose live chains answer or do not."""
+    manifests = json.loads(json.dumps(rendered(pipe_snapshot(replicas=16))))
+    kept = []
+    for deployment in of_kind(manifests, "Deployment"):
+        labels = deployment["metadata"]["labels"]
+        chain = int(labels.get("languagepipes.io/chain", -1))
+        if chain in there:
+            ready = there[chain] and labels["languagepipes.io/role"] == "end-model"
+            kept.append({**deployment, "status": {"readyReplicas": 1} if ready else {}})
+    return living(pipe_snapshot(), kept)
+
+
+@pytest.mark.parametrize(
+    ("there", "replicas", "left"),
+    [
+        ({}, 0, ()),
+        ({}, 1, (0,)),
+        ({}, 3, (0, 1, 2)),
+        ({0: True}, 2, (0, 1)),
+        ({0: True, 1: True}, 1, (0,)),
+        ({0: False, 1: True}, 1, (1,)),
+        ({1: True}, 1, (1,)),
+        ({1: True}, 2, (0, 1)),
+        ({0: False, 1: False}, 1, (0,)),
+        ({0: True, 1: False, 2: True, 3: False}, 3, (0, 1, 2)),
+        ({0: True, 1: True}, 0, ()),
+        ({5: False, 9: True}, 16, tuple(range(16))),
+    ],
+)
+def test_chains_that_answer_stay_and_new_ones_take_the_lowest_free_numbers(
+    there: dict[int, bool], replicas: int, left: tuple[int, ...]
+) -> None:
+    assert chains(with_live(there).children, replicas) == left
+
+
+def test_a_chain_that_is_being_deleted_counts_no_more() -> None:
+    snapshot = with_live({0: True, 1: True})
+    for deployment in snapshot.children.deployments.values():
+        if deployment["metadata"]["labels"]["languagepipes.io/chain"] == "0":
+            deployment["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
+
+    assert chains(snapshot.children, 1) == (1,)
+
+
+def test_no_replicas_leave_no_member_and_keep_the_store_the_plan_and_the_services() -> None:
+    manifests = rendered(pipe_snapshot(replicas=0))
+
+    assert [item["metadata"]["labels"]["languagepipes.io/role"] for item in of_kind(manifests, "Deployment")] == [
+        "store"
+    ]
+    assert len(of_kind(manifests, "Service")) == 3
+    assert len(of_kind(manifests, "ConfigMap")) == 1

@@ -1,0 +1,301 @@
+"""A plan is kept until the spec asks for another one; what templates say is judged against the kept one, too. So is its
+image, until people ask for another one, or nobody can have it.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from languagepipes_operator.children.plan_config import plan_config_map
+from languagepipes_operator.decide import plan_choice as plans
+from languagepipes_operator.decide.plan_choice import Chosen, choose
+from languagepipes_operator.kube.informer import trimmed_pod
+from languagepipes_operator.observe.snapshot import Children, KeptPlan, Manifest, Snapshot
+from languagepipes_operator.planning import node_of
+from languagepipes_operator.planning.kubernetes_nodes import pod_request
+from support.example_pipes import (
+    FACTS,
+    container_of,
+    living,
+    pipe_snapshot,
+    pod_of_deployment,
+    rendered,
+    waiting,
+    with_pods,
+)
+
+GIB = 2**30
+
+
+def kept_with(template: dict[str, Any]) -> Snapshot:
+    """A pipe whose plan was made without a template, and whose stages have this one now."""
+    before = pipe_snapshot()
+    made = choose(before, facts=FACTS, node_image="image:1").kept
+    assert made is not None
+    config_map = plan_config_map(before, made)
+    after = pipe_snapshot(stages={"count": 3, "template": template})
+    return replace(after, children=Children(config_maps={config_map["metadata"]["name"]: config_map}))
+
+
+def limited_to(memory: str) -> Snapshot:
+    return kept_with({"resources": {"limits": {"memory": memory}}})
+
+
+def chosen(snapshot: Snapshot) -> Chosen:
+    return choose(snapshot, facts=None, node_image="image:2")
+
+
+def test_a_template_that_leaves_enough_keeps_the_plan() -> None:
+    snapshot = limited_to("64Gi")
+    found = chosen(snapshot)
+    assert found.kept is not None
+    assert not found.made
+    assert plans.is_planned(snapshot.pipe.spec, snapshot.children.config_maps.values())
+
+
+def test_a_limit_below_the_kept_plan_s_need_asks_for_another_plan_within_it() -> None:
+    snapshot = limited_to("1Gi")
+    found = chosen(snapshot)
+    assert found.kept is not None
+    assert found.made
+    assert all(stage.weight_bytes + stage.kv_bytes + stage.overhead_bytes <= GIB for stage in found.kept.plan.stages)
+    assert not plans.is_planned(snapshot.pipe.spec, snapshot.children.config_maps.values())
+
+    config_map = plan_config_map(snapshot, found.kept)
+    children = {**snapshot.children.config_maps, config_map["metadata"]["name"]: config_map}
+    again = replace(snapshot, children=Children(config_maps=children))
+    assert chosen(again).kept == found.kept
+    assert not chosen(again).made
+
+
+def test_a_limit_that_holds_no_sequence_is_refused_also_with_a_kept_plan() -> None:
+    refusal = chosen(limited_to("100Mi")).refusal
+    assert refusal is not None
+    assert refusal.reason == "LimitTooSmall"
+
+
+def test_a_template_that_contradicts_itself_is_refused_also_with_a_kept_plan() -> None:
+    refusal = chosen(kept_with({"resources": {"limits": {"cpu": 1}, "requests": {"cpu": 2}}})).refusal
+    assert refusal is not None
+    assert refusal.reason == "InvalidTemplate"
+
+
+def test_what_a_cached_pod_asks_of_its_node_is_all_there() -> None:
+    pod: dict[str, Any] = {
+        "metadata": {"name": "p", "labels": {}},
+        "spec": {
+            "nodeName": "n",
+            "overhead": {"memory": "1Gi"},
+            "containers": [{"name": "a", "resources": {"requests": {"memory": "2Gi"}}, "env": []}],
+            "initContainers": [
+                {"name": "mesh", "restartPolicy": "Always", "resources": {"requests": {"memory": "3Gi"}}}
+            ],
+        },
+        "status": {"phase": "Running"},
+    }
+    cached = trimmed_pod(deepcopy(pod))
+    assert pod_request(cached, "memory") == 6 * GIB
+    node = {"metadata": {"name": "n"}, "status": {"allocatable": {"memory": "16Gi"}}}
+    assert node_of(node, [cached]).free_bytes == 10 * GIB
+
+
+# --- The image --------------------------------------------------------------------------------------------------------
+
+
+def planned(**spec: Any) -> tuple[Snapshot, KeptPlan]:
+    """A pipe whose members run image:1, and the plan that it keeps."""
+    before = pipe_snapshot(**spec)
+    kept = choose(before, facts=FACTS, node_image="image:1").kept
+    assert kept is not None
+    return living(before, rendered(before, kept)), kept
+
+
+def pods_of(snapshot: Snapshot, *roles: str, **state: Any) -> list[Manifest]:
+    return [
+        pod_of_deployment(deployment, **state)
+        for deployment in snapshot.children.deployments.values()
+        if deployment["metadata"]["labels"]["languagepipes.io/role"] in roles
+    ]
+
+
+def annotated(snapshot: Snapshot, value: str | None) -> Snapshot:
+    annotations = {} if value is None else {"languagepipes.io/upgrade": value}
+    return replace(snapshot, raw={**snapshot.raw, "metadata": {**snapshot.raw["metadata"], "annotations": annotations}})
+
+
+def carried_out(snapshot: Snapshot, kept: KeptPlan) -> Snapshot:
+    """The same pipe, with this plan's children and no others; its pods are to come."""
+    return living(snapshot, rendered(snapshot, kept))
+
+
+def images(snapshot: Snapshot) -> set[str]:
+    return {container_of(each)["image"] for each in snapshot.children.deployments.values()}
+
+
+def test_a_new_operator_leaves_the_image_of_a_pipe_alone() -> None:
+    snapshot, kept = planned()
+    healthy = with_pods(snapshot, pods_of(snapshot, "stage", "end-model", "store"))
+
+    assert chosen(healthy) == Chosen(kept)
+
+
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"])
+def test_a_plan_whose_image_nobody_has_run_takes_the_operators_at_once_for_all_members(reason: str) -> None:
+    snapshot, kept = planned()
+    stuck = with_pods(snapshot, pods_of(snapshot, "stage", "end-model", state=waiting(reason)))
+
+    found = chosen(stuck)
+
+    assert found == Chosen(replace(kept, node_image="image:2"), made=True)
+    assert found.kept is not None
+    after = carried_out(snapshot, found.kept)
+    assert images(after) == {"image:2"}
+    assert after.children.deployments.keys() == snapshot.children.deployments.keys()
+    assert chosen(after) == Chosen(found.kept)
+
+
+def test_an_image_that_members_run_is_given_up_when_it_could_not_be_pulled_for_two_minutes() -> None:
+    snapshot, kept = planned()
+    run = pods_of(snapshot, "stage", ready=False)
+    lost = pods_of(snapshot, "end-model", state=waiting("ImagePullBackOff"))
+    stuck = with_pods(snapshot, [*run, *lost])
+
+    early = chosen(replace(stuck, now=stuck.now + timedelta(seconds=119)))
+    late = chosen(replace(stuck, now=stuck.now + timedelta(seconds=120)))
+
+    assert early == Chosen(kept)
+    assert late == Chosen(replace(kept, node_image="image:2"), made=True)
+
+
+def test_an_image_that_a_deployments_lost_pod_has_run_is_waited_for_too() -> None:
+    snapshot, kept = planned()
+    condition = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
+    for deployment in snapshot.children.deployments.values():
+        deployment["status"] = {"observedGeneration": 1, "conditions": [condition]}
+    stuck = with_pods(snapshot, pods_of(snapshot, "stage", "end-model", state=waiting("ErrImagePull")))
+
+    assert chosen(stuck) == Chosen(kept)
+
+    for deployment in snapshot.children.deployments.values():
+        deployment["metadata"]["generation"] = 2  # the condition is of an earlier form
+    assert chosen(stuck) != Chosen(kept)
+
+
+def test_a_container_that_was_injected_says_nothing_of_the_image() -> None:
+    snapshot, kept = planned()
+    pods = pods_of(snapshot, "stage", ready=False)
+    for pod in pods:
+        pod["spec"]["containers"].insert(0, {"name": "mesh", "image": "image:1"})
+        pod["status"]["containerStatuses"].insert(0, {"name": "mesh", "state": waiting("ImagePullBackOff")})
+
+    assert chosen(replace(with_pods(snapshot, pods), now=snapshot.now + timedelta(hours=1))) == Chosen(kept)
+
+
+def test_a_chain_that_answers_keeps_its_image_whatever_another_one_waits_for() -> None:
+    snapshot, kept = planned(replicas=2)
+    pods = [
+        pod_of_deployment(each, state=waiting("ImagePullBackOff") if chain == "1" else None)
+        for each in snapshot.children.deployments.values()
+        if (chain := each["metadata"]["labels"].get("languagepipes.io/chain"))
+    ]
+    half = replace(with_pods(snapshot, pods), now=snapshot.now + timedelta(hours=1))
+
+    assert chosen(half) == Chosen(kept)
+
+
+def test_an_image_that_cannot_be_pulled_stays_while_the_operator_has_no_other() -> None:
+    snapshot, kept = planned()
+    stuck = with_pods(snapshot, pods_of(snapshot, "stage", state=waiting("ImagePullBackOff")))
+
+    assert choose(stuck, facts=None, node_image="image:1") == Chosen(kept)
+
+
+def test_pods_that_wait_for_another_image_say_nothing_of_the_plans() -> None:
+    snapshot, kept = planned()
+    pods = pods_of(snapshot, "stage", state=waiting("ImagePullBackOff"))
+    for pod in pods:
+        pod["spec"]["containers"][0]["image"] = "image:0"
+
+    assert chosen(with_pods(snapshot, pods)) == Chosen(kept)
+
+
+def test_a_healthy_pipe_takes_the_operators_image_once_for_each_value_of_the_annotation() -> None:
+    snapshot, kept = planned()
+    asked = annotated(with_pods(snapshot, pods_of(snapshot, "stage", "end-model")), "2026-11-24")
+
+    found = chosen(asked)
+    assert found == Chosen(replace(kept, node_image="image:2", upgrade="2026-11-24"), made=True)
+    assert found.kept is not None
+    after = carried_out(asked, found.kept)
+    assert images(after) == {"image:2"}
+
+    newer = choose(after, facts=None, node_image="image:3")
+    removed = choose(annotated(after, None), facts=None, node_image="image:3")
+    again = choose(annotated(after, "again"), facts=None, node_image="image:3")
+    assert newer == removed == Chosen(found.kept)
+    assert again == Chosen(replace(found.kept, node_image="image:3", upgrade="again"), made=True)
+
+
+def test_a_request_for_the_image_that_is_run_already_is_answered_and_does_not_wait_for_another() -> None:
+    snapshot, kept = planned()
+    asked = annotated(snapshot, "1")
+
+    found = choose(asked, facts=None, node_image="image:1")
+    assert found == Chosen(replace(kept, upgrade="1"))
+    assert found.kept is not None
+    after = carried_out(asked, found.kept)
+
+    assert after.children.deployments == snapshot.children.deployments
+    assert after.children.config_maps.keys() == snapshot.children.config_maps.keys()
+    assert chosen(after) == Chosen(found.kept)
+
+
+def test_a_new_plan_has_answered_the_request_that_is_there() -> None:
+    asked = annotated(pipe_snapshot(), "1")
+
+    found = choose(asked, facts=FACTS, node_image="image:1").kept
+    assert found is not None
+
+    assert chosen(carried_out(asked, found)) == Chosen(found)
+
+
+def test_a_pipe_that_is_paused_keeps_its_image() -> None:
+    snapshot, kept = planned(paused=True)
+    stuck = annotated(with_pods(snapshot, pods_of(snapshot, "stage", state=waiting("ImagePullBackOff"))), "1")
+
+    assert chosen(stuck) == Chosen(kept)
+
+
+def test_of_one_plan_with_two_images_the_later_is_in_force_also_beside_what_is_remembered() -> None:
+    snapshot, kept = planned()
+    newer = replace(kept, node_image="image:2")
+    maps = [plan_config_map(snapshot, each) for each in (newer, kept)]
+    maps[0]["metadata"]["creationTimestamp"] = "2026-11-24T00:01:00Z"
+    maps[1]["metadata"]["creationTimestamp"] = "2026-11-24T00:00:00Z"
+
+    def kept_in(*config_maps: Manifest) -> Snapshot:
+        return replace(
+            snapshot, children=Children(config_maps={each["metadata"]["name"]: each for each in config_maps})
+        )
+
+    assert chosen(kept_in(*maps)) == Chosen(newer)
+    assert choose(kept_in(maps[0]), facts=None, node_image="image:2", remembered=kept) == Chosen(newer)
+    assert choose(kept_in(), facts=None, node_image="image:2", remembered=newer) == Chosen(newer)
+
+
+def test_another_image_that_speaks_another_wire_gets_a_plan_of_another_hash_and_the_same_layers() -> None:
+    snapshot, kept = planned()
+    older = replace(kept, plan=replace(kept.plan, wire_version=0))
+    asked = annotated(living(snapshot, rendered(snapshot, older)), "1")
+
+    untouched = chosen(annotated(asked, None)).kept
+    found = chosen(asked).kept
+
+    assert untouched == older
+    assert found == replace(kept, node_image="image:2", upgrade="1")
+    assert found is not None
+    assert found.plan.hash != older.plan.hash

@@ -1,0 +1,64 @@
+"""Keys wait once, are worked on by one worker at a time, and back off on their own."""
+
+from __future__ import annotations
+
+import asyncio
+
+from languagepipes_operator.kube.workqueue import WorkQueue
+
+
+async def _run(queue: WorkQueue[str], seconds: float) -> None:
+    task = asyncio.create_task(queue.run(2))
+    await asyncio.sleep(seconds)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_a_key_that_is_added_often_is_worked_on_once_and_once_more_if_it_changed_meanwhile() -> None:
+    async def scene() -> list[str]:
+        done: list[str] = []
+        at_once = 0
+
+        async def work(key: str) -> float | None:
+            nonlocal at_once
+            at_once += 1
+            assert at_once == 1
+            await asyncio.sleep(0.05)
+            at_once -= 1
+            done.append(key)
+            return None
+
+        queue: WorkQueue[str] = WorkQueue(work)
+        for _ in range(5):
+            queue.add("a")
+        asyncio.get_running_loop().call_later(0.02, queue.add, "a")
+        asyncio.get_running_loop().call_later(0.03, queue.add, "a")
+        await _run(queue, 0.3)
+        return done
+
+    assert asyncio.run(scene()) == ["a", "a"]
+
+
+def test_a_failing_key_backs_off_and_holds_up_no_other() -> None:
+    async def scene() -> tuple[list[float], list[str]]:
+        delays: list[float] = []
+        done: list[str] = []
+
+        async def work(key: str) -> float | None:
+            if key == "bad":
+                raise ValueError(key)
+            done.append(key)
+            return 0.05
+
+        queue: WorkQueue[str] = WorkQueue(
+            work, first_delay_seconds=0.01, on_failure=lambda key, error, seconds: delays.append(seconds)
+        )
+        queue.add("bad")
+        queue.add("good")
+        await _run(queue, 0.5)
+        return delays, done
+
+    delays, done = asyncio.run(scene())
+    assert len(done) >= 5  # comes back as it asked
+    assert 3 <= len(delays) <= 7
+    assert max(delays) > 4 * min(delays)

@@ -1,0 +1,74 @@
+"""What is wrong with a pipe is told with its reason and its remedy, steadily, and the cause before what it causes."""
+
+from __future__ import annotations
+
+import pytest
+from languagepipes_operator.kube.informer import trimmed_pod
+from languagepipes_operator.status.failures import MESSAGE_MAX
+from languagepipes_operator.status.reasons import REASONS
+from support.failure_cases import CASES, Case
+from support.pipe_worlds import World, later, triple, unready
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_failure_is_told_with_its_reason_and_its_remedy(case: Case) -> None:
+    world = World.ready(case.spec)
+    unready(world.pod("end-model"))
+    case.spoil(world)
+
+    status = world.status()
+
+    held, reason, message = triple(status, "Ready")
+    assert (held, reason) == ("False", case.reason), message
+    assert [part for part in case.says if part not in message] == [], message
+    assert triple(status, case.also)[:2] == ("False", case.reason)
+    assert len(message) <= MESSAGE_MAX
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_same_failure_a_minute_later_is_the_same_to_the_letter(case: Case) -> None:
+    world = World.ready(case.spec)
+    case.spoil(world)
+    first = world.status()
+
+    assert later(world, seconds=60).status(first) == first
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_nothing_that_is_told_was_in_what_the_operator_forgets_of_a_pod(case: Case) -> None:
+    world = World.ready(case.spec)
+    case.spoil(world)
+    whole = world.status()
+    for pod in world.pods.values():
+        trimmed_pod(pod)
+
+    assert world.status() == whole
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if REASONS.get(case.reason) is not None], ids=lambda case: case.name
+)
+def test_what_needs_a_person_is_no_progress(case: Case) -> None:
+    world = World.ready(case.spec)
+    unready(world.pod("end-model"))
+    case.spoil(world)
+
+    progressing = triple(world.status(), "Progressing")
+
+    assert progressing[0] == ("False" if REASONS[case.reason].needs_person else "True"), progressing
+
+
+def test_no_failure_of_ours_is_without_a_case() -> None:
+    ours = {reason for reason, known in REASONS.items() if not known.normal}
+
+    # InvalidSpec is of a resource that cannot be read, FewerReplicas of a pipe that was Ready: see the other tests.
+    assert ours - {case.reason for case in CASES} == {"InvalidSpec", "FewerReplicas"}
+
+
+def test_a_volume_that_cannot_be_made_is_told_once() -> None:
+    """The pod that waits for it is no second failure."""
+    world = World.ready()
+    next(case for case in CASES if case.name == "no such StorageClass").spoil(world)
+
+    assert "VolumePending" not in triple(world.status(), "Ready")[2]
