@@ -3,7 +3,7 @@
 A step must read every weight that it uses once, and each token's share of arithmetic must be done. All members share
 this machine's memory and cores, so their compute times add up to that of the whole model and one micro-batch in flight
 is as good as many: one stream decodes at 1 / (Σ c_s + S·h), B streams at B / (Σ c_s + S·h). On machines of their own
-stations would overlap; the table says so beside it.
+members would overlap; the table says so beside it.
 """
 
 from __future__ import annotations
@@ -74,18 +74,18 @@ def step_seconds(cost: ModelCost, limits: MachineLimits, *, tokens: int, rows: i
 
 
 def decode_tokens_per_second(
-    cost: ModelCost, limits: MachineLimits, *, streams: int, context_tokens: int, stations: int, hop_seconds: float
+    cost: ModelCost, limits: MachineLimits, *, streams: int, context_tokens: int, members: int, hop_seconds: float
 ) -> float:
     """B / (Σ c_s + S·h), each stream with `context_tokens` in its cache."""
     compute = step_seconds(cost, limits, tokens=streams, rows=streams, context_tokens=streams * context_tokens)
-    return streams / (compute + stations * hop_seconds)
+    return streams / (compute + members * hop_seconds)
 
 
 def first_token_seconds(
-    cost: ModelCost, limits: MachineLimits, *, prompt_tokens: int, stations: int, hop_seconds: float
+    cost: ModelCost, limits: MachineLimits, *, prompt_tokens: int, members: int, hop_seconds: float
 ) -> float:
     """One pass of the whole prompt and its way round the ring."""
-    return step_seconds(cost, limits, tokens=prompt_tokens, rows=1, context_tokens=0) + stations * hop_seconds
+    return step_seconds(cost, limits, tokens=prompt_tokens, rows=1, context_tokens=0) + members * hop_seconds
 
 
 def plan_of(pipe_file: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a hop costs: `python -m benchmarks.hop`.
 
-A ring of three stations, three processes without any compute, over the real wire: mTLS, framing, checks, slots and
+A ring of three members, three processes without any compute, over the real wire: mTLS, framing, checks, slots and
 wake-ups. A step of one token goes round and its time is divided by three. Beside it, in the same run, what a blocking
 TLS socket alone takes for as many bytes between two processes. Both are taken in turn, so that a busy machine slows
 both.
@@ -26,12 +26,12 @@ from languagepipes_api.names import Identity
 from languagepipes_api.plan import EndModelAssignment, LayerRange, Plan, StageAssignment
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.station import EndStation, StageStation
+from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator
 from languagepipes_operator.certificates.authority import issue, new_ca, write_tls_dir
 
 from benchmarks.figures import Spread, markdown_table, significant
 
-STATIONS = 3
+MEMBERS = 3
 HIDDEN_SIZES = (576, 4096)
 TARGET_MICROSECONDS = 150.0
 
@@ -96,27 +96,27 @@ def _identity(index: int) -> Identity:
 
 
 @contextmanager
-def _ring(hidden_size: int) -> Iterator[EndStation]:
+def _ring(hidden_size: int) -> Iterator[EndModelCommunicator]:
     """A connected ring whose stages are processes of their own."""
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ca = new_ca("default", "hop")
-        for index in range(STATIONS):
+        for index in range(MEMBERS):
             write_tls_dir(root / str(index), ca, issue(ca, _identity(index)))
-        ports = _free_ports(STATIONS)
+        ports = _free_ports(MEMBERS)
         addresses = [f"127.0.0.1:{port}" for port in ports]
-        for index in range(1, STATIONS):
-            successor = addresses[(index + 1) % STATIONS]
+        for index in range(1, MEMBERS):
+            successor = addresses[(index + 1) % MEMBERS]
             command = [sys.executable, "-m", "benchmarks.hop", "--stage", str(index), "--hidden-size", str(hidden_size)]
             command += ["--tls", str(root / str(index)), "--listen", addresses[index], "--successor", successor]
             _started(stack, command)
-        end = EndStation(_identity(0), _plan(hidden_size), TlsFiles(root / "0"), addresses[0], addresses[1])
+        end = EndModelCommunicator(_identity(0), _plan(hidden_size), TlsFiles(root / "0"), addresses[0], addresses[1])
         stack.callback(end.close)
         end.connect()
         yield end
 
 
-def _ring_rounds(end: EndStation, hidden_size: int, rounds: int) -> list[float]:
+def _ring_rounds(end: EndModelCommunicator, hidden_size: int, rounds: int) -> list[float]:
     """Microseconds a hop of each round trip."""
     hidden = np.zeros((1, hidden_size), dtype=np.uint16)
     one = np.array([1], dtype=np.int32)
@@ -127,9 +127,9 @@ def _ring_rounds(end: EndStation, hidden_size: int, rounds: int) -> list[float]:
         begin = time.perf_counter_ns()
         end.send(step, batch, hidden, 1)
         returned = end.receive(5.0)
-        samples.append((time.perf_counter_ns() - begin) / 1000 / STATIONS)
+        samples.append((time.perf_counter_ns() - begin) / 1000 / MEMBERS)
         if returned is None or returned.step != step:
-            raise RuntimeError(f"step {step} did not come home within 5 s")
+            raise RuntimeError(f"step {step} did not return within 5 s")
         returned.release()
     return samples
 
@@ -199,13 +199,15 @@ def _started(stack: ExitStack, command: list[str]) -> None:
 
 def _run_stage(options: argparse.Namespace) -> None:
     plan = _plan(options.hidden_size)
-    station = StageStation(_identity(options.stage), plan, TlsFiles(options.tls), options.listen, options.successor)
-    station.start()
+    communicator = StageCommunicator(
+        _identity(options.stage), plan, TlsFiles(options.tls), options.listen, options.successor
+    )
+    communicator.start()
     print("listening", flush=True)
     while True:
-        inbound = station.receive(1.0)
+        inbound = communicator.receive(1.0)
         if inbound is not None:
-            station.forward(inbound, inbound.hidden, 0)
+            communicator.forward(inbound, inbound.hidden, 0)
 
 
 def _run_echo(options: argparse.Namespace) -> None:

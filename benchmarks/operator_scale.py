@@ -27,7 +27,7 @@ from languagepipes_api.spec import ModelSpec, parse_pipe  # noqa: E402
 from languagepipes_operator.children.plan_config import plan_config_map  # noqa: E402
 from languagepipes_operator.cli.model_facts import read_facts  # noqa: E402
 from languagepipes_operator.decide.plan_choice import inputs_of  # noqa: E402
-from languagepipes_operator.observe.snapshot import Children, KeptPlan, Snapshot  # noqa: E402
+from languagepipes_operator.observe.snapshot import Children, Snapshot, StoredPlan  # noqa: E402
 from languagepipes_operator.planning.plan import plan  # noqa: E402
 from support.local_model import write_tiny_llama  # noqa: E402
 from support.operator_world import OperatorProcess, World, eventually, install_crd, settled  # noqa: E402
@@ -92,7 +92,7 @@ def _row(control_plane: ControlPlane, count: int, facts: Any) -> str:
 def _kept(raw: dict[str, Any], facts: Any) -> dict[str, Any]:
     """The ConfigMap of the plan that follows from these facts."""
     pipe = parse_pipe(raw, local=False)
-    kept = KeptPlan(plan(pipe.spec, facts), facts, "languagepipes-node:test", inputs_of(pipe.spec))
+    kept = StoredPlan(plan(pipe.spec, facts), facts, "languagepipes-node:test", inputs_of(pipe.spec))
     return plan_config_map(Snapshot(pipe, raw, Children(), datetime.now(UTC)), kept)
 
 

@@ -43,13 +43,15 @@ class Server:
         while not ready():
             if (status := self._process.poll()) is not None:
                 raise ServerFailed(
-                    f"{what}: the process ended with status {status}; its log ends:\n{self.last_words()}"
+                    f"{what}: the process ended with status {status}; its log ends:\n{self.termination_message()}"
                 )
             if time.monotonic() > deadline:
-                raise ServerFailed(f"{what}: not within {timeout_seconds:.0f} s; its log ends:\n{self.last_words()}")
+                raise ServerFailed(
+                    f"{what}: not within {timeout_seconds:.0f} s; its log ends:\n{self.termination_message()}"
+                )
             time.sleep(every)
 
-    def last_words(self, lines: int = 12) -> str:
+    def termination_message(self, lines: int = 12) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def stop(self, *, signal_number: int = signal.SIGTERM, grace_seconds: float = 15.0) -> None:

@@ -1,6 +1,6 @@
 """The ring as users get it: `languagepipes up` on a YAML file, streams through the OpenAI API.
 
-An End Model and k stages make a ring of k + 1 stations, all on this machine and joined by mTLS. What a start goes into
+An End Model and k stages make a ring of k + 1 members, all on this machine and joined by mTLS. What a start goes into
 is read from outside: the members' processes, and what each says of itself on /status.
 """
 
@@ -45,12 +45,12 @@ _TELEMETRY = "LANGUAGEPIPES_TELEMETRY_LISTEN"
 class Start:
     """What one start of `up` went into, in seconds since its process was started; None where it was not seen.
 
-    store_process, stations_process: first seen. loading, loaded: the slowest station's. ready: the ready file.
+    store_process, stations_process: first seen. loading, loaded: the slowest member's. ready: the ready file.
     first_token: of the first request, sent as soon as the ready file was there.
     """
 
     store_process: float | None
-    stations_process: float | None
+    members_process: float | None
     loading: float | None
     loaded: float | None
     ready: float
@@ -60,8 +60,8 @@ class Start:
         """The same as durations, in order, each from the end of the one before."""
         marks = {
             "checks and `up`'s imports": self.store_process,
-            "store, headers, plan": self.stations_process,
-            "stations' imports, waiting for the plan": self.loading,
+            "store, headers, plan": self.members_process,
+            "members' imports, waiting for the plan": self.loading,
             "weights": self.loaded,
             "ring joined and noticed": self.ready,
             "first token": self.first_token,
@@ -98,7 +98,7 @@ class Ring:
         context: int = 2048,
         timeout_seconds: float = 180.0,
     ) -> None:
-        self.stations = stages + 1
+        self.members = stages + 1
         self.model_id = "bench"
         self.url = ""
         self.start: Start
@@ -223,7 +223,7 @@ class _StartObserver:
 
         return Start(
             store_process=moment("process", store=True),
-            stations_process=moment("process"),
+            members_process=moment("process"),
             loading=moment("loading"),
             loaded=moment("loaded"),
             ready=ready,

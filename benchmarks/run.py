@@ -112,7 +112,7 @@ QUICK = replace(
 class RingResult:
     """One ring beside `generate`. decode: rates after every stream's first token, (ring, generate) by figure."""
 
-    stations: int
+    members: int
     plan: str
     comparisons: list[Comparison]
     dtypes: list[str]
@@ -236,7 +236,7 @@ def measure_ring(
     hops: HopCost | None = None
     answers: dict[str, str] = {}
     for figure in figures:
-        say(f"{model.title}, {ring.stations} stations: {figure.name}")
+        say(f"{model.title}, {ring.members} members: {figure.name}")
         _stream(ring, figure, figure.prompts(-1, generate.count))  # a warm-up that is not counted
         theirs: dict[str, list[Generation]] = {dtype: [] for dtype in dtypes[figure]}
         ours: list[Round] = []
@@ -263,7 +263,7 @@ def measure_ring(
                 baseline = Spread.of([each.decode_tokens_per_second for each in theirs[best]])
                 decode[figure.name] = (Spread.of(rates), baseline)
     return RingResult(
-        stations=ring.stations,
+        members=ring.members,
         plan=ring.plan(),
         comparisons=comparisons,
         dtypes=chosen,
@@ -390,7 +390,7 @@ def _model_sections(result: ModelResult, limits: bounds.MachineLimits, hops: lis
             row = [f"{figure.name}, {figure.unit}", str(figure.ours), baseline, str(ratio), str(figure.target), verdict]
             rows.append([*row, significant(_bound(figure.name, ring, result, limits, hops))])
         header = ["figure", "ring", "transformers generate", "ratio", "asked", "met", "bound"]
-        parts.append(f"Ring of {ring.stations} stations ({ring.plan}):\n\n{markdown_table(header, rows)}")
+        parts.append(f"Ring of {ring.members} members ({ring.plan}):\n\n{markdown_table(header, rows)}")
         if ring.decode:
             rows = [[name, str(ours), str(theirs)] for name, (ours, theirs) in ring.decode.items()]
             table = markdown_table(["decode alone, tokens/s", "ring", "transformers generate"], rows)
@@ -417,7 +417,7 @@ def _bound(
             result.cost,
             limits,
             prompt_tokens=512 if "512" in name else 32,
-            stations=ring.stations,
+            members=ring.members,
             hop_seconds=hop_seconds,
         )
     return bounds.decode_tokens_per_second(
@@ -425,7 +425,7 @@ def _bound(
         limits,
         streams=int(name.split()[0]),
         context_tokens=_CONTEXT_TOKENS,
-        stations=ring.stations,
+        members=ring.members,
         hop_seconds=hop_seconds,
     )
 
@@ -492,7 +492,7 @@ def json_report(
 def _model_json(result: ModelResult) -> dict[str, Any]:
     rings = [
         {
-            "stations": ring.stations,
+            "members": ring.members,
             "plan": ring.plan,
             "figures": [
                 {**figure.to_json(), "baseline_dtype": dtype}

@@ -16,7 +16,7 @@ CONTRACTS = {
         "transformers",
         "languagepipes_node",
     ),
-    "languagepipes_node.store.main, languagepipes_node.wire.station": (
+    "languagepipes_node.store.main, languagepipes_node.wire.member": (
         "torch",
         "transformers",
         "languagepipes_operator",

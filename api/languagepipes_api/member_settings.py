@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Dtype
@@ -26,8 +26,9 @@ class MemberSettings(BaseModel):
     role: Literal["store", "stage", "end-model"]
     namespace: str = "default"
     pipe: str
-    chain: int = 0
-    stage: int = Field(default=0, ge=0, le=64, description="The stage's 1-based place in its chain; 0 for other roles.")
+    # LANGUAGEPIPES_CHAIN in the environment: images of different versions meet in one pipe.
+    replica: int = Field(default=0, validation_alias=AliasChoices("chain", "replica"), serialization_alias="chain")
+    stage: int = Field(default=0, ge=0, le=64, description="The stage's place in the ring, from 1; 0 for other roles.")
     tls_dir: Path = Field(description="Holds ca.crt, tls.crt and tls.key; read anew for each connection.")
     telemetry_listen: str = Field(
         default="0.0.0.0:9090", description="Where /metrics, /healthz and /readyz are served."
@@ -46,7 +47,7 @@ class MemberSettings(BaseModel):
     plan_file: Path | None = Field(default=None, description="The plan, as JSON.")
     store_address: str | None = None
     ring_listen: str | None = None
-    successor: str | None = Field(default=None, description="The next station; the last stage's is the End Model.")
+    successor: str | None = Field(default=None, description="The next member; the last stage's is the End Model.")
     device: Literal["CPU", "GPU"] = "CPU"
 
     # end-model
@@ -78,11 +79,11 @@ class MemberSettings(BaseModel):
     def identity(self) -> Identity:
         if self.role == "store":
             return Identity(self.namespace, self.pipe, -1, "store")
-        return Identity(self.namespace, self.pipe, self.chain, self.role, self.stage)
+        return Identity(self.namespace, self.pipe, self.replica, self.role, self.stage)
 
     def to_environment(self) -> dict[str, str]:
         """Only what differs from the defaults, as `LANGUAGEPIPES_…` variables."""
-        values = self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
         return {
             PREFIX + name.upper(): str(value).lower() if isinstance(value, bool) else str(value)
             for name, value in values.items()

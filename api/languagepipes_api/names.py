@@ -29,15 +29,15 @@ Role = Literal["store", "stage", "end-model", "operator"]
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a certificate names: one member of one chain of one pipe, or the pipe's store or operator client.
+    """Who a certificate names: one member of one replica of one pipe, or the pipe's store or operator client.
 
-    `index` is the stage's 1-based place in its chain and 0 for every other role. Stores and operator clients belong
-    to the pipe and not to a chain, so theirs is -1.
+    `index` is the stage's 1-based place in its replica and 0 for every other role. Stores and operator clients belong
+    to the pipe and not to a replica, so theirs is -1.
     """
 
     namespace: str
     pipe: str
-    chain: int
+    replica: int
     role: Role
     index: int = 0
 
@@ -48,7 +48,7 @@ class Identity:
         if self.role in ("store", "operator"):
             return f"{base}/{self.role}"
         member = f"stage/{self.index}" if self.role == "stage" else self.role
-        return f"{base}/chain/{self.chain}/{member}"
+        return f"{base}/chain/{self.replica}/{member}"
 
     def __str__(self) -> str:
         return self.uri
@@ -60,7 +60,7 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGED_BY = "languagepipes"
 LABEL_PIPE = f"{API_GROUP}/pipe"
 LABEL_ROLE = f"{API_GROUP}/role"  # a Role, or "plan", "ca", "ring", "api"
-LABEL_CHAIN = f"{API_GROUP}/chain"
+LABEL_REPLICA = f"{API_GROUP}/chain"
 LABEL_STAGE = f"{API_GROUP}/stage"  # the stage's 1-based place
 LABEL_STAGE_NAME = f"{API_GROUP}/stage-name"
 LABEL_PLAN = f"{API_GROUP}/plan"  # the plan hash

@@ -37,7 +37,7 @@ class StageAssignment:
     """One stage's share. All sizes in bytes; `memory_budget_bytes` is None where the spec names none.
 
     reason: one human sentence saying why it got these layers, and why that node. node: the Kubernetes node on which the
-    first chain's would rather run, a preference and no demand; None where no nodes are known or the plan leaves it to
+    first replica's would rather run, a preference and no demand; None where no nodes are known or the plan leaves it to
     the scheduler. memory_request_bytes: main memory to ask the scheduler for, whatever the device; 0 in a plan that
     is older than requests.
     """
@@ -76,11 +76,11 @@ class EndModelAssignment:
 
 @dataclass(frozen=True)
 class Plan:
-    """The result of planning one chain.
+    """The result of planning one replica.
 
     dtype: of weights at rest, of KV and on the wire. kv_blocks: the ring's one block-id space, the minimum over all
-    stations; kv_limited_by: the station that sets it. frame_tokens: most packed tokens in one frame.
-    frames_in_flight: most frames on the ring at once; every station has at least as many receive slots.
+    members; kv_limited_by: the member that sets it. frame_tokens: most packed tokens in one frame.
+    frames_in_flight: most frames on the ring at once; every member has at least as many receive slots.
     """
 
     model_revision: str

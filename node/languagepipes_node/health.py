@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _LOADING_STALL_SECONDS = 60.0
-# A station's thread comes by at least five times a second while it waits, so this is ample.
+# A member's thread comes by at least five times a second while it waits, so this is ample.
 WAITING_SECONDS = 60.0
 # One frame's compute. The End Model gives a frame of a size never seen 120 s, since the first may page in all weights.
 COMPUTING_SECONDS = 180.0

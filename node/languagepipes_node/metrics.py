@@ -39,15 +39,15 @@ RING_STEP = Histogram(
 )
 HOP = Histogram(
     "languagepipes_hop_seconds",
-    "Per-hop cost: the ring's time less all stations' busy time, a hop.",
+    "Per-hop cost: the ring's time less all members' busy time, a hop.",
     buckets=_HOP_SECONDS,
 )
-FRAMES_IN_FLIGHT = Gauge("languagepipes_frames_in_flight", "Frames sent that are not home yet.")
+FRAMES_IN_FLIGHT = Gauge("languagepipes_frames_in_flight", "Frames sent that have not returned yet.")
 
-# Every station's (stages and End Model)
+# Every member's (stages and End Model)
 KV_BLOCKS_TOTAL = Gauge("languagepipes_kv_blocks_total", "KV blocks planned.")
 KV_BLOCKS_USED = Gauge("languagepipes_kv_blocks_used", "KV blocks in use (End Model) or named by the last frames.")
-STEP = Histogram("languagepipes_step_seconds", "Compute for one frame at this station.", buckets=_TOKEN_SECONDS)
+STEP = Histogram("languagepipes_step_seconds", "Compute for one frame at this member.", buckets=_TOKEN_SECONDS)
 FRAMES = Counter("languagepipes_frames", "Frames by direction.", ["direction"])
 WIRE_BYTES = Counter("languagepipes_wire_bytes", "Bytes of frames by direction.", ["direction"])
 EPOCH = Gauge("languagepipes_epoch", "The epoch's counter.")
@@ -64,7 +64,7 @@ _OF_END_MODEL = (
     REQUESTS, TIME_TO_FIRST_TOKEN, TIME_BETWEEN_TOKENS, PROMPT_TOKENS, GENERATED_TOKENS, RUNNING_SEQUENCES,
     WAITING_SEQUENCES, PREEMPTIONS, RING_READY, RING_EPOCHS, RING_STEP, HOP, FRAMES_IN_FLIGHT,
 )  # fmt: skip
-_OF_STATIONS = (
+_OF_MEMBERS = (
     KV_BLOCKS_TOTAL, KV_BLOCKS_USED, STEP, FRAMES, WIRE_BYTES, EPOCH, REFUSED_HELLOS, LOAD_BYTES, LOAD_TOTAL_BYTES,
 )  # fmt: skip
 _OF_STORE = (STORE_FETCHED_BYTES, STORE_TOTAL_BYTES, STORE_SERVED_BYTES)
@@ -79,7 +79,7 @@ def show_only(role: Literal["store", "stage", "end-model"]) -> None:
     if role != "end-model":
         others += _OF_END_MODEL
     if role == "store":
-        others += _OF_STATIONS
+        others += _OF_MEMBERS
     else:
         others += _OF_STORE
     for metric in others:

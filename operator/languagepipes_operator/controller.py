@@ -13,7 +13,7 @@ from collections.abc import Callable
 import httpx
 
 from languagepipes_operator import handlers, health
-from languagepipes_operator.apply.applier import Applier, Stale
+from languagepipes_operator.apply.applier import Applier, ConflictError
 from languagepipes_operator.kube.client import Expired, Forbidden, Kube, KubeError, NotLeading
 from languagepipes_operator.kube.crd_check import problem_with_schema
 from languagepipes_operator.kube.informer import ObjectKey
@@ -210,7 +210,7 @@ async def _list_pipes(kube: Kube, namespace: str | None) -> tuple[dict[str, obje
 
 def _log_failure(key: ObjectKey, error: Exception, seconds: float) -> None:
     where = f"{key.namespace}/{key.name}"
-    if isinstance(error, Stale):
+    if isinstance(error, ConflictError):
         log.debug("%s: looked at again in %.1f s: %s", where, seconds, error)
     elif isinstance(error, KubeError | NotLeading):
         log.warning("%s: tried again in %.1f s: %s", where, seconds, error)

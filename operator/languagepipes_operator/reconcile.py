@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from languagepipes_api.names import LABEL_CHAIN, LABEL_ROLE, LABEL_STAGE, Identity
+from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE, LABEL_STAGE, Identity
 from languagepipes_api.resource_errors import ResourceError
 
 from languagepipes_operator import children as manifests
-from languagepipes_operator.apply.applier import Applied, Applier, Stale
+from languagepipes_operator.apply.applier import Applied, Applier, ConflictError
 from languagepipes_operator.certificates import secrets as pki
 from languagepipes_operator.children.labels import ANNOTATION_INPUTS
 from languagepipes_operator.decide import plan_choice as plans
@@ -27,11 +27,11 @@ from languagepipes_operator.kube.kinds import PIPE
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.observer import Observer, store_address, unfinished
 from languagepipes_operator.observe.pipes import Pipes
-from languagepipes_operator.observe.snapshot import Children, Decision, KeptPlan, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Children, Decision, Manifest, Snapshot, StoredPlan
 from languagepipes_operator.observe.store_poller import Stores
 from languagepipes_operator.settings import OperatorSettings
 from languagepipes_operator.status.conditions import condition_in, status_of, unreadable_status
-from languagepipes_operator.status.event_recorder import Announcer
+from languagepipes_operator.status.event_recorder import EventRecorder
 
 # When to look again although nothing was heard: while something is not well, that its Events say why; while somebody
 # stands in the way, that they may have gone; while a pipe is not Ready, since more can change than is watched.
@@ -55,7 +55,7 @@ class Work:
     paused: bool = False
 
 
-def decide(snapshot: Snapshot, settings: OperatorSettings, remembered: KeptPlan | None = None) -> Work:
+def decide(snapshot: Snapshot, settings: OperatorSettings, remembered: StoredPlan | None = None) -> Work:
     """Pure, but for new keys. Takes milliseconds, so it belongs into a thread."""
     paused = snapshot.pipe.spec.paused
     # 1. The plan: the one that is kept, or a new one once the store of this very model has told its facts.
@@ -65,7 +65,7 @@ def decide(snapshot: Snapshot, settings: OperatorSettings, remembered: KeptPlan 
     )
     if paused and chosen.made:
         chosen = plans.Chosen()
-    # 2. The children. Without a plan for the spec as it stands, an older plan's chains go on as they are.
+    # 2. The children. Without a plan for the spec as it stands, an older plan's replicas go on as they are.
     children = manifests.store_children(snapshot, settings, chosen.kept)
     if chosen.kept is not None:
         children += manifests.plan_children(snapshot, chosen.kept, settings)
@@ -98,11 +98,11 @@ class Reconciler:
         self._observer = observer
         self._applier = applier
         self._stores = stores
-        self._announcer = Announcer(kube, settings.identity)
+        self._event_recorder = EventRecorder(kube, settings.identity)
         self._settings = settings
         self._metrics = metrics
         # By UID: the plan in force, should its ConfigMap be deleted; when progress was last written.
-        self._plans: dict[str, KeptPlan] = {}
+        self._plans: dict[str, StoredPlan] = {}
         self._progress_written: dict[str, datetime] = {}
         self._known: dict[ObjectKey, str] = {}
         # Pipes that have no plan for the spec as it stands: other nodes may give them one.
@@ -113,7 +113,7 @@ class Reconciler:
         self._metrics.certificate_seconds.clear()
 
     async def __call__(self, key: ObjectKey) -> float | None:
-        """In how many seconds to look again. Raises Stale and KubeError, to be tried again with back-off."""
+        """In how many seconds to look again. Raises ConflictError and KubeError, to be tried again with back-off."""
         began = time.monotonic()
         outcome = "retry"
         try:
@@ -158,21 +158,21 @@ class Reconciler:
         await self._applier.write(children, uid, applied)
         if applied.writes:
             log.info("%s/%s: %s", snapshot.pipe.namespace, snapshot.pipe.name, ", ".join(applied.writes))
-        for words in (*applied.denied, *applied.denied_aside):
+        for words in (*applied.denied, *applied.non_blocking_errors):
             log.warning("%s/%s: refused: %s", snapshot.pipe.namespace, snapshot.pipe.name, words)
         return applied
 
     async def _check_alive(self, snapshot: Snapshot) -> None:
-        """Nothing is written for a pipe that is gone: a watch may have missed its end. Raises Stale."""
+        """Nothing is written for a pipe that is gone: a watch may have missed its end. Raises ConflictError."""
         key = ObjectKey(snapshot.pipe.namespace, snapshot.pipe.name)
         try:
             live = await self._kube.get(PIPE, key.name, namespace=key.namespace)
         except NotFound as error:
             self._pipes.gone(key, snapshot.uid)
-            raise Stale("the pipe is gone") from error
+            raise ConflictError("the pipe is gone") from error
         if live["metadata"]["uid"] != snapshot.uid or "deletionTimestamp" in live["metadata"]:
             self._pipes.seen(live)
-            raise Stale("the pipe is another one now, or being deleted")
+            raise ConflictError("the pipe is another one now, or being deleted")
 
     async def _report(self, key: ObjectKey, snapshot: Snapshot, work: Work, applied: Applied) -> float:
         """Write what holds now, ask the store on or leave it be, and say when to look again."""
@@ -184,7 +184,7 @@ class Reconciler:
             refusal=work.chosen.refusal,
             conflicts=tuple(sorted(applied.foreign)),
             denied=tuple(applied.denied),
-            denied_aside=tuple(applied.denied_aside),
+            non_blocking_errors=tuple(applied.non_blocking_errors),
             paused=work.paused,
         )
         status = status_of(
@@ -195,7 +195,7 @@ class Reconciler:
         self._ask_store(key, after, work, ready=ready)
         expires = work.pki.leaves_expire_at.timestamp()
         self._metrics.certificate_seconds.labels(*key).set_function(lambda: expires - time.time())
-        blocked = bool(applied.foreign or applied.denied or applied.denied_aside)
+        blocked = bool(applied.foreign or applied.denied or applied.non_blocking_errors)
         return _again(after, work, ready=ready, blocked=blocked, leaving=bool(applied.leaving))
 
     def _ask_store(self, key: ObjectKey, snapshot: Snapshot, work: Work, *, ready: bool) -> None:
@@ -207,10 +207,10 @@ class Reconciler:
 
     async def _write_status(self, raw: Manifest, status: dict[str, Any]) -> None:
         """Only if it says something else than before; Events tell what turned."""
-        self._announcer.met(raw)
+        self._event_recorder.met(raw)
         if status != (raw.get("status") or {}):
             await self._apply_status(raw, status)
-        await self._announcer.tell(raw, status)
+        await self._event_recorder.tell(raw, status)
 
     async def _apply_status(self, raw: Manifest, status: dict[str, Any]) -> None:
         metadata = raw["metadata"]
@@ -225,7 +225,7 @@ class Reconciler:
             self._pipes.written(await self._kube.apply(body, PIPE, subresource="status"))
         except NotFound as error:
             self._pipes.gone(ObjectKey(namespace, name), uid)
-            raise Stale("the pipe is gone") from error
+            raise ConflictError("the pipe is gone") from error
         if status.get("progress") != (raw.get("status") or {}).get("progress"):
             self._progress_written[uid] = datetime.now(UTC)
 
@@ -242,7 +242,7 @@ class Reconciler:
         if uid is not None:
             self._plans.pop(uid, None)
             self._progress_written.pop(uid, None)
-            self._announcer.forget(uid)
+            self._event_recorder.forget(uid)
             self._metrics.forget_pipe(*key)
 
 
@@ -288,14 +288,14 @@ def _identities(snapshot: Snapshot, items: Iterable[Manifest]) -> list[Identity]
     found = {Identity(namespace, pipe, -1, "store")}
     for item in items:
         labels = item["metadata"].get("labels") or {}
-        role, chain, stage = labels.get(LABEL_ROLE), labels.get(LABEL_CHAIN, ""), labels.get(LABEL_STAGE, "0")
-        if item["kind"] != "Deployment" or not chain.isdecimal() or not stage.isdecimal():
+        role, replica, stage = labels.get(LABEL_ROLE), labels.get(LABEL_REPLICA, ""), labels.get(LABEL_STAGE, "0")
+        if item["kind"] != "Deployment" or not replica.isdecimal() or not stage.isdecimal():
             continue
         if role == "stage":
-            found.add(Identity(namespace, pipe, int(chain), "stage", int(stage)))
+            found.add(Identity(namespace, pipe, int(replica), "stage", int(stage)))
         elif role == "end-model":
-            found.add(Identity(namespace, pipe, int(chain), "end-model"))
-    return sorted(found, key=lambda identity: (identity.chain, identity.role, identity.index))
+            found.add(Identity(namespace, pipe, int(replica), "end-model"))
+    return sorted(found, key=lambda identity: (identity.replica, identity.role, identity.index))
 
 
 def _again(snapshot: Snapshot, work: Work, *, ready: bool, blocked: bool, leaving: bool) -> float:

@@ -149,9 +149,9 @@ class Cluster:
             for parts in (self.node(name).parts, self.control_plane.parts):
                 for part in parts.parts:
                     if not part.running:
-                        raise ClusterError(f"{part.name} ended:\n{part.last_words()}")
+                        raise ClusterError(f"{part.name} ended:\n{part.termination_message()}")
             if time.monotonic() > deadline:
-                words = "\n".join(part.last_words() for part in self.node(name).parts.parts)
+                words = "\n".join(part.termination_message() for part in self.node(name).parts.parts)
                 raise ClusterError(f"{name} is not {'Ready' if ready else 'NotReady'}:\n{words}")
             time.sleep(0.2)
 

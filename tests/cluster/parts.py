@@ -34,7 +34,7 @@ class Part:
         self.process.kill()
         self.process.wait()
 
-    def last_words(self, lines: int = 15) -> str:
+    def termination_message(self, lines: int = 15) -> str:
         text = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join(f"    {line}" for line in text[-lines:])
 
@@ -78,9 +78,13 @@ class Parts:
         while not ready():
             for part in self.parts:
                 if not part.running:
-                    raise ClusterError(f"{part.name} ended with {part.process.returncode}:\n{part.last_words()}")
+                    raise ClusterError(
+                        f"{part.name} ended with {part.process.returncode}:\n{part.termination_message()}"
+                    )
             if time.monotonic() > deadline:
-                words = f"; the log of {blame.name}:\n{blame.last_words()}" if blame else f"; logs in {self.logs}"
+                words = (
+                    f"; the log of {blame.name}:\n{blame.termination_message()}" if blame else f"; logs in {self.logs}"
+                )
                 raise ClusterError(f"{what}: not within {timeout_seconds:g} s{words}")
             time.sleep(0.1)
 

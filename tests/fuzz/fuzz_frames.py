@@ -1,4 +1,4 @@
-"""Fuzz what a station reads before it trusts anyone: any bytes end in a frame within the plan's limits, a hello, a
+"""Fuzz what a member reads before it trusts anyone: any bytes end in a frame within the plan's limits, a hello, a
 close message or a WireError, and nothing else.
 
 python tests/fuzz/fuzz_frames.py [-runs=N] [-seed=N] [CORPUS_DIR]   (libFuzzer's options)
@@ -13,7 +13,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 with atheris.instrument_imports(include=["languagepipes_node.wire"]):
-    from languagepipes_node.wire.epochs import Ring, judge_hello
+    from languagepipes_node.wire.epochs import Ring, validate_hello
     from languagepipes_node.wire.errors import WireError
     from languagepipes_node.wire.frame import HEADER_BYTES, FrameLimits, Kind, check_step, parse_header, parse_step
     from languagepipes_node.wire.hello import NO_EPOCH, parse_close, parse_hello
@@ -26,12 +26,12 @@ RING = Ring(identity(1), PLAN)
 
 
 def read_any(data: bytes) -> None:
-    """Read the bytes as a receiving station does."""
+    """Read the bytes as a receiving member does."""
     try:
         header = parse_header(data)
         body = data[HEADER_BYTES:]
         if header.kind == Kind.HELLO:
-            judge_hello(RING, parse_hello(body), NO_EPOCH)
+            validate_hello(RING, parse_hello(body), NO_EPOCH)
         elif header.kind == Kind.CLOSE:
             str(parse_close(body))
         elif header.kind == Kind.STEP:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def survives(target: Path, corpus: Path, *, most_bytes: int) -> None:
-    """AssertionError, with the fuzzer's last words, unless `target` does 20,000 runs from `corpus`."""
+    """AssertionError, with the fuzzer's termination message, unless `target` does 20,000 runs from `corpus`."""
     done = subprocess.run(
         [
             sys.executable, str(target), "-runs=20000", "-seed=1", "-timeout=20", "-rss_limit_mb=2048",

@@ -8,7 +8,7 @@ from typing import Any
 
 from languagepipes_api.spec import parse_pipe
 from languagepipes_operator.children import plan_children, store_children
-from languagepipes_operator.observe.snapshot import Children, KeptPlan, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Children, Manifest, Snapshot, StoredPlan
 from languagepipes_operator.planning import plan
 from languagepipes_operator.settings import OperatorSettings
 
@@ -48,13 +48,13 @@ def pipe_snapshot(
     )
 
 
-def kept_plan_of(snapshot: Snapshot, *, image: str = "languagepipes-node:1") -> KeptPlan:
-    return KeptPlan(plan=plan(snapshot.pipe.spec, FACTS), facts=FACTS, node_image=image, inputs="0123456789abcdef")
+def stored_plan_of(snapshot: Snapshot, *, image: str = "languagepipes-node:1") -> StoredPlan:
+    return StoredPlan(plan=plan(snapshot.pipe.spec, FACTS), facts=FACTS, node_image=image, inputs="0123456789abcdef")
 
 
-def rendered(snapshot: Snapshot, kept: KeptPlan | None = None, **changed: Any) -> list[Manifest]:
+def rendered(snapshot: Snapshot, kept: StoredPlan | None = None, **changed: Any) -> list[Manifest]:
     """All children; changed: of the operator's settings."""
-    kept = kept or kept_plan_of(snapshot)
+    kept = kept or stored_plan_of(snapshot)
     operator = settings(**changed)
     return [*store_children(snapshot, operator, kept), *plan_children(snapshot, kept, operator)]
 

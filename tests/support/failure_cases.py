@@ -458,14 +458,14 @@ CASES = (
         also="WeightsAvailable",
     ),
     Case(
-        "a crash loop with last words",
+        "a crash loop with termination message",
         stage_ends(
             code=1, message="UnsupportedArchitecture: family gpt_neox is not served\n", restarts=4, back_off=True
         ),
         "CrashLoopBackOff",
         (
             "exit code 1 (Error) again and again",
-            "its last words: UnsupportedArchitecture: family gpt_neox is not served",
+            "its termination message: UnsupportedArchitecture: family gpt_neox is not served",
             f"kubectl logs {STAGE_2} --previous",
         ),
     ),
@@ -473,7 +473,7 @@ CASES = (
         "the third start of a crash loop",
         stage_ends(code=1, restarts=3),
         "CrashLoopBackOff",
-        ("it left no last words",),
+        ("it left no termination message",),
     ),
     Case("a first crash", stage_ends(code=139), "ContainerFailed", ("exit code 139", "was started again")),
     Case(

@@ -1,7 +1,7 @@
-"""A ring inside one process: the interface of `wire.station.EndStation` over given layer stacks, for tests
+"""A ring inside one process: the interface of `wire.member.EndModelCommunicator` over given layer stacks, for tests
 and figures.
 
-Each stack is a station with a thread of its own and a first-in-first-out queue, so several frames can be in
+Each stack is a member with a thread of its own and a first-in-first-out queue, so several frames can be in
 flight; `threads=False` computes at once inside `send`, which makes runs exactly repeatable. Hidden states
 pass as raw bytes, as on the wire."""
 
@@ -47,10 +47,10 @@ class LoopbackFrame:
 
 
 class LoopbackRing:
-    """Stations in this process. tail_layers: the last station returns all tokens and not the wanted rows
+    """Members in this process. tail_layers: the last member returns all tokens and not the wanted rows
     only.
 
-    alter: called with each frame that comes home, to damage or to hold it back (tests).
+    alter: called with each frame that returns, to damage or to hold it back (tests).
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class LoopbackRing:
         if threads:
             self._inboxes = [queue.SimpleQueue() for _ in self._stacks]
             self._threads = [
-                threading.Thread(target=self._station, args=(index,), name=f"loopback-{index}", daemon=True)
+                threading.Thread(target=self._member, args=(index,), name=f"loopback-{index}", daemon=True)
                 for index in range(len(self._stacks))
             ]
             for thread in self._threads:
@@ -123,12 +123,12 @@ class LoopbackRing:
         return frame
 
     def drop(self, reason: str) -> None:
-        """As EndStation.drop."""
+        """As EndModelCommunicator.drop."""
         self._lost = RingDown(reason, "deadline")
         self._home.put(self._lost)
 
     def break_ring(self, reason: str, *, stay_down: bool = False) -> None:
-        """What a dead station does: the epoch is over at once. `heal` ends stay_down."""
+        """What a dead member does: the epoch is over at once. `heal` ends stay_down."""
         self._refused = reason if stay_down else None
         self._lost = RingDown(reason, "lost")
         self._home.put(self._lost)
@@ -138,21 +138,21 @@ class LoopbackRing:
         self._refused = None
 
     def close(self) -> None:
-        """Ends the stations' threads."""
+        """Ends the members' threads."""
         self._lost = RingDown("closed", "closed")
         for inbox in self._inboxes:
             inbox.put(None)
         for thread in self._threads:
             thread.join(timeout=10)
 
-    def _station(self, index: int) -> None:
+    def _member(self, index: int) -> None:
         while (frame := self._inboxes[index].get()) is not None:
             if frame.epoch != self._epoch:
                 continue
             try:
                 frame = self._compute(index, frame)
-            except Exception as error:  # the thread's boundary: whatever a stack raises is a lost station
-                self.break_ring(f"station {index + 1}: {type(error).__name__}: {error}")
+            except Exception as error:  # the thread's boundary: whatever a stack raises is a lost member
+                self.break_ring(f"member {index + 1}: {type(error).__name__}: {error}")
                 continue
             if index + 1 < len(self._inboxes):
                 self._inboxes[index + 1].put(frame)

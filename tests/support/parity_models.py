@@ -1,4 +1,4 @@
-"""Tiny random models made and answered for by transformers, and a chain of stations in one process to compare."""
+"""Tiny random models made and answered for by transformers, and a replica of members in one process to compare."""
 
 from __future__ import annotations
 
@@ -170,9 +170,9 @@ def _column(values: Sequence[int]) -> Any:
 
 
 class Chain:
-    """Every station of a ring in one process: the End Model's layers first (and last), stages in between.
+    """Every member of a ring in one process: the End Model's layers first (and last), stages in between.
 
-    splits: the stations' borders; the first range is the End Model's. tail: layers of the last range are its too.
+    splits: the members' borders; the first range is the End Model's. tail: layers of the last range are its too.
     """
 
     def __init__(
@@ -202,8 +202,8 @@ class Chain:
         last = ranges.pop() if tail else LayerRange(LAYERS, LAYERS)
         self.end = EndLayers(model.architecture, ranges[0], last, **sizes)
         self.stages = [LayerStack(model.architecture, layers, **sizes) for layers in ranges[1:]]
-        for station in (self.end, *self.stages):
-            station.load(source or model.source, lambda done: None)
+        for member in (self.end, *self.stages):
+            member.load(source or model.source, lambda done: None)
         self.free = list(range(BLOCKS))
         if scattered:
             random.Random(5).shuffle(self.free)

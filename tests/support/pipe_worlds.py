@@ -12,17 +12,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from languagepipes_api.names import (
-    LABEL_CHAIN,
     LABEL_MANAGED_BY,
     LABEL_PIPE,
     LABEL_PLAN,
+    LABEL_REPLICA,
     LABEL_ROLE,
     LABEL_STAGE,
     LABEL_STAGE_NAME,
     MANAGED_BY,
 )
 from languagepipes_api.spec import parse_pipe
-from languagepipes_operator.observe.snapshot import Children, Decision, KeptPlan, MemberReport, Snapshot, StoreReport
+from languagepipes_operator.observe.snapshot import Children, Decision, MemberReport, Snapshot, StoredPlan, StoreReport
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.nodes import Node
 from languagepipes_operator.planning.plan import plan
@@ -82,34 +82,34 @@ class World:
         world = cls(raw=pipe_of(spec, generation=generation))
         world.services["smol"] = {"kind": "Service", "metadata": {"name": "smol"}}
         world.add("store", node="n1")
-        for chain in range(world.raw["spec"].get("replicas", 1)):
-            world.add_chain(chain)
+        for replica in range(world.raw["spec"].get("replicas", 1)):
+            world.add_replica(replica)
         return world
 
-    def add_chain(self, chain: int) -> None:
+    def add_replica(self, replica: int) -> None:
         for place, stage in enumerate(self.kept.plan.stages, start=1):
-            self.add("stage", chain=chain, stage=place, stage_name=stage.name, node=f"n{1 + place % 2}")
-        self.add("end-model", chain=chain, node="n2")
+            self.add("stage", replica=replica, stage=place, stage_name=stage.name, node=f"n{1 + place % 2}")
+        self.add("end-model", replica=replica, node="n2")
 
-    def add(self, role: str, *, chain: int = 0, stage: int = 0, stage_name: str = "", node: str = "n1") -> None:
-        name = member_name(role, chain, stage)
-        labels = labels_of(role, chain, stage, stage_name, self.kept.plan.hash)
+    def add(self, role: str, *, replica: int = 0, stage: int = 0, stage_name: str = "", node: str = "n1") -> None:
+        name = member_name(role, replica, stage)
+        labels = labels_of(role, replica, stage, stage_name, self.kept.plan.hash)
         self.deployments[name] = deployment(name, labels)
         self.pods[f"{name}-7c9d-x2x4p"] = pod(f"{name}-7c9d-x2x4p", labels, node=node)
 
-    def pod(self, role: str, chain: int = 0, stage: int = 0) -> dict[str, Any]:
-        return self.pods[f"{member_name(role, chain, stage)}-7c9d-x2x4p"]
+    def pod(self, role: str, replica: int = 0, stage: int = 0) -> dict[str, Any]:
+        return self.pods[f"{member_name(role, replica, stage)}-7c9d-x2x4p"]
 
-    def deployment(self, role: str, chain: int = 0, stage: int = 0) -> dict[str, Any]:
-        return self.deployments[member_name(role, chain, stage)]
+    def deployment(self, role: str, replica: int = 0, stage: int = 0) -> dict[str, Any]:
+        return self.deployments[member_name(role, replica, stage)]
 
-    def drop(self, role: str, chain: int = 0, stage: int = 0) -> None:
-        del self.pods[f"{member_name(role, chain, stage)}-7c9d-x2x4p"]
+    def drop(self, role: str, replica: int = 0, stage: int = 0) -> None:
+        del self.pods[f"{member_name(role, replica, stage)}-7c9d-x2x4p"]
 
     @property
-    def kept(self) -> KeptPlan:
+    def kept(self) -> StoredPlan:
         spec = parse_pipe(self.raw, local=False).spec
-        return KeptPlan(plan=plan(spec, FACTS), facts=FACTS, node_image=IMAGE, inputs="0f0f0f0f")
+        return StoredPlan(plan=plan(spec, FACTS), facts=FACTS, node_image=IMAGE, inputs="0f0f0f0f")
 
     @property
     def snapshot(self) -> Snapshot:
@@ -155,14 +155,14 @@ def turns(status: dict[str, Any]) -> dict[str, str]:
     return {condition["type"]: condition["status"] for condition in status["conditions"]}
 
 
-def member_name(role: str, chain: int = 0, stage: int = 0) -> str:
-    return "smol-store-1a2b3c4d" if role == "store" else f"smol-{role}-{chain}-{stage}-1a2b3c4d"
+def member_name(role: str, replica: int = 0, stage: int = 0) -> str:
+    return "smol-store-1a2b3c4d" if role == "store" else f"smol-{role}-{replica}-{stage}-1a2b3c4d"
 
 
-def labels_of(role: str, chain: int, stage: int, stage_name: str, plan_hash: str) -> dict[str, str]:
+def labels_of(role: str, replica: int, stage: int, stage_name: str, plan_hash: str) -> dict[str, str]:
     labels = {LABEL_MANAGED_BY: MANAGED_BY, LABEL_PIPE: "smol", LABEL_ROLE: role}
     if role != "store":
-        labels |= {LABEL_CHAIN: str(chain), LABEL_PLAN: plan_hash}
+        labels |= {LABEL_REPLICA: str(replica), LABEL_PLAN: plan_hash}
     if role == "stage":
         labels |= {LABEL_STAGE: str(stage), LABEL_STAGE_NAME: stage_name}
     return labels

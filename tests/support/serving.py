@@ -12,7 +12,7 @@ from support.kubectl import Kubectl, wait_for
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CLAIM = "models"
-# By default each member asks for half a CPU, and two nodes of two CPUs hold one chain. With this, one node holds all.
+# By default each member asks for half a CPU, and two nodes of two CPUs hold one replica. With this, one node holds all.
 SMALL = {"resources": {"requests": {"cpu": "100m"}}}
 RESTRICTED = {
     "runAsNonRoot": True,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from languagepipes_node.store.cache import Cache
-from languagepipes_node.store.downloader import Filling
+from languagepipes_node.store.downloader import Downloader
 from languagepipes_node.store.sources import open_source
-from languagepipes_node.store.state import Shelf
+from languagepipes_node.store.state import StoreState
 from safetensors.numpy import save
 
 LAYERS, HIDDEN, HEADS, INNER, VOCABULARY = 3, 32, 4, 64, 96
@@ -91,10 +91,10 @@ def fill(
     token_file: Path | None = None,
     volumes_dir: Path | None = None,
     attempts: int = 50,
-    on_progress: Callable[[Shelf], None] = lambda shelf: None,
-) -> Shelf:
+    on_progress: Callable[[StoreState], None] = lambda store_state: None,
+) -> StoreState:
     """Fill a shelf to its end, without waiting between attempts; gives up after `attempts` pauses."""
-    shelf, pauses = Shelf(), [0]
+    store_state, pauses = StoreState(), [0]
 
     def wait(seconds: float) -> bool:
         pauses[0] += seconds > 0
@@ -102,6 +102,8 @@ def fill(
         return pauses[0] > attempts
 
     source = open_source(url, revision, token_file=token_file, volumes_dir=volumes_dir)
-    filling = Filling(source, Cache(cache), shelf, dtype=dtype, wait=wait, on_progress=lambda: on_progress(shelf))
-    filling.run()
-    return shelf
+    downloader = Downloader(
+        source, Cache(cache), store_state, dtype=dtype, wait=wait, on_progress=lambda: on_progress(store_state)
+    )
+    downloader.run()
+    return store_state

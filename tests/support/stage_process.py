@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.station import StageStation
+from languagepipes_node.wire.communicator import StageCommunicator
 from languagepipes_node.wire.transport import TlsTransport
 
 from support.wire_ring import identity, make_plan
@@ -17,18 +17,18 @@ def main() -> None:
     index, addresses = int(sys.argv[1]), json.loads(sys.argv[2])
     files, options = TlsFiles(Path(sys.argv[3])), json.loads(sys.argv[4])
     buffers = options.pop("socket_buffer_bytes", None)
-    station = StageStation(
+    communicator = StageCommunicator(
         identity(index), make_plan(**options), None, addresses[index], addresses[(index + 1) % len(addresses)],
         transport=TlsTransport(files, socket_buffer_bytes=buffers),
     )  # fmt: skip
-    station.start()
+    communicator.start()
     print("listening", flush=True)
     while True:
-        inbound = station.receive(1.0)
+        inbound = communicator.receive(1.0)
         if inbound is None:
             continue
-        rows = station.rows_forward(inbound.batch)
-        station.forward(inbound, inbound.hidden[: rows * station.limits.row_bytes], 1)
+        rows = communicator.rows_forward(inbound.batch)
+        communicator.forward(inbound, inbound.hidden[: rows * communicator.limits.row_bytes], 1)
 
 
 if __name__ == "__main__":

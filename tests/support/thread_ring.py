@@ -1,4 +1,4 @@
-"""A whole ring in one process: real stations over real mutually authenticated sockets, real layers, a thread a stage.
+"""A whole ring in one process: real members over real mutually authenticated sockets, real layers, a thread a stage.
 
 What `languagepipes up` starts as processes, minus the processes: starting torch once for dozens of rings.
 """
@@ -25,7 +25,7 @@ from languagepipes_node.model.stack import LayerStack
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.stage.loop import StageLoop
 from languagepipes_node.weights.directory import SafetensorsDirectory
-from languagepipes_node.wire.station import EndStation, StageStation
+from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator
 from languagepipes_node.wire.transport import TlsTransport, Transport
 from languagepipes_operator.certificates import authority as certificates
 
@@ -125,7 +125,7 @@ class ThreadRing:
             return TlsFiles(directory)
 
         ports = [free_port() for _ in range(count + 1)]  # the End Model's is 0
-        self.stations: list[StageStation] = []
+        self.communicators: list[StageCommunicator] = []
         self.threads: list[threading.Thread] = []
         for number, assignment in enumerate(plan.stages, 1):
             identity = Identity("test", "ring", 0, "stage", number)
@@ -134,12 +134,12 @@ class ThreadRing:
             successor = f"127.0.0.1:{ports[(number + 1) % (count + 1)]}"
             files = tls(identity)
             listen = f"127.0.0.1:{ports[number]}"
-            station = StageStation(identity, plan, files, listen, successor, transport=stage_transport(files))
-            station.start()
-            self.stations.append(station)
+            communicator = StageCommunicator(identity, plan, files, listen, successor, transport=stage_transport(files))
+            communicator.start()
+            self.communicators.append(communicator)
             loop = StageLoop(
                 stack,
-                station,
+                communicator,
                 hidden_size=plan.hidden_size,
                 dtype=dtype,
                 rows_only=number == count and len(plan.end_model.tail_layers) == 0,
@@ -148,7 +148,7 @@ class ThreadRing:
         layers = EndLayers(architecture, plan.end_model.local_layers, plan.end_model.tail_layers, **options)
         layers.load(source, lambda total: None)
         identity = Identity("test", "ring", 0, "end-model")
-        self.end = EndStation(identity, plan, tls(identity), f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
+        self.end = EndModelCommunicator(identity, plan, tls(identity), f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
         self.answers = Answers()
         self.engine = Engine(
             layers,
@@ -193,6 +193,6 @@ class ThreadRing:
         for thread in self.threads:
             thread.join(timeout=10)
         self.end.close()
-        for station in self.stations:
-            station.close()
+        for communicator in self.communicators:
+            communicator.close()
         assert not [thread.name for thread in self.threads if thread.is_alive()]

@@ -1,4 +1,4 @@
-"""A small ring for the wire's tests: a plan without a planner, certificates, and stations in this process."""
+"""A small ring for the wire's tests: a plan without a planner, certificates, and members in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from languagepipes_api.names import Identity
 from languagepipes_api.plan import EndModelAssignment, LayerRange, Plan, StageAssignment
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.station import EndStation, StageStation, Timing
+from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator, Timing
 from languagepipes_node.wire.transport import TlsTransport, Transport
 from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca, write_tls_dir
 
@@ -96,38 +96,40 @@ class Pki:
 class StageLoop:
     """A stage without layers: adds 1 to every number, on a thread of its own."""
 
-    def __init__(self, station: StageStation, compute: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
-        self.station = station
+    def __init__(
+        self, communicator: StageCommunicator, compute: Callable[[np.ndarray], np.ndarray] | None = None
+    ) -> None:
+        self.communicator = communicator
         self.seen: list[tuple[int, int]] = []
         self._compute = compute or (lambda hidden: hidden + np.float32(1))
         self._stop = False
         self._thread = threading.Thread(target=self._run, daemon=True)
-        station.start()
+        communicator.start()
         self._thread.start()
 
     def _run(self) -> None:
         while not self._stop:
-            inbound = self.station.receive(0.1)
+            inbound = self.communicator.receive(0.1)
             if inbound is None:
                 continue
             self.seen.append((inbound.epoch.counter, inbound.step))
             hidden = np.frombuffer(inbound.hidden, dtype=np.float32).reshape(inbound.batch.tokens, -1)
             result = self._compute(hidden)
-            rows = self.station.rows_forward(inbound.batch)
+            rows = self.communicator.rows_forward(inbound.batch)
             if rows != len(result):
                 result = result[inbound.batch.rows]
-            self.station.forward(inbound, np.ascontiguousarray(result), 7 * self.station._index)
+            self.communicator.forward(inbound, np.ascontiguousarray(result), 7 * self.communicator._index)
 
     def close(self) -> None:
         self._stop = True
         self._thread.join(timeout=5)
         assert not self._thread.is_alive()
-        self.station.close()
+        self.communicator.close()
 
 
 @dataclass
 class RunningRing:
-    end: EndStation
+    end: EndModelCommunicator
     loops: list[StageLoop]
 
 
@@ -137,7 +139,7 @@ TransportMaker = Callable[[int], Transport]
 def free_addresses(transport: Transport, count: int) -> list[str]:
     """Addresses nobody listens on: names in memory, free ports on loopback."""
     if not isinstance(transport, TlsTransport):
-        return [f"station:{index}" for index in range(count)]
+        return [f"member:{index}" for index in range(count)]
     return [free_address() for _ in range(count)]
 
 
@@ -149,18 +151,20 @@ def build_ring(
     timing: Timing = FAST,
     **stage_options: object,
 ) -> RunningRing:
-    """All stations of a plan in this process, not connected yet."""
+    """All members of a plan in this process, not connected yet."""
     count = len(plan.stages) + 1
     addresses = free_addresses(transports(0), count)
-    end = EndStation(identity(0), plan, None, addresses[0], addresses[1], timing=timing, transport=transports(0))
+    end = EndModelCommunicator(
+        identity(0), plan, None, addresses[0], addresses[1], timing=timing, transport=transports(0)
+    )
     stack.callback(end.close)
     loops = []
     for index in range(1, count):
-        station = StageStation(
+        communicator = StageCommunicator(
             identity(index), plan, None, addresses[index], addresses[(index + 1) % count],
             timing=timing, transport=transports(index),
         )  # fmt: skip
-        loop = StageLoop(station, **stage_options)  # type: ignore[arg-type]
+        loop = StageLoop(communicator, **stage_options)  # type: ignore[arg-type]
         stack.callback(loop.close)
         loops.append(loop)
     return RunningRing(end, loops)

@@ -1,10 +1,10 @@
 """KV blocks of the ring's one block-id space: who holds which, and when one is free again.
 
-A sequence's incarnation holds a `BlockLease`; each frame in flight that names its blocks holds the lease too.
+A sequence's session holds a `BlockLease`; each frame in flight that names its blocks holds the lease too.
 The blocks are free again when the last holder lets go, so nobody writes to a block that a frame still
-addresses. The allocator knows ids only; what a block contains, and where, is each station's own affair.
+addresses. The allocator knows ids only; what a block contains, and where, is each member's own affair.
 
-Consecutive ids are preferred, since a run is one view of a station's cache: a lease grows in place where it
+Consecutive ids are preferred, since a run is one view of a member's cache: a lease grows in place where it
 can, and a new lease starts where both it and its neighbour have room to grow. No block is shared, so copy-on-
 write does not exist."""
 
@@ -21,7 +21,7 @@ class BlockError(RuntimeError):
 
 @dataclass(eq=False)
 class BlockLease:
-    """Blocks of one incarnation of a sequence, in order: `runs` are half-open `[first, stop)` id ranges.
+    """Blocks of one session of a sequence, in order: `runs` are half-open `[first, stop)` id ranges.
 
     expected: blocks that the lease may grow to; a hint that places neighbours, never a promise.
     holders: the sequence (if it still holds it) plus the frames in flight that name these blocks.

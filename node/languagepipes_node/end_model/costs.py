@@ -1,6 +1,6 @@
-"""What a frame costs at each station, as measured: a running estimate by number of tokens.
+"""What a frame costs at each member, as measured: a running estimate by number of tokens.
 
-Every frame that comes home brings each station's busy time. The estimate keeps one mean for each power of two
+Every frame that returns brings each member's busy time. The estimate keeps one mean for each power of two
 of tokens and reads between them on straight lines. How much context the tokens attend to is not looked at;
 the means follow it."""
 
@@ -29,8 +29,8 @@ class _Mean:
 
 
 @dataclass
-class StationCost:
-    """One station's compute seconds as a function of a frame's tokens."""
+class MemberCost:
+    """One member's compute seconds as a function of a frame's tokens."""
 
     _means: dict[int, _Mean] = field(default_factory=dict)
     _points: list[_Mean] = field(default_factory=list)
@@ -70,26 +70,26 @@ class StationCost:
 
 @dataclass
 class RingCost:
-    """All stations of a ring: the End Model first, then the stages in ring order. Times in seconds.
+    """All members of a ring: the End Model first, then the stages in ring order. Times in seconds.
 
     hop_seconds: a hop's own cost, once measured (wire, framing, wake-up).
     """
 
-    stations: list[StationCost]
+    members: list[MemberCost]
     hop_seconds: float | None = None
 
     @classmethod
     def of(cls, stages: int) -> RingCost:
-        return cls([StationCost() for _ in range(stages + 1)])
+        return cls([MemberCost() for _ in range(stages + 1)])
 
     @property
     def measured(self) -> bool:
-        return all(station.measured for station in self.stations)
+        return all(member.measured for member in self.members)
 
     def add(self, tokens: int, busy_seconds: list[float]) -> None:
-        """One frame's busy time a station, the End Model's first."""
-        for station, seconds in zip(self.stations, busy_seconds, strict=True):
-            station.add(tokens, seconds)
+        """One frame's busy time a member, the End Model's first."""
+        for member, seconds in zip(self.members, busy_seconds, strict=True):
+            member.add(tokens, seconds)
 
     def add_hop(self, seconds: float) -> None:
         if self.hop_seconds is None:
@@ -98,17 +98,17 @@ class RingCost:
             self.hop_seconds += _WEIGHT * (seconds - self.hop_seconds)
 
     def slowest(self, tokens: float) -> float:
-        """t_max: the busiest station's time for one frame."""
-        return max(station.seconds(tokens) for station in self.stations)
+        """t_max: the busiest member's time for one frame."""
+        return max(member.seconds(tokens) for member in self.members)
 
     def round(self, tokens: float) -> float:
         """T: one frame's way round an otherwise empty ring."""
-        busy = sum(station.seconds(tokens) for station in self.stations)
-        return busy + (self.hop_seconds or 0.0) * len(self.stations)
+        busy = sum(member.seconds(tokens) for member in self.members)
+        return busy + (self.hop_seconds or 0.0) * len(self.members)
 
     def trusted(self, tokens: int) -> bool:
         """Whether an estimate for that many tokens rests on frames of comparable size."""
-        return self.measured and all(tokens <= _TRUSTED_MULTIPLE * station.largest for station in self.stations)
+        return self.measured and all(tokens <= _TRUSTED_MULTIPLE * member.largest for member in self.members)
 
     def micro_batches(self, rows: int, *, most: int) -> int:
         """How many decode micro-batches to keep in flight for `rows` rows: the m that minimises one token's
@@ -123,32 +123,31 @@ class RingCost:
 
         return min(range(1, most + 1), key=lambda m: (period(m), m))
 
-    def tokens_within(self, seconds_by_station: list[float], *, most: int) -> int:
-        """The most tokens whose frame keeps every station within its limit; 0 if not even one token does."""
+    def tokens_within(self, seconds_by_member: list[float], *, most: int) -> int:
+        """The most tokens whose frame keeps every member within its limit; 0 if not even one token does."""
         low, high = 0, most
         while low < high:
             middle = (low + high + 1) // 2
             fits = all(
-                station.seconds(middle) <= limit
-                for station, limit in zip(self.stations, seconds_by_station, strict=True)
+                member.seconds(middle) <= limit for member, limit in zip(self.members, seconds_by_member, strict=True)
             )
             low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
     def best_chunk(self, tokens: int, *, most: int, in_flight: int) -> int:
         """The chunk size that finishes `tokens` prompt tokens first when chunks follow each other round the
-        ring: n chunks over k stations take (n + k - 1) · t_max(tokens / n)."""
+        ring: n chunks over k members take (n + k - 1) · t_max(tokens / n)."""
         if in_flight <= 1 or tokens <= 1:
             return most
         fewest = -(-tokens // most)
-        stations = len(self.stations)
-        candidates = range(fewest, max(fewest, min(tokens, fewest + 2 * stations)) + 1)
+        members = len(self.members)
+        candidates = range(fewest, max(fewest, min(tokens, fewest + 2 * members)) + 1)
 
         def seconds(chunks: int) -> float:
             size = -(-tokens // chunks)
             # No more chunks than may be in flight overlap.
-            overlap = min(stations, in_flight)
-            return (chunks / overlap * stations + stations - stations / overlap) * self.slowest(size)
+            overlap = min(members, in_flight)
+            return (chunks / overlap * members + members - members / overlap) * self.slowest(size)
 
         best = min(candidates, key=lambda n: (seconds(n), n))
         return min(most, -(-tokens // best))

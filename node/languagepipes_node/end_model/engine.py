@@ -24,7 +24,7 @@ from languagepipes_api.plan import Plan
 
 from languagepipes_node import metrics
 from languagepipes_node.end_model.costs import RingCost
-from languagepipes_node.end_model.in_flight import Flight, RowsError, pack, packed_tokens
+from languagepipes_node.end_model.in_flight import InFlightBatch, RowsError, pack, packed_tokens
 from languagepipes_node.end_model.interfaces import EndLayersPort, ReturnedPort, RingPort
 from languagepipes_node.end_model.requests import (
     EngineCommand,
@@ -43,7 +43,7 @@ from languagepipes_node.end_model.scheduler import (
     Snapshot,
     schedule,
 )
-from languagepipes_node.end_model.sequence_table import Roster
+from languagepipes_node.end_model.sequence_table import SequenceTable
 from languagepipes_node.end_model.sequences import Sequence
 from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watch
 from languagepipes_node.model.buffers import TORCH_DTYPES, bytes_of, tensor_from
@@ -68,7 +68,7 @@ class EngineSettings:
     max_running: sequences that hold KV blocks at once. max_queued: admitted beyond those; more are refused with
     "queue_full". shared_cores: members share cores, so one decode micro-batch is in flight.
     prefill_frames: frames with prompt chunks in flight; None: 1 with shared cores, else what the plan allows.
-    deadline_*: a frame that is not home in factor × the expected time of the frames ahead + slack ends the epoch;
+    deadline_*: a frame that has not returned in factor × the expected time of the frames ahead + slack ends the epoch;
     unmeasured: the limit while no frame of that size was measured (the first may page in all weights).
     idle_seconds: how soon an idle engine notices a lost ring.
     poll_seconds: how soon one that waits for a frame, and could send more, notices a submission.
@@ -139,10 +139,10 @@ class Engine:
         self._ring_error: str | None = "the ring has not been joined yet"
         self._loss_code = "start"
 
-        self._roster = Roster(blocks=plan.kv_blocks, block_tokens=plan.kv_block_tokens)
+        self._sequence_table = SequenceTable(blocks=plan.kv_blocks, block_tokens=plan.kv_block_tokens)
         self._costs = RingCost.of(len(plan.stages))
         self._sampler = Sampler()
-        self._flights: deque[Flight] = deque()
+        self._in_flight: deque[InFlightBatch] = deque()
         self._step = 0
         self._arrivals = 0
         self._epoch = 0
@@ -173,7 +173,7 @@ class Engine:
 
     def run_forever(self) -> None:
         """Until `stop`. Joins the ring again whenever it is lost. Raises SupersededError if another End Model
-        holds the chain: then this process must exit."""
+        holds the replica: then this process must exit."""
         pause = self._settings.reconnect_first_seconds
         farewell = "the engine failed", "internal"
         try:
@@ -202,7 +202,7 @@ class Engine:
         info = self._ring.connect()
         self._epoch = info.epoch.counter
         # Other machines may compute in this epoch: by the old ones' times every frame could be overdue, for ever.
-        self._costs = RingCost.of(len(self._costs.stations) - 1)
+        self._costs = RingCost.of(len(self._costs.members) - 1)
         metrics.RING_EPOCHS.labels(reason=self._loss_code).inc()
         metrics.EPOCH.set(self._epoch)
         metrics.RING_READY.set(1)
@@ -240,19 +240,19 @@ class Engine:
     def _take(self, command: EngineCommand | None) -> None:
         if command is None:
             return
-        sequence = self._roster.find(command.request_id)
+        sequence = self._sequence_table.find(command.request_id)
         if isinstance(command, Submission):
             if sequence is not None:
                 self._fail(sequence, "internal", f"request_id={command.request_id} was submitted twice")
             else:
                 self._admit(command)
         elif sequence is not None:
-            self._roster.end(sequence)
+            self._sequence_table.end(sequence)
 
     def _admit(self, submission: Submission) -> None:
         settings = self._settings
-        if len(self._roster) >= settings.max_running + settings.max_queued:
-            message = f"{len(self._roster)} requests are running or queued, which is the limit; try again later"
+        if len(self._sequence_table) >= settings.max_running + settings.max_queued:
+            message = f"{len(self._sequence_table)} requests are running or queued, which is the limit; try again later"
             self._outputs.append(Failure(submission.request_id, "queue_full", message))
             return
         try:
@@ -261,28 +261,28 @@ class Engine:
             self._outputs.append(Failure(submission.request_id, "internal", str(error)))
             return
         self._arrivals += 1
-        self._roster.add(sequence)
+        self._sequence_table.add(sequence)
         metrics.PROMPT_TOKENS.inc(sequence.prompt_length)
 
     # Sending.
 
     def _snapshot(self) -> Snapshot[Sequence]:
         return Snapshot(
-            running=self._roster.running,
-            waiting=self._roster.waiting,
-            frames=[flight.view for flight in self._flights],
-            free_blocks=self._roster.blocks.free,
-            returning_blocks=self._roster.returning_blocks,
+            running=self._sequence_table.running,
+            waiting=self._sequence_table.waiting,
+            frames=[in_flight_batch.view for in_flight_batch in self._in_flight],
+            free_blocks=self._sequence_table.blocks.free,
+            returning_blocks=self._sequence_table.returning_blocks,
             limits=self._limits,
             costs=self._costs,
         )
 
     def _carry_out(self, decision: Decision[Sequence]) -> None:
         for sequence in decision.preempt:
-            self._roster.preempt(sequence)
+            self._sequence_table.preempt(sequence)
             metrics.PREEMPTIONS.inc()
         for sequence in decision.admit:
-            self._roster.start(sequence)
+            self._sequence_table.start(sequence)
         if not decision.shares:
             return
         if decision.tokens > _LARGE_CHUNK:
@@ -293,7 +293,7 @@ class Engine:
         """Front layers over the packed tokens, then onto the ring."""
         started = time.perf_counter()
         self._step += 1
-        leases = [self._roster.lease_for(share) for share in decision.shares]
+        leases = [self._sequence_table.lease_for(share) for share in decision.shares]
         batch = pack(decision.shares, leases, self._limits.block_tokens)
         tokens = torch.from_numpy(packed_tokens(decision.shares))  # int64 [tokens]
         try:
@@ -302,7 +302,7 @@ class Engine:
             self._fail_all(decision.shares, error)
             return
         sent_at = time.perf_counter()
-        flight = Flight(
+        in_flight_batch = InFlightBatch(
             step=self._step,
             shares=decision.shares,
             leases=leases,
@@ -311,20 +311,20 @@ class Engine:
             front_seconds=sent_at - started,
             sent_at=sent_at,
             deadline=sent_at + self._allowed_seconds(decision.tokens),
-            alone=not self._flights,
+            alone=not self._in_flight,
         )
         try:
             self._ring.send(self._step, batch, hidden, decision.tokens)
         except FrameError as error:
             self._fail_all(decision.shares, error)
             return
-        self._roster.sent(decision.shares, leases, step=self._step)
-        self._flights.append(flight)
+        self._sequence_table.sent(decision.shares, leases, step=self._step)
+        self._in_flight.append(in_flight_batch)
 
     def _allowed_seconds(self, tokens: int) -> float:
         """How long a frame sent now may take: it queues behind those in flight."""
         settings = self._settings
-        ahead = [flight.batch.tokens for flight in self._flights] + [tokens]
+        ahead = [in_flight_batch.batch.tokens for in_flight_batch in self._in_flight] + [tokens]
         if not all(self._costs.trusted(count) for count in ahead):
             return settings.deadline_unmeasured_seconds
         expected = sum(self._costs.round(count) for count in ahead)
@@ -333,27 +333,27 @@ class Engine:
     # Waiting.
 
     def _wait(self) -> ReturnedPort | None:
-        """The next frame home; None if a command came first. Blocks: an idle engine costs nothing."""
-        if not self._flights:
+        """The next frame that returns; None if a command came first. Blocks: an idle engine costs nothing."""
+        if not self._in_flight:
             with contextlib.suppress(Empty):
                 self._take(self._inbox.get(timeout=self._settings.idle_seconds))
-            if self._inbox.empty() and not self._roster:
+            if self._inbox.empty() and not self._sequence_table:
                 # Nothing is due, but a ring that was lost meanwhile says so.
                 self._ring.receive(0)
             return None
-        deadline = self._flights[0].deadline
+        deadline = self._in_flight[0].deadline
         late = time.perf_counter() >= deadline
         while not self._stopping.is_set():
             self._watch.expect("waiting for a frame", WAITING_SECONDS)
             pause = self._settings.poll_seconds if self._could_send_more() else _STOP_SECONDS
-            # An engine that was busy until now, or stopped, looks once more before it blames a station.
+            # An engine that was busy until now, or stopped, looks once more before it blames a member.
             pause = self._settings.deadline_slack_seconds if late else min(pause, deadline - time.perf_counter())
             returned = self._ring.receive(max(pause, 0.0))
             if returned is not None:
                 self._watch.expect("computing a frame", COMPUTING_SECONDS)
                 return returned
             if time.perf_counter() >= deadline:
-                reason = self._flights[0].overdue
+                reason = self._in_flight[0].overdue
                 self._ring.drop(reason)
                 raise RingDown(reason, "deadline")
             if not self._inbox.empty():
@@ -361,47 +361,47 @@ class Engine:
         return None
 
     def _could_send_more(self) -> bool:
-        """Whether a request that arrives now might be sent before the next frame is home."""
-        alone = self._limits.decode_frames == 1 and any(sequence.streaming for sequence in self._roster.running)
-        return len(self._flights) < (1 if alone else self._limits.prefill_frames)
+        """Whether a request that arrives now might be sent before the next frame has returned."""
+        alone = self._limits.decode_frames == 1 and any(sequence.streaming for sequence in self._sequence_table.running)
+        return len(self._in_flight) < (1 if alone else self._limits.prefill_frames)
 
     # Receiving.
 
     def collect(self, returned: ReturnedPort) -> None:
-        """The second half of a step: a frame is home; tail layers, logits, sampled tokens."""
+        """The second half of a step: a frame has returned; tail layers, logits, sampled tokens."""
         home_at = time.perf_counter()
         try:
-            if not self._flights:
-                raise RowsError(f"step {returned.step} came home, none was due")
-            flight = self._flights[0]
-            rows = flight.batch.tokens if self._tail_layers else len(flight.batch.rows)
-            flight.check(returned, rows=rows, row_bytes=self._hidden_size * self._dtype.itemsize)
-            sampled = self._sample(flight, returned)
+            if not self._in_flight:
+                raise RowsError(f"step {returned.step} returned, none was due")
+            in_flight_batch = self._in_flight[0]
+            rows = in_flight_batch.batch.tokens if self._tail_layers else len(in_flight_batch.batch.rows)
+            in_flight_batch.check(returned, rows=rows, row_bytes=self._hidden_size * self._dtype.itemsize)
+            sampled = self._sample(in_flight_batch, returned)
         except ModelError as error:
-            self._fail_all(flight.shares, error)
-            sampled = [None] * len(flight.batch.rows)
+            self._fail_all(in_flight_batch.shares, error)
+            sampled = [None] * len(in_flight_batch.batch.rows)
         except RowsError as error:
             self._ring.drop(str(error))
             raise RingDown(str(error), "protocol") from error
         finally:
             returned.release()
-        self._flights.popleft()
-        self._roster.home(flight.shares, flight.leases)
+        self._in_flight.popleft()
+        self._sequence_table.home(in_flight_batch.shares, in_flight_batch.leases)
         now = time.perf_counter()
-        for sequence, token in zip(flight.asking, sampled, strict=True):
+        for sequence, token in zip(in_flight_batch.asking, sampled, strict=True):
             self._accept(sequence, token)
-        self._measure(flight, returned.busy_microseconds, home_at=home_at, done_at=now)
+        self._measure(in_flight_batch, returned.busy_microseconds, home_at=home_at, done_at=now)
 
-    def _sample(self, flight: Flight, returned: ReturnedPort) -> list[SampledToken | None]:
-        """One token for each row that the frame asked for; None where what came home is not finite."""
-        batch = flight.batch
+    def _sample(self, in_flight_batch: InFlightBatch, returned: ReturnedPort) -> list[SampledToken | None]:
+        """One token for each row that the frame asked for; None where what returned is not finite."""
+        batch = in_flight_batch.batch
         if not len(batch.rows) and not self._tail_layers:
             return []
         home = tensor_from(
             returned.hidden, dtype=self._dtype, width=self._hidden_size, device=self._layers.device
         )  # [rows, hidden], or [tokens, hidden] with tail layers
         if self._tail_layers and not bool(torch.isfinite(home).all()):
-            self._fail_not_finite(flight, torch.isfinite(home).all(dim=1).cpu().numpy())
+            self._fail_not_finite(in_flight_batch, torch.isfinite(home).all(dim=1).cpu().numpy())
         rows = self._layers.back(home, batch)  # [R, hidden]
         if not len(batch.rows):
             return []
@@ -416,14 +416,16 @@ class Engine:
                     counts=sequence.counts,
                     logprobs=sequence.logprobs,
                 )
-                for sequence in flight.asking
+                for sequence in in_flight_batch.asking
             ],
         )
 
-    def _fail_not_finite(self, flight: Flight, finite: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
-        """With tail layers, prompt tokens come home too: their sequences fail although they ask for no row."""
+    def _fail_not_finite(
+        self, in_flight_batch: InFlightBatch, finite: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    ) -> None:
+        """With tail layers, prompt tokens return too: their sequences fail although they ask for no row."""
         first = 0
-        for share in flight.shares:
+        for share in in_flight_batch.shares:
             if not finite[first : first + share.count].all():
                 self._fail(share.sequence, "internal", _NOT_FINITE)
             first += share.count
@@ -438,18 +440,20 @@ class Engine:
         self._outputs.append(TokenOutput(sequence.request_id, sampled.token, finish, sampled.logprobs))
         self._tokens += 1
         if finish is not None:
-            self._roster.end(sequence)
+            self._sequence_table.end(sequence)
 
-    def _measure(self, flight: Flight, busy_microseconds: list[int], *, home_at: float, done_at: float) -> None:
+    def _measure(
+        self, in_flight_batch: InFlightBatch, busy_microseconds: list[int], *, home_at: float, done_at: float
+    ) -> None:
         """Feed the running estimate of what frames cost, and the step metrics."""
-        own_seconds = flight.front_seconds + done_at - home_at
+        own_seconds = in_flight_batch.front_seconds + done_at - home_at
         stages = [microseconds * 1e-6 for microseconds in busy_microseconds]
-        if len(stages) + 1 == len(self._costs.stations):
-            self._costs.add(flight.batch.tokens, [own_seconds, *stages])
-        ring_seconds = home_at - flight.sent_at
+        if len(stages) + 1 == len(self._costs.members):
+            self._costs.add(in_flight_batch.batch.tokens, [own_seconds, *stages])
+        ring_seconds = home_at - in_flight_batch.sent_at
         metrics.STEP.observe(own_seconds)
         metrics.RING_STEP.observe(ring_seconds)
-        if flight.alone and not self._flights:
+        if in_flight_batch.alone and not self._in_flight:
             hop_seconds = max(0.0, ring_seconds - sum(stages)) / self._hops
             self._costs.add_hop(hop_seconds)
             metrics.HOP.observe(hop_seconds)
@@ -459,7 +463,7 @@ class Engine:
     def _fail(self, sequence: Sequence, code: Literal["ring_down", "internal"], message: str) -> None:
         if not sequence.ended:
             self._outputs.append(Failure(sequence.request_id, code, message))
-            self._roster.end(sequence)
+            self._sequence_table.end(sequence)
 
     def _fail_all(self, shares: tuple[Share[Sequence], ...], error: Exception) -> None:
         """These layers, or this ring's limits, cannot take that frame; other requests go on."""
@@ -475,10 +479,10 @@ class Engine:
             self._loss_code = code
         metrics.RING_READY.set(0)
         self._take_commands()
-        while self._flights:
-            flight = self._flights.popleft()
-            self._roster.home(flight.shares, flight.leases)
-        for sequence in self._roster.everyone():
+        while self._in_flight:
+            in_flight_batch = self._in_flight.popleft()
+            self._sequence_table.home(in_flight_batch.shares, in_flight_batch.leases)
+        for sequence in self._sequence_table.everyone():
             self._fail(sequence, "ring_down", reason)
         self._hand_over()
         if was != reason:  # not once for each attempt to join it again
@@ -502,12 +506,12 @@ class Engine:
             ring_ready=error is None,
             ring_error=error or "",
             epoch=self._epoch,
-            running=len(self._roster.running),
-            waiting=len(self._roster.waiting),
-            kv_blocks_used=self._roster.blocks.used,
-            kv_blocks_total=self._roster.blocks.total,
+            running=len(self._sequence_table.running),
+            waiting=len(self._sequence_table.waiting),
+            kv_blocks_used=self._sequence_table.blocks.used,
+            kv_blocks_total=self._sequence_table.blocks.total,
         )
-        metrics.RUNNING_SEQUENCES.set(len(self._roster.running))
-        metrics.WAITING_SEQUENCES.set(len(self._roster.waiting))
-        metrics.KV_BLOCKS_USED.set(self._roster.blocks.used)
-        metrics.FRAMES_IN_FLIGHT.set(len(self._flights))
+        metrics.RUNNING_SEQUENCES.set(len(self._sequence_table.running))
+        metrics.WAITING_SEQUENCES.set(len(self._sequence_table.waiting))
+        metrics.KV_BLOCKS_USED.set(self._sequence_table.blocks.used)
+        metrics.FRAMES_IN_FLIGHT.set(len(self._in_flight))

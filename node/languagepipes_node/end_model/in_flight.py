@@ -1,4 +1,4 @@
-"""Frames in flight: what each carries, by when it must be home, and whether what came home answers it."""
+"""Frames in flight: what each carries, by when it must have returned, and whether what returned answers it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from languagepipes_node.model.batch import Batch
 
 
 class RowsError(Exception):
-    """What came home is not what was sent for: another step, or another number of bytes."""
+    """What returned is not what was sent for: another step, or another number of bytes."""
 
 
 @dataclass(frozen=True, eq=False)
-class Flight:
+class InFlightBatch:
     """A frame on the ring. leases: the blocks that it names, one lease a share.
 
     front_seconds: what the layers in front took. alone: nothing else was on the ring when it left. Times are
@@ -42,19 +42,18 @@ class Flight:
 
     @property
     def overdue(self) -> str:
-        """Why its epoch ends, if it is not home by its deadline."""
-        return (
-            f"step {self.step} with {self.batch.tokens} tokens was not home within {self.deadline - self.sent_at:.1f} s"
-        )
+        """Why its epoch ends, if it has not returned by its deadline."""
+        seconds = self.deadline - self.sent_at
+        return f"step {self.step} with {self.batch.tokens} tokens did not return within {seconds:.1f} s"
 
     def check(self, returned: ReturnedPort, *, rows: int, row_bytes: int) -> None:
         """Raises RowsError unless `returned` is this step with `rows` rows of hidden state."""
         if returned.step != self.step:
-            # Stations are first in, first out: the oldest frame comes home first or something is wrong.
-            raise RowsError(f"step {returned.step} came home, step {self.step} was due")
+            # Members are first in, first out: the oldest frame returns first or something is wrong.
+            raise RowsError(f"step {returned.step} returned, step {self.step} was due")
         if len(returned.hidden) != rows * row_bytes:
             raise RowsError(
-                f"step {self.step} came home with {len(returned.hidden)} bytes, {rows} rows have {rows * row_bytes}"
+                f"step {self.step} returned with {len(returned.hidden)} bytes, {rows} rows have {rows * row_bytes}"
             )
 
 

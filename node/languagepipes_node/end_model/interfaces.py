@@ -21,7 +21,7 @@ class EndLayersPort(Protocol):
         ...
 
     def back(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """What came home → [R, hidden]."""
+        """What returned → [R, hidden]."""
         ...
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
@@ -41,7 +41,7 @@ class LayersPort(Protocol):
 
 
 class ReturnedPort(Protocol):
-    """A frame that came home. `hidden` is valid until `release()`."""
+    """A frame that returned. `hidden` is valid until `release()`."""
 
     @property
     def step(self) -> int: ...
@@ -51,24 +51,24 @@ class ReturnedPort(Protocol):
 
     @property
     def busy_microseconds(self) -> list[int]:
-        """Compute time of each remote station, in ring order."""
+        """Compute time of each remote member, in ring order."""
         ...
 
     def release(self) -> None: ...
 
 
 class RingInfoPort(Protocol):
-    """What a hello that came home says."""
+    """What a hello that returned says."""
 
     @property
     def epoch(self) -> Epoch: ...
 
 
 class RingPort(Protocol):
-    """`wire.station.EndStation`, or `loopback.LoopbackRing`. One thread uses it."""
+    """`wire.member.EndModelCommunicator`, or `loopback.LoopbackRing`. One thread uses it."""
 
     def connect(self) -> RingInfoPort:
-        """The next frame home, oldest first. Raises RingDown once the ring is lost, frames in flight or not."""
+        """The next frame that returns, oldest first. Raises RingDown once the ring is lost, frames in flight or not."""
         ...
 
     def send(self, step: int, batch: Batch, hidden: memoryview, tokens: int) -> None:
@@ -76,7 +76,7 @@ class RingPort(Protocol):
         ...
 
     def receive(self, timeout_seconds: float) -> ReturnedPort | None:
-        """The next frame home, oldest first. Raises RingDown once the ring is lost, also if nothing is in
+        """The next frame that returns, oldest first. Raises RingDown once the ring is lost, also if nothing is in
         flight."""
         ...
 

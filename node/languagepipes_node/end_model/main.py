@@ -77,7 +77,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     from languagepipes_node.end_model.openai.server import ApiServer
     from languagepipes_node.model.buffers import TORCH_DTYPES
     from languagepipes_node.model.end import EndLayers
-    from languagepipes_node.wire.station import EndStation
+    from languagepipes_node.wire.communicator import EndModelCommunicator
 
     layers = EndLayers(
         startup.architecture,
@@ -93,7 +93,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     layers.load(startup.store, state.loaded)
     startup.store.close()
 
-    station = EndStation(
+    communicator = EndModelCommunicator(
         settings.identity,
         plan,
         startup.tls,
@@ -103,7 +103,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     bridge = EngineBridge(max_sequences=settings.max_concurrent_requests + settings.max_queued_requests)
     engine = Engine(
         layers,
-        station,
+        communicator,
         plan=plan,
         settings=EngineSettings(
             max_running=settings.max_concurrent_requests,
@@ -160,7 +160,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     engine.stop()
     thread.join()
     state.watch.rest()
-    station.close()
+    communicator.close()
     return failures[0] if failures else None
 
 
@@ -171,7 +171,7 @@ def drive(engine: Engine, bridge: EngineBridge) -> tuple[str, str] | None:
     failure = None
     try:
         engine.run_forever()
-    except WireError as error:  # another End Model holds the chain
+    except WireError as error:  # another End Model holds the replica
         failure = termination.code_of(error), str(error)
     except Exception as error:
         # Its message may quote what it choked on, which may be of a request: type and place are enough.

@@ -11,9 +11,9 @@ from typing import Generic, Protocol, TypeVar
 
 from languagepipes_node.end_model.costs import RingCost
 
-# While streams run, a step with a chunk takes at most this many decode steps' time, and this long a station.
+# While streams run, a step with a chunk takes at most this many decode steps' time, and this long a member.
 CHUNK_DECODE_STEPS = 3.0
-CHUNK_STATION_SECONDS = 0.25
+CHUNK_MEMBER_SECONDS = 0.25
 # The share of a prompt that goes forward however slow prefill is, so that no prompt waits for ever behind
 # streams.
 LEAST_CHUNK = 4
@@ -114,7 +114,7 @@ def blocks_for(tokens: int, block_tokens: int) -> int:
 
 
 def schedule(now: Snapshot[S]) -> Decision[S]:
-    """The next micro-batch, or nothing worth sending before a frame is home or a request arrives."""
+    """The next micro-batch, or nothing worth sending before a frame has returned or a request arrives."""
     limits = now.limits
     if len(now.frames) >= limits.frames_in_flight:
         return Decision()
@@ -192,7 +192,7 @@ def _make_room(now: Snapshot[S], rows: list[S]) -> tuple[list[S], list[S], int]:
             free -= needed
             served.append(row)
         else:
-            returning -= needed  # Spoken for: this row waits for frames that are on their way home.
+            returning -= needed  # Spoken for: this row waits for frames that are on their way back.
     return served, preempt, free
 
 
@@ -216,11 +216,11 @@ def _chunk_budget(now: Snapshot[S], streams: int, micro_batches: int, *, rows: i
         coming = min(len(now.running) + len(now.waiting), limits.max_running)
         coming_rows = max(typical_rows, -(-coming // micro_batches))
         allowed = [
-            min(CHUNK_DECODE_STEPS * station.seconds(coming_rows), CHUNK_STATION_SECONDS) for station in costs.stations
+            min(CHUNK_DECODE_STEPS * member.seconds(coming_rows), CHUNK_MEMBER_SECONDS) for member in costs.members
         ]
         budget = costs.tokens_within(allowed, most=limits.frame_tokens) - typical_rows
     budget = min(room, max(budget, LEAST_CHUNK))
-    # More frames than this would queue up before the slowest station, and streams behind them.
+    # More frames than this would queue up before the slowest member, and streams behind them.
     size = typical_rows + budget
     overlapping = costs.measured and limits.decode_frames > 1
     fitting = int(costs.round(size) / costs.slowest(size)) if overlapping else 1

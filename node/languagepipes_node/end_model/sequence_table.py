@@ -2,7 +2,7 @@
 on.
 
 Sequences are in order of arrival in both lists, whatever happened to them. Blocks of a sequence that left are
-returned when the last frame that names them is home."""
+returned when the last frame that names them has returned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _arrival(sequence: Sequence) -> int:
     return sequence.arrival
 
 
-class Roster:
+class SequenceTable:
     """All sequences that have not ended. running: those that hold blocks. waiting: those that do not (any
     more)."""
 
@@ -91,7 +91,7 @@ class Roster:
             share.sequence.last_step = step
 
     def home(self, shares: tuple[Share[Sequence], ...], leases: list[BlockLease]) -> None:
-        """That frame is home, or its epoch is over."""
+        """That frame has returned, or its epoch is over."""
         for share, lease in zip(shares, leases, strict=True):
             share.sequence.in_flight -= 1
             if share.sequence.lease is lease:

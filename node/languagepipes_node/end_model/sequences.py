@@ -15,9 +15,9 @@ from languagepipes_node.end_model.requests import FinishReason, SamplingParamete
 
 @dataclass(eq=False)
 class Sequence:
-    """tokens: prompt and generated ids. sent: tokens of this incarnation whose frame was sent (KV is written
-    or on its way). home: those whose frame came home. in_flight: frames that name this sequence, of any
-    incarnation.
+    """tokens: prompt and generated ids. sent: tokens of this session whose frame was sent (KV is written
+    or on its way). home: those whose frame returned. in_flight: frames that name this sequence, of any
+    session.
 
     arrival: a running number, so that order of arrival is total. last_step: the step that last held it (0:
     none). counts: how often each generated token occurred; kept only if a penalty needs it."""
@@ -77,7 +77,7 @@ class Sequence:
 
     @property
     def blocks(self) -> int:
-        """KV blocks held by this incarnation."""
+        """KV blocks held by this session."""
         return 0 if self.lease is None else self.lease.blocks
 
     @property
@@ -97,6 +97,6 @@ class Sequence:
         return None
 
     def forget(self) -> None:
-        """Start a new incarnation: everything is to be computed again from the tokens."""
+        """Start a new session: everything is to be computed again from the tokens."""
         self.sent = 0
         self.home = 0

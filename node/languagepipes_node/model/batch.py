@@ -1,4 +1,4 @@
-"""One packed micro-batch: what a frame's arrays say and what a station's layers need. numpy only, no torch.
+"""One packed micro-batch: what a frame's arrays say and what a member's layers need. numpy only, no torch.
 
 Tokens of all sequences lie one after another: sequence s has `counts[s]` tokens, the first at position `starts[s]`
 (so `starts[s]` tokens of it are in the KV cache already). Its KV lies in blocks, told as runs of consecutive block

@@ -127,13 +127,13 @@ class EndLayers:
         return self._local.run(hidden, batch)
 
     def back(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """What came home → the wanted rows [R, hidden] in `dtype`, before the final norm.
+        """What returned → the wanted rows [R, hidden] in `dtype`, before the final norm.
 
         With tail layers `hidden` holds all tokens; without, it is the R rows already. Raises BatchError.
         """
         if not self.has_tail:
             if hidden.shape[0] != batch.rows.shape[0]:
-                raise BatchError(f"hidden: {hidden.shape[0]} rows came home, {batch.rows.shape[0]} were wanted")
+                raise BatchError(f"hidden: {hidden.shape[0]} rows returned, {batch.rows.shape[0]} were wanted")
             return hidden
         hidden = self._tail.run(hidden, batch)
         return hidden.index_select(0, torch.from_numpy(batch.rows).to(hidden.device))

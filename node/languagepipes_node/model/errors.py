@@ -1,4 +1,4 @@
-"""What can go wrong between a plan, a model's files and a station's memory.
+"""What can go wrong between a plan, a model's files and a member's memory.
 
 ModelError
 ├── ArchitectureError    (model.architecture) config.json describes no model that can be served
@@ -28,4 +28,4 @@ class OutOfMemory(ModelError):
 
 
 class BatchError(ModelError):
-    """The batch does not fit this station's KV cache or the hidden state handed over with it."""
+    """The batch does not fit this member's KV cache or the hidden state handed over with it."""

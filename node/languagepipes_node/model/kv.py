@@ -1,6 +1,6 @@
-"""The paged KV cache of one station: blocks × block_tokens slots for each of its layers, allocated once.
+"""The paged KV cache of one member: blocks × block_tokens slots for each of its layers, allocated once.
 
-The layout is private to a station: a layer is [2 × kv heads, slot, head_dim], keys before values, so that a run of
+The layout is private to a member: a layer is [2 × kv heads, slot, head_dim], keys before values, so that a run of
 consecutive blocks is a view for every head, and a step's keys and values are written by one call.
 """
 

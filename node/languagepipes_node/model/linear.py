@@ -2,7 +2,7 @@
 
 `project` multiplies in the dtype of its input. Where that is the weight's own, torch's kernel for it runs; where the
 input is float32 and the weight is not, the weight is widened tile by tile into a small float32 buffer, so that a
-station never needs a float32 copy of its weights. The kernel of `model.kernels` widens in registers instead. Which of
+member never needs a float32 copy of its weights. The kernel of `model.kernels` widens in registers instead. Which of
 the three is fastest depends on the processor and on the number of rows (without AVX512-BF16, bfloat16 arithmetic is
 several times slower than float32 from a few rows on; float16 is so on most): `measure` finds out at start-up.
 """
@@ -60,7 +60,7 @@ Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tens
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a station computes: the dtype of its activations, and by which kernel it multiplies.
+    """How a member computes: the dtype of its activations, and by which kernel it multiplies.
 
     whole: all layers of a step in one native call (`model.whole_step`), where the architecture allows it.
     """
@@ -84,7 +84,7 @@ WHOLE = Arithmetic(torch.float32, native=True, whole=True)
 
 @dataclass(frozen=True)
 class Compute:
-    """A station's arithmetic by number of rows: (from so many rows on, how), ascending from 1."""
+    """A member's arithmetic by number of rows: (from so many rows on, how), ascending from 1."""
 
     choices: tuple[tuple[int, Arithmetic], ...]
 

@@ -48,7 +48,7 @@ class LayerStack:
     """Layers `[start, stop)`.
 
     dtype: of the hidden states handed over and back, of the KV cache and of the weights at rest. The dtype of the
-    arithmetic is this station's own choice. blocks × block_tokens token slots are allocated for every layer.
+    arithmetic is this member's own choice. blocks × block_tokens token slots are allocated for every layer.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class NativeLayers:
     def _rows_that_are_slower_whole(self, cache: KvCache) -> int:
         """The least number of rows from which on whole steps are not the faster ones; 1 if they never are.
 
-        A station of many bytes has no time for all row counts: what it did not try takes the other way.
+        A member of many bytes has no time for all row counts: what it did not try takes the other way.
         """
         faster_below = 1
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""What every layer of a station needs of one batch, worked out once a step: positions, slots and where each KV lies.
+"""What every layer of a member needs of one batch, worked out once a step: positions, slots and where each KV lies.
 
 A *slot* is one token's place in a layer's cache: block × block_tokens + offset. Pure: numpy in, plain values out.
 """
@@ -88,7 +88,7 @@ def read(batch: Batch, *, blocks: int, block_tokens: int) -> Step:
         raise BatchError(f"batch: {int(run_counts.sum())} runs announced, {len(runs)} given")
     first, number = runs[:, 0].astype(np.int64), runs[:, 1].astype(np.int64)
     if int(first.min()) < 0 or int(number.min()) < 1 or int((first + number).max()) > blocks:
-        raise BatchError(f"batch: a run of blocks lies outside the {blocks} blocks of this station")
+        raise BatchError(f"batch: a run of blocks lies outside the {blocks} blocks of this member")
 
     ends = starts.astype(np.int64) + counts
     needed = -(-ends // block_tokens)

@@ -14,22 +14,22 @@ from languagepipes_node import metrics
 from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watch
 from languagepipes_node.model.buffers import bytes_of, tensor_from
 from languagepipes_node.model.stack import LayerStack
-from languagepipes_node.wire.station import StageStation
+from languagepipes_node.wire.communicator import StageCommunicator
 
 _IDLE_SECONDS = 0.2
 
 
 class StageLoop:
-    """Runs one LayerStack behind one StageStation.
+    """Runs one LayerStack behind one StageCommunicator.
 
-    rows_only: the last stage of a chain without tail layers returns the wanted rows and nothing else. watch: told of
+    rows_only: the last stage of a replica without tail layers returns the wanted rows and nothing else. watch: told of
     each step, so that one that hangs for good is noticed.
     """
 
     def __init__(
         self,
         stack: LayerStack,
-        station: StageStation,
+        communicator: StageCommunicator,
         *,
         hidden_size: int,
         dtype: torch.dtype,
@@ -37,14 +37,14 @@ class StageLoop:
         watch: Watch | None = None,
     ) -> None:
         self._stack = stack
-        self._station = station
+        self._communicator = communicator
         self._hidden_size = hidden_size
         self._dtype = dtype
         self._rows_only = rows_only
         self._watch = watch or Watch()
 
     def run(self, stopping: threading.Event) -> None:
-        """Until `stopping` is set. Lost links are the station's business and end nothing here."""
+        """Until `stopping` is set. Lost links are the member's business and end nothing here."""
         with torch.inference_mode():
             while not stopping.is_set():
                 self.step()
@@ -52,7 +52,7 @@ class StageLoop:
     def step(self) -> bool:
         """Receive, run and send one frame. False if none came within a moment."""
         self._watch.expect("the ring thread", WAITING_SECONDS)
-        inbound = self._station.receive(_IDLE_SECONDS)
+        inbound = self._communicator.receive(_IDLE_SECONDS)
         if inbound is None:
             return False
         self._watch.expect("computing a frame", COMPUTING_SECONDS)
@@ -68,7 +68,7 @@ class StageLoop:
         blocks = int(inbound.batch.runs[:, 1].sum())  # now: once forwarded, the next frame may lie in the slot
         busy_seconds = time.perf_counter() - started
         self._watch.expect("sending a frame", WAITING_SECONDS)
-        self._station.forward(inbound, data, round(busy_seconds * 1e6))
+        self._communicator.forward(inbound, data, round(busy_seconds * 1e6))
         metrics.STEP.observe(busy_seconds)
         metrics.KV_BLOCKS_USED.set(blocks)
         return True

@@ -44,7 +44,7 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
     from languagepipes_node.model.buffers import TORCH_DTYPES
     from languagepipes_node.model.stack import LayerStack
     from languagepipes_node.stage.loop import StageLoop
-    from languagepipes_node.wire.station import StageStation
+    from languagepipes_node.wire.communicator import StageCommunicator
 
     dtype = TORCH_DTYPES[plan.dtype]
     stack = LayerStack(
@@ -61,7 +61,7 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
     startup.store.close()
     metrics.KV_BLOCKS_TOTAL.set(plan.kv_blocks)
 
-    station = StageStation(
+    communicator = StageCommunicator(
         settings.identity,
         plan,
         startup.tls,
@@ -70,18 +70,18 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
     )
 
     def ring() -> dict[str, Any]:
-        now = station.state
+        now = communicator.state
         return {"epoch": now.epoch.counter if now.epoch else 0, "ring_error": now.reason}
 
     state.extra = ring
     stopping = process.stop_on_signals()
-    station.start()
+    communicator.start()
     state.enter("ready", f"layers {assignment.layers}")
     log.info("stage %s (%s) ready with layers %s", settings.stage, assignment.name, assignment.layers)
     last = settings.stage == len(plan.stages)
     loop = StageLoop(
         stack,
-        station,
+        communicator,
         hidden_size=plan.hidden_size,
         dtype=dtype,
         rows_only=last and len(plan.end_model.tail_layers) <= 0,
@@ -91,4 +91,4 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
         loop.run(stopping)
     finally:
         state.watch.rest()
-        station.close()
+        communicator.close()

@@ -21,7 +21,7 @@ from languagepipes_api.facts import ModelFacts
 from languagepipes_node.store.cache import Cache
 from languagepipes_node.store.fetch import fetch, sha256_of
 from languagepipes_node.store.sources import LocalSource, RemoteSource, Snapshot, SourceFile
-from languagepipes_node.store.state import Phase, Shelf
+from languagepipes_node.store.state import Phase, StoreState
 from languagepipes_node.weights.directory import is_model_file, list_files, read_file_range
 from languagepipes_node.weights.errors import (
     BrokenFile,
@@ -70,7 +70,7 @@ class Selection:
         return sum(file.size for file in self.files)
 
 
-class Filling:
+class Downloader:
     """Fills `shelf` from `source`. wait: sleeps, and returns True if the process is told to stop.
 
     on_progress: called whenever bytes came or a phase began.
@@ -80,7 +80,7 @@ class Filling:
         self,
         source: RemoteSource | LocalSource,
         cache: Cache,
-        shelf: Shelf,
+        store_state: StoreState,
         *,
         dtype: str | None,
         wait: Callable[[float], bool],
@@ -88,13 +88,13 @@ class Filling:
     ) -> None:
         self._source = source
         self._cache = cache
-        self._shelf = shelf
+        self._store_state = store_state
         self._dtype = dtype
         self._wait = wait
         self._on_progress = on_progress
 
     def run(self) -> None:
-        """Returns when the shelf is full, has failed for good, or the process is told to stop."""
+        """Returns when the store's state is full, has failed for good, or the process is told to stop."""
         try:
             self.fill()
         except Stopped:
@@ -127,22 +127,22 @@ class Filling:
         """The whole way, in named steps. Raises WeightsError or Stopped."""
         snapshot = self.resolve()
         selection = self._retrying(lambda: select(self._source, snapshot, self._cache))
-        self._shelf.total_bytes = selection.total_bytes
+        self._store_state.total_bytes = selection.total_bytes
         index, facts = self._retrying(lambda: self.read_facts(snapshot, selection))
-        self._shelf.facts = facts
+        self._store_state.facts = facts
         if selection.gguf is None:
             self._show_index(index, facts.revision)
         if isinstance(self._source, RemoteSource):
             paths = self.download(self._source, snapshot, selection)
         else:
             paths = {file.name: self._source.path(file) for file in selection.files}
-            self._shelf.done_bytes = selection.total_bytes
+            self._store_state.done_bytes = selection.total_bytes
         if selection.gguf is not None:
             self.convert(selection.gguf, paths[selection.gguf.name], facts.revision)
         else:
             self._check_unchanged(index, paths)
             for name, path in paths.items():
-                self._shelf.put(name, path)
+                self._store_state.put(name, path)
         self._enter("Ready")
 
     def resolve(self) -> Snapshot:
@@ -177,7 +177,7 @@ class Filling:
             else:
                 self._advance(file.size)
             if selection.gguf is None:
-                self._shelf.put(file.name, blobs[file.name])
+                self._store_state.put(file.name, blobs[file.name])
         return blobs
 
     def convert(self, file: SourceFile, path: Path, revision: str) -> None:
@@ -202,19 +202,19 @@ class Filling:
             needed = converted_bytes(plan, dtype)
             self._cache.make_room(needed, [path, output])
             self._enter("Converting")
-            self._shelf.total_bytes += needed
+            self._store_state.total_bytes += needed
             convert(path, output, dtype=dtype, progress=self._advance)
         files = list_files(output)
         index = build_index(files, lambda name, begin, end: read_file_range(output / name, begin, end))
         self._show_index(index, revision)
         for name in files:
-            self._shelf.put(name, output / name)
+            self._store_state.put(name, output / name)
 
     def _fetch(self, source: RemoteSource, snapshot: Snapshot, file: SourceFile) -> None:
-        done_before = self._shelf.done_bytes
+        done_before = self._store_state.done_bytes
 
         def present(nbytes: int) -> None:
-            self._advance(done_before + nbytes - self._shelf.done_bytes)
+            self._advance(done_before + nbytes - self._store_state.done_bytes)
 
         for attempt in range(1, _HASH_ATTEMPTS + 1):
             try:
@@ -246,44 +246,44 @@ class Filling:
 
     def _show_index(self, index: WeightsIndex, revision: str) -> None:
         data = {"revision": revision, **index.to_json()}
-        self._shelf.index_json = json.dumps(data, separators=(",", ":")).encode()
-        self._shelf.index = index
+        self._store_state.index_json = json.dumps(data, separators=(",", ":")).encode()
+        self._store_state.index = index
 
     def _retrying(self, attempt: Callable[[], Result]) -> Result:
-        pause, done = _FIRST_PAUSE_SECONDS, self._shelf.done_bytes
+        pause, done = _FIRST_PAUSE_SECONDS, self._store_state.done_bytes
         while True:
             try:
                 result = attempt()
-                self._shelf.error = None
+                self._store_state.error = None
                 return result
             except WeightsError as error:
                 if not error.retriable:
                     raise
-                if self._shelf.error is None or str(self._shelf.error) != str(error):
+                if self._store_state.error is None or str(self._store_state.error) != str(error):
                     log.warning("%s", error)
-                self._shelf.error = error
+                self._store_state.error = error
             self._on_progress()
-            if self._shelf.done_bytes > done:
-                pause, done = _FIRST_PAUSE_SECONDS, self._shelf.done_bytes
+            if self._store_state.done_bytes > done:
+                pause, done = _FIRST_PAUSE_SECONDS, self._store_state.done_bytes
             if self._wait(pause * random.uniform(0.75, 1.25)):  # noqa: S311 - spreads stores out, no secret
                 raise Stopped
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def _advance(self, nbytes: int) -> None:
-        if nbytes > 0 and self._shelf.error is not None:
-            self._shelf.error = None
-        self._shelf.done_bytes += nbytes
+        if nbytes > 0 and self._store_state.error is not None:
+            self._store_state.error = None
+        self._store_state.done_bytes += nbytes
         self._on_progress()
         if self._wait(0):
             raise Stopped
 
     def _enter(self, phase: Phase) -> None:
-        self._shelf.phase = phase
+        self._store_state.phase = phase
         self._on_progress()
 
     def _fail(self, error: WeightsError) -> None:
         log.error("%s: %s", error.reason, error)
-        self._shelf.error = error
+        self._store_state.error = error
         self._enter("Failed")
 
 

@@ -1,4 +1,4 @@
-"""The role `store`: serve at once, fill the shelf behind it, until told to stop."""
+"""The role `store`: serve at once, fill the store's state behind it, until told to stop."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from languagepipes_node.health import MemberState
 from languagepipes_node.member import SettingsError, required
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.store.cache import Cache
-from languagepipes_node.store.downloader import Filling
+from languagepipes_node.store.downloader import Downloader
 from languagepipes_node.store.server import StoreServer
 from languagepipes_node.store.sources import http, open_source
 from languagepipes_node.store.sources.local import FileSource
-from languagepipes_node.store.state import Shelf
+from languagepipes_node.store.state import StoreState
 from languagepipes_node.weights.errors import BrokenFile, WeightsError
 
 log = logging.getLogger(__name__)
@@ -36,16 +36,16 @@ def run(settings: MemberSettings) -> int:
     """Returns 0 after SIGTERM, 1 if the server cannot start. A model that cannot be had is told on /v1/progress."""
     stopping = process.stop_on_signals()
     state = MemberState("store")
-    shelf = Shelf()
-    state.extra = lambda: {"progress": shelf.progress_json()}
+    store_state = StoreState()
+    state.extra = lambda: {"progress": store_state.progress_json()}
     try:
         telemetry_server = health.serve(
             settings.telemetry_listen,
             state,
-            ready=lambda: (shelf.facts is not None and not stopping.is_set(), state.message or shelf.phase),
+            ready=lambda: (store_state.facts is not None and not stopping.is_set(), state.message or store_state.phase),
         )
         try:
-            _serve(settings, shelf, state, stopping)
+            _serve(settings, store_state, state, stopping)
         finally:
             telemetry_server.shutdown()
     except Exception as error:
@@ -54,14 +54,14 @@ def run(settings: MemberSettings) -> int:
     return 0
 
 
-def _serve(settings: MemberSettings, shelf: Shelf, state: MemberState, stopping: threading.Event) -> None:
+def _serve(settings: MemberSettings, store_state: StoreState, state: MemberState, stopping: threading.Event) -> None:
     listen = required(settings.store_listen, "store_listen")
     source = required(settings.source, "source")
     trusted = _trusted(settings)
     state.tls = TlsFiles(settings.tls_dir)
-    server = StoreServer(listen, state.tls, settings.identity, shelf)
+    server = StoreServer(listen, state.tls, settings.identity, store_state)
     server.start()
-    arguments = (settings, source, trusted, shelf, state, stopping)
+    arguments = (settings, source, trusted, store_state, state, stopping)
     threading.Thread(target=_fill, args=arguments, name="store-filling", daemon=True).start()
     stopping.wait()
     server.stop()
@@ -85,30 +85,30 @@ def _fill(
     settings: MemberSettings,
     url: str,
     trusted: ssl.SSLContext | None,
-    shelf: Shelf,
+    store_state: StoreState,
     state: MemberState,
     stopping: threading.Event,
 ) -> None:
-    """Fill the shelf. A failure stands until what may have caused it looks otherwise; then all is tried once more."""
-    show = _shower(shelf, state)
+    """Fetch all files. A failure stands until what may have caused it looks otherwise; then all is tried once more."""
+    show = _shower(store_state, state)
     while True:
         seen = _surroundings(settings, url)
-        _try_to_fill(settings, url, trusted, shelf, show, stopping)
-        if not shelf.failed:
+        _try_to_fill(settings, url, trusted, store_state, show, stopping)
+        if not store_state.failed:
             return
         again = time.monotonic() + _TRY_AGAIN_SECONDS
         while _surroundings(settings, url) == seen and time.monotonic() < again:
             if stopping.wait(_LOOK_AGAIN_SECONDS):
                 return
         log.info("trying once more")
-        shelf.done_bytes = shelf.total_bytes = 0
+        store_state.done_bytes = store_state.total_bytes = 0
 
 
 def _try_to_fill(
     settings: MemberSettings,
     url: str,
     trusted: ssl.SSLContext | None,
-    shelf: Shelf,
+    store_state: StoreState,
     show: Callable[[], None],
     stopping: threading.Event,
 ) -> None:
@@ -126,11 +126,11 @@ def _try_to_fill(
             log.exception("the store cannot begin")
             error = BrokenFile(f"internal error before the model was read: {type(error).__name__}")
         log.error("%s: %s", error.reason, error)
-        shelf.error = error
-        shelf.phase = "Failed"
+        store_state.error = error
+        store_state.phase = "Failed"
         show()
         return
-    Filling(source, cache, shelf, dtype=settings.dtype, wait=stopping.wait, on_progress=show).run()
+    Downloader(source, cache, store_state, dtype=settings.dtype, wait=stopping.wait, on_progress=show).run()
 
 
 def _surroundings(settings: MemberSettings, url: str) -> tuple[object, ...]:
@@ -151,21 +151,21 @@ def _surroundings(settings: MemberSettings, url: str) -> tuple[object, ...]:
     return token, volume, place
 
 
-def _shower(shelf: Shelf, state: MemberState) -> Callable[[], None]:
-    """What is called at each step forward: health and metrics say what the shelf says."""
+def _shower(store_state: StoreState, state: MemberState) -> Callable[[], None]:
+    """What is called at each step forward: health and metrics say what the store's state says."""
 
     def show() -> None:
-        metrics.STORE_FETCHED_BYTES.set(shelf.done_bytes)
-        metrics.STORE_TOTAL_BYTES.set(shelf.total_bytes)
-        state.loaded_bytes, state.total_bytes = shelf.done_bytes, shelf.total_bytes
-        message = str(shelf.error) if shelf.error is not None else shelf.phase
-        if shelf.failed:
+        metrics.STORE_FETCHED_BYTES.set(store_state.done_bytes)
+        metrics.STORE_TOTAL_BYTES.set(store_state.total_bytes)
+        state.loaded_bytes, state.total_bytes = store_state.done_bytes, store_state.total_bytes
+        message = str(store_state.error) if store_state.error is not None else store_state.phase
+        if store_state.failed:
             state.enter("failed", message)
-        elif shelf.phase == "Ready":
+        elif store_state.phase == "Ready":
             state.enter("ready", message)
         else:
             # Liveness counts progress in "loading" alone: a source that is away or slow to list is no fault of ours.
-            waiting = shelf.error is not None or shelf.phase == "Resolving"
+            waiting = store_state.error is not None or store_state.phase == "Resolving"
             state.enter("waiting" if waiting else "loading", message)
 
     return show

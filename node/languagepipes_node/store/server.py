@@ -24,7 +24,7 @@ from languagepipes_api.names import Identity
 
 from languagepipes_node import metrics
 from languagepipes_node.net.tls import TlsFiles, peer_identity
-from languagepipes_node.store.state import Shelf
+from languagepipes_node.store.state import StoreState
 from languagepipes_node.weights.errors import BrokenFile, StoreUnavailable, WeightsError
 from languagepipes_node.weights.remote import etag
 from languagepipes_node.wire.errors import WireError
@@ -48,13 +48,13 @@ class StoreServer(ThreadingMixIn, TCPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, listen: str, tls: TlsFiles, identity: Identity, shelf: Shelf) -> None:
+    def __init__(self, listen: str, tls: TlsFiles, identity: Identity, store_state: StoreState) -> None:
         host, _, port = listen.rpartition(":")
         host = host.strip("[]")
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.tls = tls
         self.identity = identity
-        self.shelf = shelf
+        self.store_state = store_state
         tls.server_context()  # fails now rather than at the first connection
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         super().__init__((host, int(port)), _Connection)
@@ -135,28 +135,28 @@ class _Exchange(BaseHTTPRequestHandler):
             self.close_connection = True
             self._send_error(403, "WrongPipe", f"this store belongs to {ours.namespace}/{ours.pipe}")
             return
-        shelf, path = self.server.shelf, unquote(urlsplit(self.path).path)
+        store_state, path = self.server.store_state, unquote(urlsplit(self.path).path)
         if path == "/v1/progress":
-            self._send_json(shelf.progress_json())
+            self._send_json(store_state.progress_json())
         elif path == "/v1/facts":
-            facts = shelf.facts
+            facts = store_state.facts
             if facts is None:
-                raise _why_not(shelf, "the model's facts are not known yet")
+                raise _why_not(store_state, "the model's facts are not known yet")
             self._send_json({"facts": facts.to_json()})
         elif path == "/v1/index":
-            if shelf.index is None:
-                raise _why_not(shelf, "the index is not made yet")
-            if self._is_as_asked(shelf):
-                self._send_body(200, shelf.index_json, "application/json")
+            if store_state.index is None:
+                raise _why_not(store_state, "the index is not made yet")
+            if self._is_as_asked(store_state):
+                self._send_body(200, store_state.index_json, "application/json")
         elif path.startswith("/v1/files/"):
             self._send_file(path.removeprefix("/v1/files/"))
         else:
             self._send_error(404, "NotFound", "there are /v1/facts, /v1/progress, /v1/index and /v1/files/NAME")
 
-    def _is_as_asked(self, shelf: Shelf) -> bool:
+    def _is_as_asked(self, store_state: StoreState) -> bool:
         """Whether this is the revision of If-Match, if one is asked for; else 412 is sent."""
         asked = self.headers.get("If-Match")
-        ours = "" if shelf.facts is None else shelf.facts.revision
+        ours = "" if store_state.facts is None else store_state.facts.revision
         if asked is None or asked == etag(ours):
             return True
         planned = unquote(asked.strip('"'))[:100]
@@ -169,17 +169,17 @@ class _Exchange(BaseHTTPRequestHandler):
         return False
 
     def _send_file(self, name: str) -> None:
-        shelf = self.server.shelf
-        index = shelf.index
+        store_state = self.server.store_state
+        index = store_state.index
         if index is None:
-            raise _why_not(shelf, "the index is not made yet")
-        if not self._is_as_asked(shelf):
+            raise _why_not(store_state, "the index is not made yet")
+        if not self._is_as_asked(store_state):
             return
         if name not in index.files:  # the index decides, never the file system
             self._send_error(404, "NotFound", "the index names no such file")
             return
-        if name not in shelf.paths:
-            raise _why_not(shelf, f"{name} is not verified yet")
+        if name not in store_state.paths:
+            raise _why_not(store_state, f"{name} is not verified yet")
         size = index.files[name]
         asked = self.headers.get_all("Range") or []
         span = _range(asked[0], size) if asked else (0, size)
@@ -190,7 +190,7 @@ class _Exchange(BaseHTTPRequestHandler):
             self.end_headers()
             return
         begin, end = span
-        with shelf.paths[name].open("rb") as stream:
+        with store_state.paths[name].open("rb") as stream:
             if os.fstat(stream.fileno()).st_size != size:
                 raise BrokenFile(f"{name}: was changed while it was served; restart the store")
             self.send_response(206 if asked else 200)
@@ -236,11 +236,13 @@ class _Exchange(BaseHTTPRequestHandler):
         pass
 
 
-def _why_not(shelf: Shelf, otherwise: str) -> WeightsError:
+def _why_not(store_state: StoreState, otherwise: str) -> WeightsError:
     """The error that explains why something is not there: for good if the store failed, else for now."""
-    if shelf.error is not None:
-        return shelf.error if shelf.failed else StoreUnavailable(str(shelf.error))
-    return StoreUnavailable(f"{otherwise}: {shelf.phase.lower()}, {shelf.done_bytes} of {shelf.total_bytes} bytes")
+    if store_state.error is not None:
+        return store_state.error if store_state.failed else StoreUnavailable(str(store_state.error))
+    return StoreUnavailable(
+        f"{otherwise}: {store_state.phase.lower()}, {store_state.done_bytes} of {store_state.total_bytes} bytes"
+    )
 
 
 def _range(header: str, size: int) -> tuple[int, int] | None:
@@ -256,7 +258,7 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
 
 
 def _member(identity: Identity) -> str:
-    """A bounded label: chains and stages are bounded by the plan."""
+    """A bounded label: replicas and stages are bounded by the plan."""
     if identity.role == "stage":
-        return f"chain-{identity.chain}/stage-{identity.index}"
-    return f"chain-{identity.chain}/end-model" if identity.role == "end-model" else identity.role
+        return f"chain-{identity.replica}/stage-{identity.index}"
+    return f"chain-{identity.replica}/end-model" if identity.role == "end-model" else identity.role

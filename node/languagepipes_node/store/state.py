@@ -20,7 +20,7 @@ Phase = Literal["Resolving", "Downloading", "Verifying", "Converting", "Ready", 
 
 
 @dataclass
-class Shelf:
+class StoreState:
     """error: set while something is tried again, and for good in phase Failed. paths: verified files by served name."""
 
     phase: Phase = "Resolving"

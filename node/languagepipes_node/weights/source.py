@@ -1,4 +1,4 @@
-"""Where a station's tensors come from: one small interface, so that loading knows neither HTTP nor files.
+"""Where a member's tensors come from: one small interface, so that loading knows neither HTTP nor files.
 
 Implementations: `remote.StoreClient` (ranges from the weights store over mTLS) and `directory.SafetensorsDirectory`
 (files on this machine; tests and benchmarks).

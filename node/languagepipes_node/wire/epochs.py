@@ -1,6 +1,6 @@
-"""Who may open an epoch: the decisions of the handshake, pure. `station.py` acts on them.
+"""Who may open an epoch: the decisions of the handshake, pure. `member.py` acts on them.
 
-Two claimants to a chain cannot both be right: the higher epoch counter decides, at each station for itself.
+Two claimants to a replica cannot both be right: the higher epoch counter decides, at each member for itself.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from languagepipes_node.wire.hello import (
     Entry,
     Epoch,
     Hello,
-    Station,
+    RingMember,
     close,
-    stations,
+    members,
 )
 
 
 @dataclass(frozen=True)
 class Ring:
-    """A station's own view of the ring: its identity and what the plan says of everyone."""
+    """A member's own view of the ring: its identity and what the plan says of everyone."""
 
     identity: Identity
     plan: Plan
 
     @property
-    def stations(self) -> tuple[Station, ...]:
-        return stations(self.plan)
+    def members(self) -> tuple[RingMember, ...]:
+        return members(self.plan)
 
     @property
-    def me(self) -> Station:
-        return self.stations[self.identity.index]
+    def me(self) -> RingMember:
+        return self.members[self.identity.index]
 
     @property
-    def predecessor(self) -> Station:
-        return self.stations[self.identity.index - 1]
+    def predecessor(self) -> RingMember:
+        return self.members[self.identity.index - 1]
 
     @property
-    def successor(self) -> Station:
-        everyone = self.stations
+    def successor(self) -> RingMember:
+        everyone = self.members
         return everyone[(self.identity.index + 1) % len(everyone)]
 
-    def identity_of(self, station: Station) -> Identity:
+    def identity_of(self, member: RingMember) -> Identity:
         mine = self.identity
-        if station.index == 0:
-            return Identity(mine.namespace, mine.pipe, mine.chain, "end-model")
-        return Identity(mine.namespace, mine.pipe, mine.chain, "stage", station.index)
+        if member.index == 0:
+            return Identity(mine.namespace, mine.pipe, mine.replica, "end-model")
+        return Identity(mine.namespace, mine.pipe, mine.replica, "stage", member.index)
 
     def own_entry(self, *, kv_id: bytes, seen: Epoch) -> Entry:
         me = self.me
@@ -67,10 +67,10 @@ class Ring:
         )
 
 
-def judge_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:
-    """Why a station refuses a hello, or None if it accepts. `highest`: the highest epoch that it has seen.
+def validate_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:
+    """Why a member refuses a hello, or None if it accepts. `highest`: the highest epoch that it has seen.
 
-    The End Model judges the hello that came home with the same rules, but for the epoch, which must be its
+    The End Model judges the hello that returned with the same rules, but for the epoch, which must be its
     own.
     """
     me, plan = ring.me, ring.plan
@@ -80,32 +80,32 @@ def judge_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:
 
     if hello.wire != WIRE_VERSION:
         return refuse("wire_version", f"wire version {hello.wire} is not {WIRE_VERSION}")
-    mine = (ring.identity.namespace, ring.identity.pipe, ring.identity.chain)
-    theirs = (hello.namespace, hello.pipe, hello.chain)
+    mine = (ring.identity.namespace, ring.identity.pipe, ring.identity.replica)
+    theirs = (hello.namespace, hello.pipe, hello.replica)
     if theirs != mine:
         return refuse(
             "pipe",
-            f"pipe {theirs[0]}/{theirs[1]} chain {theirs[2]} is not {mine[0]}/{mine[1]} chain {mine[2]}",
+            f"pipe {theirs[0]}/{theirs[1]} replica {theirs[2]} is not {mine[0]}/{mine[1]} replica {mine[2]}",
         )
     # What differs is told before the hash, which only says that something does.
     if len(hello.stages) != len(plan.stages):
         return refuse("stations", f"the hello's plan has {len(hello.stages)} stages, not {len(plan.stages)}")
-    for station, layers in zip(ring.stations[1:], hello.stages, strict=True):
-        if tuple(layers) != station.layers:
-            return refuse("layers", f"{station} is to run layers {_span(layers)}, not {_span(station.layers)}")
-    # The stations before this one; for the End Model, whose hello came home, all of them.
-    expected = ring.stations[: ring.identity.index or None]
+    for member, layers in zip(ring.members[1:], hello.stages, strict=True):
+        if tuple(layers) != member.layers:
+            return refuse("layers", f"{member} is to run layers {_span(layers)}, not {_span(member.layers)}")
+    # The members before this one; for the End Model, whose hello returned, all of them.
+    expected = ring.members[: ring.identity.index or None]
     if len(hello.entries) != len(expected):
-        return refuse("stations", f"the hello passed {len(hello.entries)} stations, {len(expected)} come before")
-    for entry, station in zip(hello.entries, expected, strict=True):
-        if entry.index != station.index:
-            return refuse("stations", f"station {entry.index} stands in the place of {station}")
-        if tuple(entry.layers) != station.layers:
-            return refuse("layers", f"{station} runs layers {_span(entry.layers)}, not {_span(station.layers)}")
+        return refuse("stations", f"the hello passed {len(hello.entries)} members, {len(expected)} come before")
+    for entry, member in zip(hello.entries, expected, strict=True):
+        if entry.index != member.index:
+            return refuse("stations", f"member {entry.index} stands in the place of {member}")
+        if tuple(entry.layers) != member.layers:
+            return refuse("layers", f"{member} runs layers {_span(entry.layers)}, not {_span(member.layers)}")
         if entry.dtype != plan.dtype:
-            return refuse("dtype", f"{station} sends {entry.dtype}, not {plan.dtype}")
+            return refuse("dtype", f"{member} sends {entry.dtype}, not {plan.dtype}")
         if entry.kv_blocks != plan.kv_blocks:
-            return refuse("kv_blocks", f"{station} has {entry.kv_blocks} KV blocks, the plan has {plan.kv_blocks}")
+            return refuse("kv_blocks", f"{member} has {entry.kv_blocks} KV blocks, the plan has {plan.kv_blocks}")
     if hello.plan != plan.hash:
         return refuse("plan_hash", f"plan hash {hello.plan} is not {plan.hash}")
     if ring.identity.index == 0:
@@ -116,7 +116,7 @@ def judge_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:
     return None
 
 
-class Verdict(enum.Enum):
+class Decision(enum.Enum):
     """What an End Model does after its epoch was turned down."""
 
     RETRY_ABOVE = "retry above"
@@ -137,20 +137,20 @@ class EndEpochs:
         self.highest += 1
         return Epoch(self.highest, self.id)
 
-    def judge(self, news: Close, *, opened: Epoch) -> Verdict:
+    def decide(self, close_reason: Close, *, opened: Epoch) -> Decision:
         """What to do now that an epoch of ours ended with these news. Learns the counter that they tell of.
 
         One that held the ring and is told of a higher counter under another id has been replaced: a newer End
-        Model of the chain runs. One that never held it was just started, so it is the newer one: it goes
+        Model of the replica runs. One that never held it was just started, so it is the newer one: it goes
         above.
         """
-        if news.code not in ("stale_epoch", "superseded"):
-            return Verdict.GIVE_UP
-        seen = news.seen
+        if close_reason.code not in ("stale_epoch", "superseded"):
+            return Decision.GIVE_UP
+        seen = close_reason.seen
         if seen.counter >= opened.counter and seen.id != self.id and self.held:
-            return Verdict.EXIT
+            return Decision.EXIT
         self.highest = max(self.highest, seen.counter)
-        return Verdict.RETRY_ABOVE
+        return Decision.RETRY_ABOVE
 
 
 def _span(layers: tuple[int, ...] | list[int]) -> str:

@@ -7,9 +7,9 @@ WireError
 ├── HelloError          a hello or close message that cannot be read (ValueError too)
 ├── LinkLost            one link ended; carries the news
 ├── RingDown            the ring is not whole; carries the root cause, for people
-└── SupersededError     another End Model owns the chain: this process must exit
+└── SupersededError     another End Model owns the replica: this process must exit
 
-Messages name stations, sizes and reasons; never a hidden state.
+Messages name members, sizes and reasons; never a hidden state.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class HelloError(WireError, ValueError):
 class LinkLost(WireError):
     """A link ended. `news` says why, as told by the peer or as seen from here."""
 
-    def __init__(self, news: Close) -> None:
-        super().__init__(str(news))
-        self.news = news
+    def __init__(self, close_reason: Close) -> None:
+        super().__init__(str(close_reason))
+        self.close_reason = close_reason
 
 
 class RingDown(WireError):
@@ -60,4 +60,4 @@ class RingDown(WireError):
 
 
 class SupersededError(WireError):
-    """The stages follow an End Model with a higher epoch: this one has lost its chain and must exit."""
+    """The stages follow an End Model with a higher epoch: this one has lost its replica and must exit."""

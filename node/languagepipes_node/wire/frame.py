@@ -32,7 +32,7 @@ Int32: TypeAlias = npt.NDArray[np.int32]
 
 MAGIC = b"LPWF"
 # magic, wire version, kind, dtype, plan hash, epoch counter, epoch id, step,
-# tokens, hidden size, sequences, runs, rows wanted, tensor rows, stages, last station that computes, payload
+# tokens, hidden size, sequences, runs, rows wanted, tensor rows, stages, last member that computes, payload
 # bytes
 _HEADER = struct.Struct("<4sHBB8sQ8sQIIIIIIHHI")
 HEADER_BYTES = _HEADER.size
@@ -71,7 +71,7 @@ class Header(NamedTuple):
     rows: int
     tensor_rows: int
     stages: int
-    last_station: int
+    last_member: int
     payload_bytes: int
 
     @property
@@ -81,7 +81,7 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameLimits:
-    """What the plan allows in a frame. home_rows_all: whether all packed tokens come home, and not the wanted
+    """What the plan allows in a frame. home_rows_all: whether all packed tokens return, and not the wanted
     rows alone. A frame holds at most `max_runs` block runs: a million shared fragments would be no frame but
     an attack.
     """
@@ -132,7 +132,7 @@ class FrameLimits:
         return tensor_offset(values) + self.frame_tokens * self.row_bytes
 
     def home_rows(self, *, tokens: int, rows: int) -> int:
-        """Rows of the tensor that comes home for a frame of so many tokens, so many of them wanted."""
+        """Rows of the tensor that returns for a frame of so many tokens, so many of them wanted."""
         return tokens if self.home_rows_all else rows
 
 
@@ -199,9 +199,9 @@ def check_step(header: Header, limits: FrameLimits, *, home: bool) -> None:
         raise FrameError(f"frame's dtype code {header.dtype} is not the plan's {limits.dtype_code}")
     if header.hidden_size != limits.hidden_size:
         raise FrameError(f"frame's hidden size {header.hidden_size} is not the plan's {limits.hidden_size}")
-    if header.stages != limits.stages or header.last_station != limits.stages:
+    if header.stages != limits.stages or header.last_member != limits.stages:
         raise FrameError(
-            f"frame has {header.stages} stages and computes up to station {header.last_station}, "
+            f"frame has {header.stages} stages and computes up to member {header.last_member}, "
             f"the plan has {limits.stages} stages"
         )
     tokens = header.tokens

@@ -1,4 +1,4 @@
-"""How links begin: the acceptor of a station, and dialling a successor.
+"""How links begin: the acceptor of a member, and dialling a successor.
 
 A peer has `handshake_seconds` for TLS and its hello, away from the accept loop, and only so many may try at
 once. A refusal is told to the peer in a close frame before the connection ends.
@@ -83,7 +83,7 @@ class Acceptor:
             log.warning("%s: a connection was refused: %s", self._ring.me, describe(error))
             return
         try:
-            refusal = self._judge(connection, deadline)
+            refusal = self._decide(connection, deadline)
         except (EOFError, OSError) as error:
             REFUSED_HELLOS.labels("no_hello").inc()
             why = "closed by the peer" if isinstance(error, EOFError) else describe(error)
@@ -101,7 +101,7 @@ class Acceptor:
             pass  # it went away by itself
         connection.close(_LINGER_SECONDS)
 
-    def _judge(self, connection: Connection, deadline: float) -> Close | None:
+    def _decide(self, connection: Connection, deadline: float) -> Close | None:
         ring = self._ring
         expected = ring.identity_of(ring.predecessor)
         if connection.peer != expected:
@@ -144,11 +144,15 @@ def dial(transport: Transport, address: str, ring: Ring, hello: Hello, timing: T
     try:
         connection = transport.dial(address, seconds)
     except TimeoutError as error:
-        news = close(ring.me, "unreachable", f"{ring.successor} at {address} did not answer within {seconds:.1f} s")
-        raise LinkLost(news) from error
+        close_reason = close(
+            ring.me, "unreachable", f"{ring.successor} at {address} did not answer within {seconds:.1f} s"
+        )
+        raise LinkLost(close_reason) from error
     except (OSError, TlsError) as error:
-        news = close(ring.me, "unreachable", f"{ring.successor} at {address} cannot be reached: {describe(error)}")
-        raise LinkLost(news) from error
+        close_reason = close(
+            ring.me, "unreachable", f"{ring.successor} at {address} cannot be reached: {describe(error)}"
+        )
+        raise LinkLost(close_reason) from error
     expected = ring.identity_of(ring.successor)
     if connection.peer != expected:
         connection.close(0)
@@ -157,9 +161,11 @@ def dial(transport: Transport, address: str, ring: Ring, hello: Hello, timing: T
         connection.set_timeout(seconds)
         connection.write(control_frame(Kind.HELLO, bytes.fromhex(hello.plan), hello.epoch, hello.pack()))
     except OSError as error:
-        news = close(ring.me, "unreachable", f"{ring.successor} took no hello: {_reason_behind(connection, error)}")
+        close_reason = close(
+            ring.me, "unreachable", f"{ring.successor} took no hello: {_reason_behind(connection, error)}"
+        )
         connection.close(0)
-        raise LinkLost(news) from error
+        raise LinkLost(close_reason) from error
     return connection
 
 

@@ -16,7 +16,7 @@ from languagepipes_node.wire.errors import HelloError
 
 # 64 stages at about 130 bytes each, and room to spare.
 MAX_MESSAGE_BYTES = 32 * 1024
-MAX_STATIONS = 65
+MAX_MEMBERS = 65
 
 CloseCode = Literal[
     # refusals of a hello
@@ -43,10 +43,10 @@ CLOSE_CODES: tuple[str, ...] = get_args(CloseCode)
 
 
 class Epoch(NamedTuple):
-    """One incarnation of a chain's connections. The counter decides; the id (8 bytes) names the End Model
+    """One session of a replica's connections. The counter decides; the id (8 bytes) names the End Model
     process.
 
-    Counter 0 is no epoch: it is what a station has seen that has seen none.
+    Counter 0 is no epoch: it is what a member has seen that has seen none.
     """
 
     counter: int
@@ -65,21 +65,22 @@ _Name = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # Aliases are the names that wire version 1 uses.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_by_name=True, validate_by_alias=True)
 
     def pack(self) -> bytes:
         """The message as msgpack."""
-        packed: bytes = msgpack.packb(self.model_dump(), use_bin_type=True)
+        packed: bytes = msgpack.packb(self.model_dump(by_alias=True), use_bin_type=True)
         return packed
 
 
 class Entry(_Message):
-    """What one station says of itself. index: 0 for the End Model, else the stage's place. layers: half-open.
+    """What one member says of itself. index: 0 for the End Model, else the stage's place. layers: half-open.
 
     kv_id: random per KV allocation; seen: the highest epoch counter before this hello.
     """
 
-    index: Annotated[int, Field(ge=0, lt=MAX_STATIONS)]
+    index: Annotated[int, Field(ge=0, lt=MAX_MEMBERS)]
     name: _Name
     layers: Annotated[list[_Layer], Field(min_length=2, max_length=4)]
     dtype: Dtype
@@ -89,7 +90,7 @@ class Entry(_Message):
 
 
 class Hello(_Message):
-    """Opens an epoch: sent by the End Model, carried round the ring, one entry added by every station.
+    """Opens an epoch: sent by the End Model, carried round the ring, one entry added by every member.
 
     stages: the layer range of every stage in the End Model's plan, so that one of another plan can say what differs.
     """
@@ -98,14 +99,14 @@ class Hello(_Message):
     plan: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     namespace: Annotated[str, Field(min_length=1, max_length=63)]
     pipe: Annotated[str, Field(min_length=1, max_length=63)]
-    chain: Annotated[int, Field(ge=0, lt=2**31)]
+    replica: Annotated[int, Field(ge=0, lt=2**31, validation_alias="chain", serialization_alias="chain")]
     counter: Annotated[int, Field(ge=1, lt=2**63)]
     id: _EightBytes
     stages: Annotated[
         list[Annotated[list[_Layer], Field(min_length=2, max_length=2)]],
-        Field(min_length=1, max_length=MAX_STATIONS - 1),
+        Field(min_length=1, max_length=MAX_MEMBERS - 1),
     ]
-    entries: Annotated[list[Entry], Field(min_length=1, max_length=MAX_STATIONS)]
+    entries: Annotated[list[Entry], Field(min_length=1, max_length=MAX_MEMBERS)]
 
     @property
     def epoch(self) -> Epoch:
@@ -119,12 +120,14 @@ class Close(_Message):
     """Why a link ends: the last frame each way, handed on unchanged, so that the End Model learns the root
     cause.
 
-    station: who noticed, for people. seen_counter, seen_id: with stale_epoch and superseded, the epoch that
+    member: who noticed, for people. seen_counter, seen_id: with stale_epoch and superseded, the epoch that
     holds.
     """
 
     code: CloseCode
-    station: _Name
+    member: Annotated[
+        str, Field(min_length=1, max_length=64, validation_alias="station", serialization_alias="station")
+    ]
     message: Annotated[str, Field(min_length=1, max_length=400)]
     seen_counter: _Counter = 0
     seen_id: _EightBytes = NO_EPOCH.id
@@ -134,11 +137,11 @@ class Close(_Message):
         return Epoch(self.seen_counter, self.seen_id)
 
     def __str__(self) -> str:
-        return f"{self.station}: {self.message}"
+        return f"{self.member}: {self.message}"
 
 
 @dataclass(frozen=True)
-class Station:
+class RingMember:
     """One member of the ring as the plan has it. index 0 is the End Model; layers as in `Entry`."""
 
     index: int
@@ -149,24 +152,24 @@ class Station:
         return "end-model" if self.index == 0 else f"stage {self.index} ({self.name})"
 
 
-def stations(plan: Plan) -> tuple[Station, ...]:
-    """All stations of a plan in ring order, the End Model first."""
+def members(plan: Plan) -> tuple[RingMember, ...]:
+    """All members of a plan in ring order, the End Model first."""
     local, tail = plan.end_model.local_layers, plan.end_model.tail_layers
-    end_model = Station(0, "end-model", (local.start, local.stop, tail.start, tail.stop))
+    end_model = RingMember(0, "end-model", (local.start, local.stop, tail.start, tail.stop))
     return (
         end_model,
         *(
-            Station(place, stage.name[:64] or "stage", (stage.layers.start, stage.layers.stop))
+            RingMember(place, stage.name[:64] or "stage", (stage.layers.start, stage.layers.stop))
             for place, stage in enumerate(plan.stages, start=1)
         ),
     )
 
 
-def close(station: Station, code: CloseCode, message: str, seen: Epoch = NO_EPOCH) -> Close:
-    """A Close in a station's name; a message that is too long is cut."""
+def close(member: RingMember, code: CloseCode, message: str, seen: Epoch = NO_EPOCH) -> Close:
+    """A Close in a member's name; a message that is too long is cut."""
     return Close(
         code=code,
-        station=str(station)[:64],
+        member=str(member)[:64],
         message=message if len(message) <= 400 else message[:399] + "…",
         seen_counter=seen.counter,
         seen_id=seen.id,
@@ -180,7 +183,7 @@ def new_hello(plan: Plan, identity: Identity, epoch: Epoch) -> Hello:
         plan=plan.hash,
         namespace=identity.namespace,
         pipe=identity.pipe,
-        chain=identity.chain,
+        replica=identity.replica,
         counter=epoch.counter,
         id=epoch.id,
         stages=[[stage.layers.start, stage.layers.stop] for stage in plan.stages],
@@ -211,7 +214,7 @@ def _parse(model: type[_M], what: str, data: bytes | bytearray | memoryview) -> 
             strict_map_key=True,
             max_str_len=2048,
             max_bin_len=8,
-            max_array_len=MAX_STATIONS,
+            max_array_len=MAX_MEMBERS,
             max_map_len=16,
             max_ext_len=0,
         )

@@ -27,7 +27,7 @@ from languagepipes_node.wire.frame import (
     parse_header,
     parse_step,
 )
-from languagepipes_node.wire.hello import Close, Epoch, Station, close, parse_close
+from languagepipes_node.wire.hello import Close, Epoch, RingMember, close, parse_close
 from languagepipes_node.wire.transport import Connection, describe
 
 # Frames up to so many bytes are one write; a copy of them costs less than a second write.
@@ -41,7 +41,7 @@ class Timing:
     """When a link is given up, in seconds. Tests scale them down.
 
     silence_seconds: no byte for so long, or no byte taken for so long, ends a link. handshake_seconds: for
-    TCP, TLS and hello of one link. connect_seconds: until the End Model's hello must be home.
+    TCP, TLS and hello of one link. connect_seconds: until the End Model's hello must have returned.
     """
 
     heartbeat_seconds: float = 0.2
@@ -104,8 +104,8 @@ class SendLink:
         self,
         connection: Connection,
         *,
-        me: Station,
-        successor: Station,
+        me: RingMember,
+        successor: RingMember,
         plan_hash: bytes,
         epoch: Epoch,
         timing: Timing,
@@ -146,21 +146,21 @@ class SendLink:
             except OSError as error:
                 self._broken = True
                 # Once closed from here, the failure is our own doing, and not the reason.
-                self._ended = self._ended or self._news_behind(error)
+                self._ended = self._ended or self._close_reason_behind(error)
                 raise LinkLost(self._ended) from error
         self._frames.inc()
         self._bytes.inc(len(head) if tensor is None else len(head) + len(tensor))
 
-    def close(self, news: Close) -> None:
+    def close(self, close_reason: Close) -> None:
         """End the link, its last frame being the news. Any thread; returns soon even if a send is blocked."""
         if self._ended is None:
-            self._ended = news
+            self._ended = close_reason
         if self._lock.acquire(timeout=_CLOSE_WRITE_SECONDS):
             try:
                 if not self._broken:
                     self._broken = True
                     self._connection.set_timeout(_CLOSE_WRITE_SECONDS)
-                    self._connection.write(control_frame(Kind.CLOSE, self._plan_hash, self._epoch, news.pack()))
+                    self._connection.write(control_frame(Kind.CLOSE, self._plan_hash, self._epoch, close_reason.pack()))
             except OSError:
                 pass  # the peer is gone too
             finally:
@@ -172,13 +172,13 @@ class SendLink:
     def _keep(self) -> None:
         connection, lock = self._connection, self._lock
         while not self._over():
-            news: Close | None = None
+            close_reason: Close | None = None
             if connection.readable(self._timing.heartbeat_seconds):
                 with lock:
                     if self._over():
                         break
-                    news = self._read_news()
-                    self._broken, self._ended = True, news
+                    close_reason = self._read_close_reason()
+                    self._broken, self._ended = True, close_reason
             # A send in progress moves bytes: no heartbeat is needed then.
             elif lock.acquire(blocking=False):
                 try:
@@ -186,25 +186,25 @@ class SendLink:
                         break
                     connection.write(self._heartbeat)
                 except OSError as error:
-                    news = self._news_behind(error)
-                    self._broken, self._ended = True, news
+                    close_reason = self._close_reason_behind(error)
+                    self._broken, self._ended = True, close_reason
                 finally:
                     lock.release()
-            if news is not None:
-                self._lost(news)
+            if close_reason is not None:
+                self._lost(close_reason)
         with lock:
             connection.close(_LINGER_SECONDS)
 
     def _over(self) -> bool:
         return self._ended is not None
 
-    def _news_behind(self, error: OSError) -> Close:
+    def _close_reason_behind(self, error: OSError) -> Close:
         """Why a write failed: what the peer said before it closed, or what is seen from here."""
         try:
             if self._connection.readable(0.05):
-                news = self._read_news()
-                if news.station != str(self._me):
-                    return news
+                close_reason = self._read_close_reason()
+                if close_reason.member != str(self._me):
+                    return close_reason
         except OSError:
             pass
         if isinstance(error, TimeoutError):
@@ -212,7 +212,7 @@ class SendLink:
             return close(self._me, "silence", f"{self._successor} has taken no bytes for {seconds:.1f} s")
         return close(self._me, "lost", f"link to {self._successor} broke: {describe(error)}")
 
-    def _read_news(self) -> Close:
+    def _read_close_reason(self) -> Close:
         try:
             header, body = read_control(self._connection, kinds=(Kind.CLOSE,))
             del header
@@ -237,8 +237,8 @@ class ReceiveLink:
         self,
         connection: Connection,
         *,
-        me: Station,
-        predecessor: Station,
+        me: RingMember,
+        predecessor: RingMember,
         limits: FrameLimits,
         epoch: Epoch,
         slots: SlotPool,
@@ -267,10 +267,10 @@ class ReceiveLink:
     def start(self) -> None:
         self._reader.start()
 
-    def close(self, news: Close) -> None:
+    def close(self, close_reason: Close) -> None:
         """End the link, its last frame the other way being the news. Any thread; does not wait."""
         if self._ended is None:
-            self._ended = news
+            self._ended = close_reason
         self._connection.interrupt()
 
     def join(self, timeout_seconds: float) -> None:
@@ -285,21 +285,21 @@ class ReceiveLink:
         return True
 
     def _run(self) -> None:
-        news: Close | None
+        close_reason: Close | None
         try:
-            news = self._read()
+            close_reason = self._read()
         except (FrameError, HelloError) as error:
-            news = close(self._me, "bad_frame", f"frame from {self._predecessor}: {error}")
+            close_reason = close(self._me, "bad_frame", f"frame from {self._predecessor}: {error}")
         except EOFError:
-            news = close(self._me, "lost", f"{self._predecessor} closed the link")
+            close_reason = close(self._me, "lost", f"{self._predecessor} closed the link")
         except TimeoutError:
-            news = self._silence()
+            close_reason = self._silence()
         except OSError as error:
-            news = close(self._me, "lost", f"link from {self._predecessor} broke: {describe(error)}")
+            close_reason = close(self._me, "lost", f"link from {self._predecessor} broke: {describe(error)}")
         self._quiet.set()
         if self._ended is None:
-            self._ended = news
-            self._lost(news)
+            self._ended = close_reason
+            self._lost(close_reason)
         try:
             self._connection.set_timeout(_CLOSE_WRITE_SECONDS)
             self._connection.write(control_frame(Kind.CLOSE, self._limits.plan_hash, self._epoch, self._ended.pack()))

@@ -1,10 +1,10 @@
 """Carries out what was decided: children are created, repaired or deleted. Decides nothing but who owns what.
 
 The first write of a name is a create, so that nobody's object is ever overtaken; from then on server-side apply with
-the UID that was seen, and deletes with UID and version. So a decision upon an old snapshot ends in Stale, not in
-damage.
+the UID that was seen, and deletes with UID and version. So a decision upon an old snapshot ends in ConflictError,
+not in damage.
 
-Stale       the cluster is not as the snapshot had it: look again
+ConflictError       the cluster is not as the snapshot had it: look again
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ APPLIED_ANNOTATION = f"{API_GROUP}/applied"
 _REFUSALS = (Invalid, Forbidden, Broken)
 
 
-class Stale(Exception):
+class ConflictError(Exception):
     """Says what was not as expected."""
 
 
@@ -56,7 +56,7 @@ class Applied:
     foreign: dict[str, Manifest] = field(default_factory=dict)
     leaving: list[str] = field(default_factory=list)
     denied: list[str] = field(default_factory=list)
-    denied_aside: list[str] = field(default_factory=list)
+    non_blocking_errors: list[str] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)
 
 
@@ -89,12 +89,12 @@ class Applier:
         return [manifest for manifest in found if self._differs(manifest, uid)]
 
     async def write(self, manifests: Sequence[Manifest], uid: str, applied: Applied) -> None:
-        """In that order. Raises Stale, and KubeError for what the queue's back-off must wait out."""
+        """In that order. Raises ConflictError, and KubeError for what the queue's back-off must wait out."""
         for manifest in manifests:
             try:
                 await self._write(manifest, uid, applied)
             except _REFUSALS as error:
-                (applied.denied if self._is_needed(manifest) else applied.denied_aside).append(
+                (applied.denied if self._is_needed(manifest) else applied.non_blocking_errors).append(
                     f"{_title(manifest)}: {error}"
                 )
 
@@ -107,7 +107,7 @@ class Applier:
                 return
 
     async def prune(self, surplus: Sequence[Manifest], applied: Applied) -> None:
-        """Raises Stale where one is not what it was when that was decided. What may not be deleted stays."""
+        """Raises ConflictError where one is not what it was when that was decided. What may not be deleted stays."""
         for item in surplus:
             kind, metadata = _kind(item), item["metadata"]
             try:
@@ -119,9 +119,9 @@ class Applier:
                     resource_version=metadata["resourceVersion"],
                 )
             except Conflict as error:
-                raise Stale(f"{_title(item)} changed before it was deleted") from error
+                raise ConflictError(f"{_title(item)} changed before it was deleted") from error
             except _REFUSALS as error:
-                applied.denied_aside.append(f"{_title(item)}: {error}")
+                applied.non_blocking_errors.append(f"{_title(item)}: {error}")
                 continue
             self._caches.of(kind, metadata["namespace"]).drop(key_of(item), metadata["uid"])
             self._settled.pop(metadata["uid"], None)
@@ -149,7 +149,7 @@ class Applier:
                 if owned_by(live, uid):
                     # Ours: an earlier try that went unheard, or its labels were taken away.
                     cache.remember(live)
-                    raise Stale(f"{_title(manifest)} is there already") from None
+                    raise ConflictError(f"{_title(manifest)} is there already") from None
         if not owned_by(live, uid):
             applied.foreign[_title(manifest)] = live
             return
@@ -161,7 +161,7 @@ class Applier:
             await self._count_as_applied(live, kind)
             after = await self._kube.apply(asked, kind)
         except Conflict as error:
-            raise Stale(f"{_title(manifest)} changed before it was applied") from error
+            raise ConflictError(f"{_title(manifest)} changed before it was applied") from error
         cache.remember(after)
         applied.writes.append(f"apply {_title(manifest)}")
         self._settled.pop(after["metadata"]["uid"], None)
@@ -194,7 +194,7 @@ class Applier:
         try:
             return await self._kube.get(kind, metadata["name"], namespace=metadata["namespace"])
         except NotFound as error:
-            raise Stale(f"{_title(manifest)} went away just now") from error
+            raise ConflictError(f"{_title(manifest)} went away just now") from error
 
 
 def marked(manifest: Manifest) -> Manifest:

@@ -450,7 +450,7 @@ def _leaf_labels(identity: Identity) -> dict[str, str]:
     return labels.labels(
         identity.pipe,
         identity.role,
-        chain=identity.chain if identity.chain >= 0 else None,
+        replica=identity.replica if identity.replica >= 0 else None,
         stage=identity.index if identity.role == "stage" else None,
     )
 

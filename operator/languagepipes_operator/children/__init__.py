@@ -8,16 +8,16 @@ from __future__ import annotations
 from functools import cache
 
 from languagepipes_operator.children import budget, end_model, members, policies, services, stage, store
-from languagepipes_operator.children.plan_config import kept_plan, plan_config_map
+from languagepipes_operator.children.plan_config import plan_config_map, stored_plan
 from languagepipes_operator.children.settings import ManifestSettings
-from languagepipes_operator.decide.replicas import chains
-from languagepipes_operator.observe.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.decide.replicas import replica_numbers
+from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
 from languagepipes_operator.planning.plan import place
 
-__all__ = ["ManifestSettings", "chains", "kept_plan", "plan_children", "store_children"]
+__all__ = ["ManifestSettings", "stored_plan", "plan_children", "store_children"]
 
 
-def store_children(snapshot: Snapshot, settings: ManifestSettings, kept: KeptPlan | None = None) -> list[Manifest]:
+def store_children(snapshot: Snapshot, settings: ManifestSettings, kept: StoredPlan | None = None) -> list[Manifest]:
     """What a pipe has before there is a plan and as long as it lives: the store, and the Services.
 
     kept: the plan in force, if there is one: then the store runs its image.
@@ -33,8 +33,8 @@ def store_children(snapshot: Snapshot, settings: ManifestSettings, kept: KeptPla
     return [manifest for manifest in found if manifest is not None]
 
 
-def plan_children(snapshot: Snapshot, kept: KeptPlan, settings: ManifestSettings) -> list[Manifest]:
-    """What a plan asks for: its ConfigMap, the ring's names, budget and policies, and every chain's members."""
+def plan_children(snapshot: Snapshot, kept: StoredPlan, settings: ManifestSettings) -> list[Manifest]:
+    """What a plan asks for: its ConfigMap, the ring's names, budget and policies, and every replica's members."""
     found = [
         plan_config_map(snapshot, kept),
         services.ring_service(snapshot),
@@ -44,11 +44,11 @@ def plan_children(snapshot: Snapshot, kept: KeptPlan, settings: ManifestSettings
         found += policies.ring_policies(snapshot, kept)
 
     @cache
-    def seats(chain: int) -> dict[str, str]:
-        return place(kept.plan, snapshot.pipe.spec, snapshot.nodes or (), chain=chain)
+    def assignments(replica: int) -> dict[str, str]:
+        return place(kept.plan, snapshot.pipe.spec, snapshot.nodes or (), replica=replica)
 
-    for chain in chains(snapshot.children, snapshot.pipe.spec.replicas):
-        for identity in members.ring(snapshot.pipe, kept.plan, chain):
+    for replica in replica_numbers(snapshot.children, snapshot.pipe.spec.replicas):
+        for identity in members.ring(snapshot.pipe, kept.plan, replica):
             make = stage.stage_deployment if identity.role == "stage" else end_model.end_model_deployment
-            found.append(make(snapshot, kept, settings, identity, seats))
+            found.append(make(snapshot, kept, settings, identity, assignments))
     return found

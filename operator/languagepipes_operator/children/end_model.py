@@ -1,4 +1,4 @@
-"""The Deployment of a chain's End Model: the one pod that handles text."""
+"""The Deployment of a replica's End Model: the one pod that handles text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from languagepipes_api.names import API_PORT, RING_PORT, TELEMETRY_PORT, Identit
 
 from languagepipes_operator.children import members, names, pods, resources
 from languagepipes_operator.children.settings import ManifestSettings
-from languagepipes_operator.observe.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
 from languagepipes_operator.planning.stages import END_MODEL
 
 # Until its address has left the Service everywhere, it goes on accepting; then answers that are under way may end
@@ -19,7 +19,11 @@ _GRACE_SECONDS = 45
 
 
 def end_model_deployment(
-    snapshot: Snapshot, kept: KeptPlan, settings: ManifestSettings, identity: Identity, seats: members.Seats
+    snapshot: Snapshot,
+    kept: StoredPlan,
+    settings: ManifestSettings,
+    identity: Identity,
+    assignments: members.Assignments,
 ) -> Manifest:
     pipe, end_model = snapshot.pipe, kept.plan.end_model
     server = pipe.spec.server
@@ -41,7 +45,7 @@ def end_model_deployment(
             api_keys_dir=None if keys is None else Path(names.KEYS_DIR),
             max_concurrent_requests=server.max_concurrent_requests,
             max_queued_requests=server.max_queued_requests,
-            **members.common_settings(pipe, identity.chain, settings),
+            **members.common_settings(pipe, identity.replica, settings),
         ),
         resources=resources.member_resources(
             device=end_model.device,
@@ -62,7 +66,7 @@ def end_model_deployment(
         settings,
         template=template,
         grace_seconds=_GRACE_SECONDS,
-        node=lambda: seats(identity.chain).get(END_MODEL),
+        node=lambda: assignments(identity.replica).get(END_MODEL),
         stage_name=None,
         inputs={
             "served_name": pipe.served_name,

@@ -8,10 +8,10 @@ from languagepipes_api.names import (
     API_GROUP,
     API_VERSION,
     KIND,
-    LABEL_CHAIN,
     LABEL_MANAGED_BY,
     LABEL_PIPE,
     LABEL_PLAN,
+    LABEL_REPLICA,
     LABEL_ROLE,
     LABEL_STAGE,
     LABEL_STAGE_NAME,
@@ -37,7 +37,7 @@ def labels(
     pipe: str,
     role: str,
     *,
-    chain: int | None = None,
+    replica: int | None = None,
     stage: int | None = None,
     stage_name: str | None = None,
     plan: str | None = None,
@@ -47,7 +47,7 @@ def labels(
         LABEL_MANAGED_BY: MANAGED_BY,
         LABEL_PIPE: pipe,
         LABEL_ROLE: role,
-        LABEL_CHAIN: chain,
+        LABEL_REPLICA: replica,
         LABEL_STAGE: stage,
         LABEL_STAGE_NAME: stage_name,
         LABEL_PLAN: plan,
@@ -56,7 +56,7 @@ def labels(
 
 
 def ring_selector(pipe: str) -> dict[str, Any]:
-    """A label selector for the stages and End Models of a pipe, of all chains and plans."""
+    """A label selector for the stages and End Models of a pipe, of all replicas and plans."""
     return {
         "matchLabels": labels_of_pipe(pipe),
         "matchExpressions": [{"key": LABEL_ROLE, "operator": "In", "values": list(RING_ROLES)}],

@@ -1,4 +1,4 @@
-"""What the Deployments of a chain have in common: who is next in the ring, and what each is told."""
+"""What the Deployments of a replica have in common: who is next in the ring, and what each is told."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from languagepipes_operator.children import plan_config as plans
 from languagepipes_operator.children.labels import labels
 from languagepipes_operator.children.settings import ManifestSettings
 from languagepipes_operator.decide import last_applied as rendered
-from languagepipes_operator.observe.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
 
-# By chain (0 is the first) and member's name: the node where the planner would have it.
-Seats = Callable[[int], Mapping[str, str]]
+# By replica (0 is the first) and member's name: the node where the planner would have it.
+Assignments = Callable[[int], Mapping[str, str]]
 
 
 class Common(TypedDict):
-    """Settings that all ring members of a chain share."""
+    """Settings that all ring members of a replica share."""
 
     namespace: str
     pipe: str
-    chain: int
+    replica: int
     tls_dir: Path
     telemetry_listen: str
     plan_file: Path
@@ -34,11 +34,11 @@ class Common(TypedDict):
     ring_listen: str
 
 
-def common_settings(pipe: LanguagePipe, chain: int, settings: ManifestSettings) -> Common:
+def common_settings(pipe: LanguagePipe, replica: int, settings: ManifestSettings) -> Common:
     return {
         "namespace": pipe.namespace,
         "pipe": pipe.name,
-        "chain": chain,
+        "replica": replica,
         "tls_dir": Path(names.TLS_DIR),
         "telemetry_listen": f"{settings.every_address}:{TELEMETRY_PORT}",
         "plan_file": Path(names.PLAN_FILE),
@@ -47,20 +47,20 @@ def common_settings(pipe: LanguagePipe, chain: int, settings: ManifestSettings) 
     }
 
 
-def ring(pipe: LanguagePipe, plan: Plan, chain: int) -> list[Identity]:
-    """A chain's members in the order of the pass: the stages, then the End Model."""
-    stages = [Identity(pipe.namespace, pipe.name, chain, "stage", place) for place in range(1, len(plan.stages) + 1)]
-    return [*stages, Identity(pipe.namespace, pipe.name, chain, "end-model")]
+def ring(pipe: LanguagePipe, plan: Plan, replica: int) -> list[Identity]:
+    """A replica's members in the order of the pass: the stages, then the End Model."""
+    stages = [Identity(pipe.namespace, pipe.name, replica, "stage", place) for place in range(1, len(plan.stages) + 1)]
+    return [*stages, Identity(pipe.namespace, pipe.name, replica, "end-model")]
 
 
 def successor(pipe: LanguagePipe, plan: Plan, identity: Identity) -> str:
     """The address that this member dials: the next in the ring, which the End Model closes."""
-    members = ring(pipe, plan, identity.chain)
+    members = ring(pipe, plan, identity.replica)
     after = members[(members.index(identity) + 1) % len(members)]
     return names.ring_address(after, plan.hash)
 
 
-def member_files(pipe: LanguagePipe, kept: KeptPlan, identity: Identity) -> list[pods.Files]:
+def member_files(pipe: LanguagePipe, kept: StoredPlan, identity: Identity) -> list[pods.Files]:
     """Its certificate and its plan."""
     return [
         pods.secret_files("tls", names.leaf_secret(identity), str(names.TLS_DIR)),
@@ -70,7 +70,7 @@ def member_files(pipe: LanguagePipe, kept: KeptPlan, identity: Identity) -> list
 
 def member_deployment(
     snapshot: Snapshot,
-    kept: KeptPlan,
+    kept: StoredPlan,
     identity: Identity,
     container: pods.Container,
     settings: ManifestSettings,
@@ -95,19 +95,19 @@ def member_deployment(
         **pods.inputs_of(settings),
         **inputs,
     }
-    # The first chain's is the plan's own.
-    anew = identity.chain == 0 or not rendered.is_for(live, everything)
+    # The first replica's is the plan's own.
+    anew = identity.replica == 0 or not rendered.is_for(live, everything)
     selector = labels(
         pipe.name,
         identity.role,
-        chain=identity.chain,
+        replica=identity.replica,
         stage=identity.index if identity.role == "stage" else None,
         plan=plan.hash,
     )
     own = labels(
         pipe.name,
         identity.role,
-        chain=identity.chain,
+        replica=identity.replica,
         stage=identity.index if identity.role == "stage" else None,
         stage_name=stage_name,
         plan=plan.hash,
@@ -116,7 +116,7 @@ def member_deployment(
         container,
         template=template,
         grace_seconds=grace_seconds,
-        placement=pods.ring_placement(pipe.name, identity.chain, template, node=node() if anew else None),
+        placement=pods.ring_placement(pipe.name, identity.replica, template, node=node() if anew else None),
         host={"hostname": names.hostname(identity, plan.hash), "subdomain": names.ring_service(pipe.name)},
         fixed_ids=settings.fixed_ids,
     )

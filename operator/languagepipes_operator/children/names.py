@@ -104,8 +104,8 @@ def store_address(pipe: str, namespace: str) -> str:
 def _place(identity: Identity) -> str:
     """ "0-stage-3", "0-end-model", "store": short, unique in the pipe."""
     if identity.role == "stage":
-        return f"{identity.chain}-stage-{identity.index}"
-    return f"{identity.chain}-{identity.role}" if identity.role == "end-model" else identity.role
+        return f"{identity.replica}-stage-{identity.index}"
+    return f"{identity.replica}-{identity.role}" if identity.role == "end-model" else identity.role
 
 
 def _child(pipe: str, what: str) -> str:

@@ -18,7 +18,7 @@ from languagepipes_api.plan import Plan
 from languagepipes_operator.children import names
 from languagepipes_operator.children.labels import ANNOTATION_INPUTS, ANNOTATION_UPGRADE, labels, metadata
 from languagepipes_operator.decide.last_applied import digest
-from languagepipes_operator.observe.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
 
 PLAN_KEY = "plan.json"
 FACTS_KEY = "facts.json"
@@ -28,8 +28,8 @@ IMAGE_KEY = "node-image"
 _ASIDE = ("reason", "reasons", "node", "hash")
 
 
-@lru_cache(maxsize=64)  # every member of every chain asks
-def content_hash(kept: KeptPlan) -> str:
+@lru_cache(maxsize=64)  # every member of every replica asks
+def content_hash(kept: StoredPlan) -> str:
     """Identifies what members read and run: the plan without its words and preferred nodes, and the image.
 
     Fields at their default are outside it, so that a field that a later version adds changes nothing.
@@ -37,12 +37,12 @@ def content_hash(kept: KeptPlan) -> str:
     return digest({"plan": _content(kept.plan), "image": kept.node_image})
 
 
-def config_name(pipe: str, kept: KeptPlan) -> str:
+def config_name(pipe: str, kept: StoredPlan) -> str:
     """The name of this plan's ConfigMap."""
     return names.plan_config(pipe, content_hash(kept))
 
 
-def plan_config_map(snapshot: Snapshot, kept: KeptPlan) -> Manifest:
+def plan_config_map(snapshot: Snapshot, kept: StoredPlan) -> Manifest:
     """One that is there already keeps its text, which may give other reasons: it cannot be changed."""
     pipe = snapshot.pipe.name
     name = config_name(pipe, kept)
@@ -53,7 +53,7 @@ def plan_config_map(snapshot: Snapshot, kept: KeptPlan) -> Manifest:
     }
     live = snapshot.children.config_maps.get(name)
     if live is not None:
-        known = kept_plan(live)
+        known = stored_plan(live)
         if known is not None and content_hash(known) == content_hash(kept):
             data = {key: live["data"][key] for key in data}
     meta = metadata(snapshot, name, labels(pipe, "plan", plan=kept.plan.hash))
@@ -69,11 +69,11 @@ def plan_config_map(snapshot: Snapshot, kept: KeptPlan) -> Manifest:
     }
 
 
-def kept_plan(config_map: Mapping[str, Any]) -> KeptPlan | None:
+def stored_plan(config_map: Mapping[str, Any]) -> StoredPlan | None:
     """What a plan's ConfigMap keeps; None if it holds no plan that this version reads."""
     try:
         data, annotations = config_map["data"], config_map["metadata"]["annotations"]
-        return KeptPlan(
+        return StoredPlan(
             plan=Plan.from_json(json.loads(data[PLAN_KEY])),
             facts=ModelFacts.from_json(json.loads(data[FACTS_KEY])),
             node_image=str(data[IMAGE_KEY]),

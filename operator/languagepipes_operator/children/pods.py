@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from languagepipes_api.member_settings import MemberSettings
-from languagepipes_api.names import LABEL_CHAIN, TELEMETRY_PORT
+from languagepipes_api.names import LABEL_REPLICA, TELEMETRY_PORT
 from languagepipes_api.template import PodTemplate
 
 from languagepipes_operator.children import names
@@ -158,8 +158,8 @@ def tolerations(asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [*(dict(toleration) for toleration in asked), *ours]
 
 
-def ring_placement(pipe: str, chain: int, template: Mapping[str, Any], *, node: str | None) -> dict[str, Any]:
-    """Where a ring member would rather be: on the plan's node, away from other members and other chains.
+def ring_placement(pipe: str, replica: int, template: Mapping[str, Any], *, node: str | None) -> dict[str, Any]:
+    """Where a ring member would rather be: on the plan's node, away from other members and other replicas.
 
     All of it is soft. The template's own spread constraints stand in place of ours; its affinity stands before ours.
     """
@@ -173,7 +173,7 @@ def ring_placement(pipe: str, chain: int, template: Mapping[str, Any], *, node: 
             },
         )
     others = ring_selector(pipe)
-    others["matchExpressions"].append({"key": LABEL_CHAIN, "operator": "NotIn", "values": [str(chain)]})
+    others["matchExpressions"].append({"key": LABEL_REPLICA, "operator": "NotIn", "values": [str(replica)]})
     _prefer(
         affinity.setdefault("podAntiAffinity", {}),
         {"weight": 50, "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", "labelSelector": others}},

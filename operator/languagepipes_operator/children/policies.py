@@ -2,9 +2,9 @@
 
 What the ring opens: the End Model dials stage 1, each stage dials its successor, and the last stage dials the End
 Model; everyone dials the store. So a place accepts the ring's port from its predecessor alone and may leave to its
-successor, the store and DNS. A selector of labels cannot say "of the same chain" without a policy for each chain and
-stage, which for 16 chains of 64 stages were a thousand objects: here a place may reach its neighbours of any chain of
-the pipe, and the certificates, which name the chain, refuse the rest.
+successor, the store and DNS. A selector of labels cannot say "of the same replica" without a policy for each replica
+and stage, which for 16 replicas of 64 stages were a thousand objects: here a place may reach its neighbours of any
+replica of the pipe, and the certificates, which name the replica, refuse the rest.
 
 A plan that goes away must not be cut off while its pods serve: the numbers of stages of all plans that still have
 Deployments or pods are in force together.
@@ -32,7 +32,7 @@ from languagepipes_api.names import (
 from languagepipes_operator.children import names
 from languagepipes_operator.children.labels import OPERATOR_LABELS, labels, labels_of_pipe, metadata, ring_selector
 from languagepipes_operator.children.settings import ManifestSettings
-from languagepipes_operator.observe.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
 
 Peer = dict[str, Any]
 Rule = dict[str, Any]
@@ -57,7 +57,7 @@ def store_policy(snapshot: Snapshot, settings: ManifestSettings) -> Manifest:
     )
 
 
-def ring_policies(snapshot: Snapshot, kept: KeptPlan | None) -> list[Manifest]:
+def ring_policies(snapshot: Snapshot, kept: StoredPlan | None) -> list[Manifest]:
     """The End Model's, and one for each stage."""
     pipe = snapshot.pipe.name
     counts = _stage_counts(snapshot, kept)
@@ -98,7 +98,7 @@ def ring_policies(snapshot: Snapshot, kept: KeptPlan | None) -> list[Manifest]:
     return found
 
 
-def _stage_counts(snapshot: Snapshot, kept: KeptPlan | None) -> list[int]:
+def _stage_counts(snapshot: Snapshot, kept: StoredPlan | None) -> list[int]:
     """How many stages the plans in force have, ascending: the wanted one, and those whose members are still there."""
     live: dict[str, int] = {}
     children = snapshot.children

@@ -12,7 +12,7 @@ from languagepipes_operator.observe.snapshot import Manifest, Snapshot
 
 
 def api_service(snapshot: Snapshot) -> Manifest:
-    """Every End Model that is ready, of any chain and plan: ready means that a token went round its ring."""
+    """Every End Model that is ready, of any replica and plan: ready means that a token went round its ring."""
     return _service(
         snapshot,
         names.api_service(snapshot.pipe.name),

@@ -7,14 +7,18 @@ from languagepipes_api.names import RING_PORT, TELEMETRY_PORT, Identity
 
 from languagepipes_operator.children import members, pods, resources
 from languagepipes_operator.children.settings import ManifestSettings
-from languagepipes_operator.observe.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
 
 # A stage keeps nothing that a signal must save: it ends with the frame in hand.
 _GRACE_SECONDS = 20
 
 
 def stage_deployment(
-    snapshot: Snapshot, kept: KeptPlan, settings: ManifestSettings, identity: Identity, seats: members.Seats
+    snapshot: Snapshot,
+    kept: StoredPlan,
+    settings: ManifestSettings,
+    identity: Identity,
+    assignments: members.Assignments,
 ) -> Manifest:
     pipe = snapshot.pipe
     stage = kept.plan.stages[identity.index - 1]
@@ -31,7 +35,7 @@ def stage_deployment(
             successor=members.successor(pipe, kept.plan, identity),
             device=stage.device,
             threads=resources.threads(template.get("resources", {})),
-            **members.common_settings(pipe, identity.chain, settings),
+            **members.common_settings(pipe, identity.replica, settings),
         ),
         resources=resources.member_resources(
             device=stage.device,
@@ -51,7 +55,7 @@ def stage_deployment(
         settings,
         template=template,
         grace_seconds=_GRACE_SECONDS,
-        node=lambda: seats(identity.chain).get(stage.name),
+        node=lambda: assignments(identity.replica).get(stage.name),
         stage_name=stage.name,
         inputs={},
     )

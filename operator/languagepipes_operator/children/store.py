@@ -19,7 +19,7 @@ from languagepipes_operator.children.settings import ManifestSettings
 from languagepipes_operator.decide import image_pulls as pulls
 from languagepipes_operator.decide import last_applied as rendered
 from languagepipes_operator.observe.ownership import label
-from languagepipes_operator.observe.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
 
 _GRACE_SECONDS = 20
 
@@ -75,7 +75,7 @@ def hub_authorities(snapshot: Snapshot, settings: ManifestSettings) -> Manifest 
     }
 
 
-def store_deployment(snapshot: Snapshot, kept: KeptPlan | None, settings: ManifestSettings) -> Manifest:
+def store_deployment(snapshot: Snapshot, kept: StoredPlan | None, settings: ManifestSettings) -> Manifest:
     """kept: the plan in force: the store runs its image, or one that is newer already, and is told its commit once it
     has come back with another. Before there is a plan it keeps the image it has. An image that cannot be pulled gives
     way to the operator's, also where the ring keeps it: members of any image load from it.
@@ -179,7 +179,7 @@ def _of_the_hub(setting: str, snapshot: Snapshot) -> str:
     return setting if snapshot.pipe.spec.model.source.startswith("hf://") else ""
 
 
-def _pinned(snapshot: Snapshot, kept: KeptPlan | None, before: Manifest | None) -> str | None:
+def _pinned(snapshot: Snapshot, kept: StoredPlan | None, before: Manifest | None) -> str | None:
     """The plan's commit, where the store must be told: its volume was lost and the branch has moved on since. Told
     once, it stays told; telling it earlier would cost a restart in the middle of the download.
     """

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    plan = commands.add_parser("plan", help="show which station gets which layers, and why; start nothing")
+    plan = commands.add_parser("plan", help="show which member gets which layers, and why; start nothing")
     plan.add_argument("file", metavar="FILE", type=Path, help="the LanguagePipe, as YAML")
     plan.add_argument("-o", "--output", choices=("table", "json"), default="table", help="default: table")
     plan.add_argument(

@@ -1,4 +1,4 @@
-"""A plan as people read it: one row a station, then the reasons."""
+"""A plan as people read it: one row a member, then the reasons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from languagepipes_operator.planning.stages import END_MODEL
 def print_plan(plan: Plan, console: Console, *, title: str) -> None:
     """Layers count from 0 and are inclusive. Text from the spec is printed as it is, never read as markup."""
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column("station", no_wrap=True)
+    table.add_column("member", no_wrap=True)
     table.add_column("layers", no_wrap=True)
     table.add_column("device")
     for column in ("weights", "KV", "overhead", "total", "a step"):
@@ -32,7 +32,7 @@ def print_plan(plan: Plan, console: Console, *, title: str) -> None:
     console.print(
         Text(
             f"Model {plan.family}, {plan.layer_count} layers, revision {plan.model_revision}, {plan.dtype}; "
-            f"plan {plan.hash}; slowest station {plan.slowest_station}, KV limited by {plan.kv_limited_by}."
+            f"plan {plan.hash}; slowest member {plan.slowest_station}, KV limited by {plan.kv_limited_by}."
         )
     )
 

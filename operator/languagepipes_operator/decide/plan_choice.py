@@ -1,8 +1,8 @@
 """Plans are kept: once made, a plan stays until a field of the spec that matters to it changes. Pure.
 
-The revision is pinned the same way: a kept plan has its model's facts, and as long as source and revision of the spec
+The revision is pinned the same way: a stored plan has its model's facts, and as long as source and revision of the spec
 are those it was made for, nobody resolves them again. So is the node image, which all members of a pipe run: another
-one is another `KeptPlan` with the same layers. How a ConfigMap holds a plan is `manifests.plan`'s to know.
+one is another `StoredPlan` with the same layers. How a ConfigMap holds a plan is `manifests.plan`'s to know.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from languagepipes_api.facts import ModelFacts
 from languagepipes_api.names import LABEL_PLAN, LABEL_ROLE, WIRE_VERSION
 from languagepipes_api.spec import PipeSpec
 
-from languagepipes_operator.children import kept_plan
+from languagepipes_operator.children import stored_plan
 from languagepipes_operator.children.labels import ANNOTATION_UPGRADE
 from languagepipes_operator.decide.image_pulls import cannot_be_pulled
 from languagepipes_operator.decide.last_applied import digest
 from languagepipes_operator.observe.ownership import end_models, is_ready, label
-from languagepipes_operator.observe.snapshot import KeptPlan, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.plan import check_templates, limits_hold, plan
 
@@ -28,7 +28,7 @@ from languagepipes_operator.planning.plan import check_templates, limits_hold, p
 class Chosen:
     """The plan in force, or why there is none; neither while facts are awaited. made: whether it is new."""
 
-    kept: KeptPlan | None = None
+    kept: StoredPlan | None = None
     refusal: PlanError | None = None
     made: bool = False
 
@@ -63,31 +63,31 @@ def _layout_inputs(spec: PipeSpec) -> str:
     )[:8]
 
 
-def kept_plans(config_maps: Iterable[Manifest]) -> list[KeptPlan]:
+def stored_plans(config_maps: Iterable[Manifest]) -> list[StoredPlan]:
     """Every plan that is kept, the oldest first: of two for the same inputs, the first made stays."""
     found = sorted(
         (item for item in config_maps if (item["metadata"].get("labels") or {}).get(LABEL_ROLE) == "plan"),
         key=lambda item: (item["metadata"].get("creationTimestamp", ""), item["metadata"]["name"]),
     )
-    return [kept for kept in map(kept_plan, found) if kept is not None]
+    return [kept for kept in map(stored_plan, found) if kept is not None]
 
 
 def choose(
-    snapshot: Snapshot, *, facts: ModelFacts | None, node_image: str, remembered: KeptPlan | None = None
+    snapshot: Snapshot, *, facts: ModelFacts | None, node_image: str, remembered: StoredPlan | None = None
 ) -> Chosen:
     """The plan for the spec as it stands: the kept one, or a new one as soon as there are facts.
 
-    Templates are no part of a plan's inputs, but a memory limit below what the kept plan needs asks for another plan.
+    Templates are no part of a plan's inputs, but a memory limit below what the stored plan needs asks for another plan.
 
     facts: what the store of this very model said. node_image: what new plans run. remembered: the plan in force so far,
     should its ConfigMap be gone.
     """
     spec, inputs = snapshot.pipe.spec, inputs_of(snapshot.pipe.spec)
 
-    def serves(each: KeptPlan) -> bool:
+    def serves(each: StoredPlan) -> bool:
         return each.inputs == inputs and limits_hold(each.plan, spec)
 
-    kept = written = kept_plans(snapshot.children.config_maps.values())
+    kept = written = stored_plans(snapshot.children.config_maps.values())
     if remembered is not None and all(_content(remembered) != _content(each) for each in written):
         kept = [*written, remembered]
     try:
@@ -106,19 +106,19 @@ def choose(
     except PlanError as refusal:
         return Chosen(refusal=refusal)
     if current is None or made.hash != current.plan.hash:
-        return Chosen(KeptPlan(made, known, node_image, inputs, _upgrade_asked(snapshot)), made=True)
-    again = KeptPlan(made, known, current.node_image, inputs, current.upgrade)
+        return Chosen(StoredPlan(made, known, node_image, inputs, _upgrade_asked(snapshot)), made=True)
+    again = StoredPlan(made, known, current.node_image, inputs, current.upgrade)
     return replace(_with_image(again, snapshot, node_image), made=True)
 
 
-def _latest(serving: Sequence[KeptPlan]) -> KeptPlan:
+def _latest(serving: Sequence[StoredPlan]) -> StoredPlan:
     """Of plans for the same inputs the first made; of one plan with two images the last, which gave the other up."""
     return next(each for each in reversed(serving) if each.plan.hash == serving[0].plan.hash)
 
 
-def _with_image(kept: KeptPlan, snapshot: Snapshot, node_image: str) -> Chosen:
-    """The kept plan with its own image; or with the operator's, where people ask for it, or where its own cannot be
-    pulled and no chain answers. A chain that answers is never taken down for one that does not.
+def _with_image(kept: StoredPlan, snapshot: Snapshot, node_image: str) -> Chosen:
+    """The stored plan with its own image; or with the operator's, where people ask for it, or where its own cannot be
+    pulled and no replica answers. A replica that answers is never taken down for one that does not.
     """
     asked = _upgrade_asked(snapshot)
     unanswered = asked not in ("", kept.upgrade)
@@ -137,8 +137,8 @@ def _upgrade_asked(snapshot: Snapshot) -> str:
     return str((snapshot.raw["metadata"].get("annotations") or {}).get(ANNOTATION_UPGRADE, ""))
 
 
-def _stands_still(kept: KeptPlan, snapshot: Snapshot) -> bool:
-    """Whether no chain answers and a member's image cannot be pulled."""
+def _stands_still(kept: StoredPlan, snapshot: Snapshot) -> bool:
+    """Whether no replica answers and a member's image cannot be pulled."""
     if any(map(is_ready, end_models(snapshot.children))):
         return False
     deployments, pods = (
@@ -151,14 +151,14 @@ def _stands_still(kept: KeptPlan, snapshot: Snapshot) -> bool:
 def is_planned(spec: PipeSpec, config_maps: Iterable[Manifest]) -> bool:
     """Whether one of these keeps a plan that serves the spec as it stands."""
     inputs = inputs_of(spec)
-    return any(each.inputs == inputs and limits_hold(each.plan, spec) for each in kept_plans(config_maps))
+    return any(each.inputs == inputs and limits_hold(each.plan, spec) for each in stored_plans(config_maps))
 
 
-def pinned_facts(kept: Iterable[KeptPlan], spec: PipeSpec) -> ModelFacts | None:
+def pinned_facts(kept: Iterable[StoredPlan], spec: PipeSpec) -> ModelFacts | None:
     """What is known of the spec's model from plans that were made for it."""
     wanted = model_inputs(spec)
     return next((each.facts for each in kept if each.inputs.startswith(wanted)), None)
 
 
-def _content(kept: KeptPlan) -> tuple[str, str]:
+def _content(kept: StoredPlan) -> tuple[str, str]:
     return kept.plan.hash, kept.node_image

@@ -20,7 +20,7 @@ from languagepipes_operator.observe.snapshot import Manifest
 PERIOD_SECONDS = 3.0
 _ANSWER_SECONDS = 1.5
 # Kubernetes has its own word by then. Who is silent for longer is cut off from this operator, not from the cluster.
-BELIEVED_SECONDS = 180.0
+SILENCE_TIMEOUT_SECONDS = 180.0
 # Tries in a row without an answer, to different pods where a node has several.
 _TRIES = 2
 _AT_ONCE = 64
@@ -31,7 +31,7 @@ class Reachability:
 
     A node counts as lost only if it answered before: who never answers may be behind a NetworkPolicy, or this operator
     may run outside the cluster. If all of several fall silent at once, it is this operator that is cut off. After
-    `believed_seconds` of silence the node counts as one that never answered.
+    `silence_timeout_seconds` of silence the node counts as one that never answered.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Reachability:
         on_news: Callable[[str], None],
         *,
         port: int = TELEMETRY_PORT,
-        believed_seconds: float = BELIEVED_SECONDS,
+        silence_timeout_seconds: float = SILENCE_TIMEOUT_SECONDS,
     ) -> None:
         self._metrics = metrics
         self._pods = pods
         self._on_news = on_news
         self._port = port
-        self._believed = believed_seconds
+        self._silence_timeout = silence_timeout_seconds
         # When each node answered last, by our clock.
         self._answered: dict[str, float] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
@@ -68,7 +68,7 @@ class Reachability:
         answers = await asyncio.gather(*(self._answers(addresses) for addresses in hosts.values()))
         now = time.monotonic()
         answering = {node: now for node, answered in zip(hosts, answers, strict=True) if answered}
-        known = {node: at for node, at in self._answered.items() if node in hosts and now - at < self._believed}
+        known = {node: at for node, at in self._answered.items() if node in hosts and now - at < self._silence_timeout}
         self._answered = known | answering
         silent = known.keys() - answering.keys()
         isolated = not answering and len(silent) > 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import httpx
-from languagepipes_api.names import LABEL_CHAIN, LABEL_ROLE, TELEMETRY_PORT
+from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE, TELEMETRY_PORT
 from languagepipes_api.spec import LanguagePipe, parse_pipe
 from pydantic import BaseModel, ValidationError
 
@@ -245,8 +245,8 @@ def _is_unscheduled(children: Children) -> bool:
 
 
 def _is_growing(pipe: LanguagePipe, children: Children) -> bool:
-    """Whether chains are about to be made, which would rather be where others are not."""
-    there = {membership.label(item, LABEL_CHAIN) for item in children.deployments.values()} - {""}
+    """Whether replicas are about to be made, which would rather be where others are not."""
+    there = {membership.label(item, LABEL_REPLICA) for item in children.deployments.values()} - {""}
     return 1 < pipe.spec.replicas > len(there)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from languagepipes_api.names import LABEL_CHAIN, LABEL_PLAN, LABEL_ROLE, LABEL_STAGE
+from languagepipes_api.names import LABEL_PLAN, LABEL_REPLICA, LABEL_ROLE, LABEL_STAGE
 from languagepipes_api.plan import Plan
 
 from languagepipes_operator.observe.snapshot import Children, Manifest
@@ -25,7 +25,7 @@ class Member:
 
     title: str
     role: str
-    chain: int
+    replica: int
     stage: int
     deployment: Manifest | None
     pod: Manifest | None
@@ -59,24 +59,24 @@ def store_of(children: Children) -> Member:
     return _member(children, title="the weights store", role="store")
 
 
-def chain_of(children: Children, plan: Plan, chain: int, *, replicas: int) -> tuple[Member, ...]:
+def replica_of(children: Children, plan: Plan, replica: int, *, replicas: int) -> tuple[Member, ...]:
     """The members of one replica that runs `plan`: its stages in order, the End Model last."""
-    of = f" of replica {chain}" if replicas > 1 else ""
+    of = f" of replica {replica}" if replicas > 1 else ""
     stages = tuple(
-        _member(children, title=f"stage {stage.name}{of}", role="stage", chain=chain, stage=place, plan=plan.hash)
+        _member(children, title=f"stage {stage.name}{of}", role="stage", replica=replica, stage=place, plan=plan.hash)
         for place, stage in enumerate(plan.stages, start=1)
     )
-    end = _member(children, title=f"the End Model{of}", role="end-model", chain=chain, plan=plan.hash)
+    end = _member(children, title=f"the End Model{of}", role="end-model", replica=replica, plan=plan.hash)
     return (*stages, end)
 
 
 def end_models(children: Children) -> tuple[Manifest, ...]:
-    """The End Models' pods of every plan and chain that are neither ending nor over."""
+    """The End Models' pods of every plan and replica that are neither ending nor over."""
     return tuple(pod for pod in children.pods.values() if label(pod, LABEL_ROLE) == "end-model" and is_active(pod))
 
 
 def other_plans(children: Children, plan: Plan) -> tuple[Manifest, ...]:
-    """Deployments of chains that do not run `plan`: they are being replaced."""
+    """Deployments of replicas that do not run `plan`: they are being replaced."""
     return tuple(
         deployment
         for deployment in children.deployments.values()
@@ -130,12 +130,12 @@ def time_of(text: object) -> datetime | None:
 
 
 def _member(
-    children: Children, *, title: str, role: str, chain: int | None = None, stage: int = 0, plan: str = ""
+    children: Children, *, title: str, role: str, replica: int | None = None, stage: int = 0, plan: str = ""
 ) -> Member:
     def mine(thing: Manifest) -> bool:
         return (
             label(thing, LABEL_ROLE) == role
-            and (chain is None or label(thing, LABEL_CHAIN) == str(chain))
+            and (replica is None or label(thing, LABEL_REPLICA) == str(replica))
             and (not stage or label(thing, LABEL_STAGE) == str(stage))
             and (not plan or label(thing, LABEL_PLAN) == plan)
         )
@@ -147,7 +147,7 @@ def _member(
     return Member(
         title=title,
         role=role,
-        chain=chain or 0,
+        replica=replica or 0,
         stage=stage,
         deployment=deployments[0] if deployments else None,
         pod=chosen,

@@ -52,7 +52,7 @@ class MemberReport:
 
 
 @dataclass(frozen=True)
-class KeptPlan:
+class StoredPlan:
     """A plan as its ConfigMap keeps it: with the facts it was made from and the image that its members run.
 
     inputs: hash of the spec's fields that matter to a plan; another hash asks for another plan. upgrade: the last
@@ -117,9 +117,9 @@ class Decision:
     same of what no member needs to run.
     """
 
-    plan: KeptPlan | None = None
+    plan: StoredPlan | None = None
     refusal: PlanError | None = None
     conflicts: tuple[str, ...] = ()
     denied: tuple[str, ...] = ()
-    denied_aside: tuple[str, ...] = ()
+    non_blocking_errors: tuple[str, ...] = ()
     paused: bool = False

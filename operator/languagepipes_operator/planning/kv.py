@@ -1,6 +1,6 @@
-"""How many KV blocks a ring gets: one number for all stations, and which of them sets it.
+"""How many KV blocks a ring gets: one number for all members, and which of them sets it.
 
-Three things limit it: budgets, the machine that `languagepipes up` runs on, which all stations share (`kv_plan`), and
+Three things limit it: budgets, the machine that `languagepipes up` runs on, which all members share (`kv_plan`), and
 the nodes of a cluster, each of which takes whole members (`kv_on_nodes`).
 """
 
@@ -22,8 +22,8 @@ REQUESTS = "requests"
 
 
 @dataclass(frozen=True)
-class Station:
-    """What a station holds before KV.
+class RingMember:
+    """What a member holds before KV.
 
     title: its name to people. fixed_bytes: weights and overhead. block_bytes: one KV block of its layers.
     budget_bytes: the most it may take of its device, by `memory` or by a container's limit.
@@ -48,7 +48,7 @@ class Station:
 
 @dataclass(frozen=True)
 class KvPlan:
-    """limited_by: a station's name, or REQUESTS where every station could hold more than requests can use."""
+    """limited_by: a member's name, or REQUESTS where every member could hold more than requests can use."""
 
     blocks: int
     limited_by: str
@@ -56,7 +56,7 @@ class KvPlan:
 
 
 def kv_plan(
-    stations: Sequence[Station],
+    ring_members: Sequence[RingMember],
     *,
     blocks_per_sequence: int,
     max_concurrent_requests: int,
@@ -69,23 +69,25 @@ def kv_plan(
         REQUESTS,
         f"enough for {sequences} sequences, and more is not planned for",
     )
-    for station in stations:
-        if station.budget_bytes is not None:
-            blocks = (station.budget_bytes - station.fixed_bytes) // station.block_bytes
+    for ring_member in ring_members:
+        if ring_member.budget_bytes is not None:
+            blocks = (ring_member.budget_bytes - ring_member.fixed_bytes) // ring_member.block_bytes
             if blocks < best.blocks:
-                left = format_bytes(station.budget_bytes - station.fixed_bytes)
-                budget = format_bytes(station.budget_bytes)
-                best = KvPlan(blocks, station.name, f"{station.title} has {left} of its budget of {budget} left for KV")
+                left = format_bytes(ring_member.budget_bytes - ring_member.fixed_bytes)
+                budget = format_bytes(ring_member.budget_bytes)
+                best = KvPlan(
+                    blocks, ring_member.name, f"{ring_member.title} has {left} of its budget of {budget} left for KV"
+                )
     devices: tuple[Device, ...] = ("CPU", "GPU")
     for device in devices:
-        here = [station for station in stations if station.device == device]
+        here = [ring_member for ring_member in ring_members if ring_member.device == device]
         if here and nodes:
             best = min(best, _shared(here, device, blocks_per_sequence, nodes), key=lambda kv: kv.blocks)
     return best
 
 
 def kv_on_nodes(
-    stations: Sequence[Station], kv: KvPlan, *, blocks_per_sequence: int, nodes: Sequence[Node], chains: int
+    ring_members: Sequence[RingMember], kv: KvPlan, *, blocks_per_sequence: int, nodes: Sequence[Node], replicas: int
 ) -> tuple[KvPlan, Packed]:
     """At most `kv`, less where the cluster's nodes cannot take the members with so much; and where members go then.
 
@@ -94,8 +96,8 @@ def kv_on_nodes(
     """
 
     def packed(blocks: int) -> Packed | Unpacked:
-        members = [station.member(blocks) for station in stations]
-        return pack(members, nodes, chains=chains, cap_kv=blocks > blocks_per_sequence)
+        members = [ring_member.member(blocks) for ring_member in ring_members]
+        return pack(members, nodes, replicas=replicas, cap_kv=blocks > blocks_per_sequence)
 
     found = packed(kv.blocks)
     if isinstance(found, Packed):
@@ -113,18 +115,18 @@ def kv_on_nodes(
         else:
             high = middle
     limit = packed(high * blocks_per_sequence)
-    member = limit.member if isinstance(limit, Unpacked) else heaviest_of(stations)
+    member = limit.member if isinstance(limit, Unpacked) else heaviest_of(ring_members)
     reason = f"with one more sequence {member.title} would fit on none of {_machines(nodes)}"
     return KvPlan(low, member.name, reason), best
 
 
-def heaviest_of(stations: Sequence[Station]) -> Station:
-    """The station with most KV."""
-    return max(stations, key=lambda station: station.block_bytes)
+def heaviest_of(ring_members: Sequence[RingMember]) -> RingMember:
+    """The member with most KV."""
+    return max(ring_members, key=lambda ring_member: ring_member.block_bytes)
 
 
-def _shared(here: Sequence[Station], device: Device, blocks_per_sequence: int, nodes: Sequence[Node]) -> KvPlan:
-    """What the machines leave to the stations of one kind of device, all together and each for itself."""
+def _shared(here: Sequence[RingMember], device: Device, blocks_per_sequence: int, nodes: Sequence[Node]) -> KvPlan:
+    """What the machines leave to the members of one kind of device, all together and each for itself."""
     memories = memories_of(nodes, device)
     if not memories:
         raise PlanError(
@@ -132,20 +134,21 @@ def _shared(here: Sequence[Station], device: Device, blocks_per_sequence: int, n
             f"{here[0].title} asks for a {device}, but none of {_machines(nodes)} has one: set device to CPU",
         )
     largest = int(max(memories) * USABLE_FRACTION[device])
-    for station in here:
-        need = station.fixed_bytes + blocks_per_sequence * station.block_bytes
+    for ring_member in here:
+        need = ring_member.fixed_bytes + blocks_per_sequence * ring_member.block_bytes
         if need > largest:
             raise PlanError(
                 "StageTooLarge",
-                f"{station.title}: {layers_text(station.layers)} need{'s' if station.layers == 1 else ''} "
-                f"{format_bytes(need)} (weights and overhead {format_bytes(station.fixed_bytes)}, KV for one sequence "
-                f"{format_bytes(blocks_per_sequence * station.block_bytes)}), and the largest {device} memory is "
+                f"{ring_member.title}: {layers_text(ring_member.layers)} need{'s' if ring_member.layers == 1 else ''} "
+                f"{format_bytes(need)} (weights and overhead {format_bytes(ring_member.fixed_bytes)}, "
+                f"KV for one sequence "
+                f"{format_bytes(blocks_per_sequence * ring_member.block_bytes)}), and the largest {device} memory is "
                 f"{format_bytes(max(memories))}, {format_bytes(largest)} of it usable: "
                 "give it fewer layers, or take a shorter maxContextLength",
             )
     usable = int(sum(memories) * USABLE_FRACTION[device])
-    fixed = sum(station.fixed_bytes for station in here)
-    block = sum(station.block_bytes for station in here)
+    fixed = sum(ring_member.fixed_bytes for ring_member in here)
+    block = sum(ring_member.block_bytes for ring_member in here)
     one_sequence = blocks_per_sequence * block
     if fixed + one_sequence > usable:
         raise PlanError(
@@ -164,13 +167,13 @@ def _shared(here: Sequence[Station], device: Device, blocks_per_sequence: int, n
         heaviest.name,
         f"{format_bytes(pool)} of the {format_bytes(sum(memories))} of {_machines(nodes)} go to KV on {device}",
     )
-    for station in here:
-        left = largest - station.fixed_bytes
-        if left // station.block_bytes < best.blocks:
+    for ring_member in here:
+        left = largest - ring_member.fixed_bytes
+        if left // ring_member.block_bytes < best.blocks:
             best = KvPlan(
-                left // station.block_bytes,
-                station.name,
-                f"{station.title} leaves {format_bytes(left)} of the largest {device} memory for KV",
+                left // ring_member.block_bytes,
+                ring_member.name,
+                f"{ring_member.title} leaves {format_bytes(left)} of the largest {device} memory for KV",
             )
     return best
 

@@ -1,6 +1,6 @@
-"""Bytes: what a station holds, reads and needs besides. The constants of overhead are stated here alone.
+"""Bytes: what a member holds, reads and needs besides. The constants of overhead are stated here alone.
 
-A station needs weights + KV + overhead. Overhead is what does not depend on its layers: the process, the
+A member needs weights + KV + overhead. Overhead is what does not depend on its layers: the process, the
 receive slots of the frames in flight, the activations of one frame, and at the End Model the logits of the
 sampled rows.
 """
@@ -32,18 +32,18 @@ CPU_KV_FRACTION = 0.25
 # Where nothing else limits it, KV is planned for this many sequences of maxContextLength, or for
 # maxConcurrentRequests if that is less.
 DEFAULT_SEQUENCES = 16
-# Bytes a second, only to compare a CPU station with a GPU station.
+# Bytes a second, only to compare a CPU member with a GPU member.
 ASSUMED_BANDWIDTH: dict[Device, float] = {"CPU": 50e9, "GPU": 500e9}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The arithmetic for one model in one dtype on a ring of `stations` (End Model included)."""
+    """The arithmetic for one model in one dtype on a ring of `members` (End Model included)."""
 
     facts: ModelFacts
     dtype: Dtype
     max_context_length: int
-    stations: int
+    ring_members: int
 
     @property
     def dtype_bytes(self) -> int:
@@ -51,8 +51,8 @@ class Sizes:
 
     @property
     def frames_in_flight(self) -> int:
-        """One for each station, and one that is being filled or emptied."""
-        return self.stations + 1
+        """One for each member, and one that is being filled or emptied."""
+        return self.ring_members + 1
 
     @property
     def blocks_per_sequence(self) -> int:

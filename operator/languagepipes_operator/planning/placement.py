@@ -1,6 +1,6 @@
 """Which node each member would rather run on, so that all requests fit: packing, and what is short where they do not.
 
-The scheduler has the last word: what comes out is a preference. Members go one after another, the largest of a chain
+The scheduler has the last word: what comes out is a preference. Members go one after another, the largest of a replica
 first, each to the node with the fewest members of the pipe, then (for members on a CPU) to one without GPUs, then to
 the one with most free memory; where that leads nowhere, choices are taken back, and then tight packing is tried. This
 module knows nodes and requests; it knows neither layers nor models.
@@ -36,7 +36,7 @@ _SHOWN_NODES = 4
 
 @dataclass(frozen=True)
 class Member:
-    """One member of a chain and what its pod asks for.
+    """One member of a replica and what its pod asks for.
 
     title: its name to people. memory_bytes: main memory. kv_bytes: the part of it that is KV. device_bytes: memory of
     its GPU, 0 on a CPU.
@@ -76,7 +76,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Seat:
+class Assignment:
     """Where a member goes. why: some words for its reason; node: None where the scheduler decides."""
 
     node: str | None
@@ -85,9 +85,9 @@ class Seat:
 
 @dataclass(frozen=True)
 class Packed:
-    """seats: for each chain, by member's name."""
+    """seats: for each replica, by member's name."""
 
-    seats: tuple[Mapping[str, Seat], ...]
+    assignments: tuple[Mapping[str, Assignment], ...]
 
 
 @dataclass(frozen=True)
@@ -98,82 +98,89 @@ class Unpacked:
     error: PlanError
 
 
-def pack(members: Sequence[Member], nodes: Sequence[Node], *, chains: int, cap_kv: bool = False) -> Packed | Unpacked:
-    """Every member of every chain on a node that may take it.
+def pack(members: Sequence[Member], nodes: Sequence[Node], *, replicas: int, cap_kv: bool = False) -> Packed | Unpacked:
+    """Every member of every replica on a node that may take it.
 
     cap_kv: KV takes at most CPU_KV_FRACTION of a node's memory. A member whose template selects nodes of which there
     are none yet is left to the scheduler: an autoscaler may make one.
     """
     free = {member.name: _left_to_scheduler(member, nodes) for member in members}
     bound = [member for member in members if free[member.name] is None]
-    if (refused := _refusal(bound, nodes, chains)) is not None:
+    if (refused := _refusal(bound, nodes, replicas)) is not None:
         return refused
-    by_chain = [(chain, member) for chain in range(chains) for member in sorted(bound, key=_size, reverse=True)]
-    largest_first = sorted(by_chain, key=lambda item: _size(item[1]), reverse=True)
-    attempts: tuple[tuple[list[tuple[int, Member]], _Preference], ...] = ((by_chain, _roomy), (largest_first, _tight))
+    by_replica = [(replica, member) for replica in range(replicas) for member in sorted(bound, key=_size, reverse=True)]
+    largest_first = sorted(by_replica, key=lambda item: _size(item[1]), reverse=True)
+    attempts: tuple[tuple[list[tuple[int, Member]], _Preference], ...] = ((by_replica, _roomy), (largest_first, _tight))
     stuck: list[_Stuck] = []
     for order, preference in attempts:
         found = _search(order, nodes, preference, cap_kv=cap_kv)
         if isinstance(found, _Stuck):
             stuck.append(found)
             continue
-        seats: list[dict[str, Seat]] = [
-            {member.name: seat for member in members if (seat := free[member.name]) is not None} for _ in range(chains)
+        assignments: list[dict[str, Assignment]] = [
+            {member.name: assignment for member in members if (assignment := free[member.name]) is not None}
+            for _ in range(replicas)
         ]
-        for (chain, member), seat in zip(order, found, strict=True):
-            seats[chain][member.name] = seat
-        return Packed(tuple(seats))
+        for (replica, member), assignment in zip(order, found, strict=True):
+            assignments[replica][member.name] = assignment
+        return Packed(tuple(assignments))
     deepest = max(stuck, key=lambda each: each.placed)
-    return Unpacked(deepest.member, _in_pieces(deepest, bound, nodes, chains))
+    return Unpacked(deepest.member, _in_pieces(deepest, bound, nodes, replicas))
 
 
 def rooms(
-    end_model: Member, stage: Member, nodes: Sequence[Node], *, stages: int, chains: int, tight: bool, together: int
+    end_model: Member, stage: Member, nodes: Sequence[Node], *, stages: int, replicas: int, tight: bool, together: int
 ) -> list[int]:
     """How much memory of its device each of `stages` like stages may take on these unlike nodes, the largest first;
     empty if there is no way.
 
     The End Models go first, to the node that they fill best (tight) or least. Then stages are shared out to nodes as
     D'Hondt shares out seats, at most `together` to a node: each goes where it leaves all those there the most. With
-    several chains, a stage's room is the least that any chain has for it.
+    several replicas, a stage's room is the least that any replica has for it.
     """
-    trays = [_Tray(node) for node in nodes if node.schedulable]
+    capacities = [_NodeCapacity(node) for node in nodes if node.schedulable]
     stage = replace(stage, device_bytes=0)  # any GPU will do, with as many layers as it holds
     preference = _tight if tight else _roomy
-    for _ in range(chains if _left_to_scheduler(end_model, nodes) is None else 0):
-        able = [tray for tray in trays if tray.why_not(end_model, cap_kv=False) == ""]
+    for _ in range(replicas if _left_to_scheduler(end_model, nodes) is None else 0):
+        able = [capacity for capacity in capacities if capacity.why_not(end_model, cap_kv=False) == ""]
         if not able:
             return []
-        min(able, key=lambda tray: preference(tray, end_model)).put(end_model)
+        min(able, key=lambda capacity: preference(capacity, end_model)).put(end_model)
     found: list[int] = []
     if stage.device == "GPU":
-        for tray in trays:
-            while stage.gpus and tray.gpu_memory is not None and tray.why_not(stage, cap_kv=False) == "":
-                tray.put(stage)
-                found.append(int(tray.gpu_memory * USABLE_FRACTION["GPU"]))
-        found = sorted(found, reverse=True)[: stages * chains]
+        for capacity in capacities:
+            while stage.gpus and capacity.gpu_memory is not None and capacity.why_not(stage, cap_kv=False) == "":
+                capacity.put(stage)
+                found.append(int(capacity.gpu_memory * USABLE_FRACTION["GPU"]))
+        found = sorted(found, reverse=True)[: stages * replicas]
     else:
         shared: dict[str, int] = {}
-        for _ in range(stages * chains):
+        for _ in range(stages * replicas):
             able = [
-                tray
-                for tray in trays
-                if shared.get(tray.node.name, 0) < together and why_not(stage.template, tray.node) == ""
+                capacity
+                for capacity in capacities
+                if shared.get(capacity.node.name, 0) < together and why_not(stage.template, capacity.node) == ""
             ]
             if not able:
                 return []
-            best = max(able, key=lambda tray: (tray.free_bytes // (shared.get(tray.node.name, 0) + 1), tray.node.name))
+            best = max(
+                able,
+                key=lambda capacity: (
+                    capacity.free_bytes // (shared.get(capacity.node.name, 0) + 1),
+                    capacity.node.name,
+                ),
+            )
             shared[best.node.name] = shared.get(best.node.name, 0) + 1
-        for tray in trays:
-            if count := shared.get(tray.node.name):
-                found += [tray.free_bytes // count] * count
+        for capacity in capacities:
+            if count := shared.get(capacity.node.name):
+                found += [capacity.free_bytes // count] * count
         found.sort(reverse=True)
-    if len(found) < stages * chains:
+    if len(found) < stages * replicas:
         return []
-    return [found[place * chains + chains - 1] for place in range(stages)]
+    return [found[place * replicas + replicas - 1] for place in range(stages)]
 
 
-class _Tray:
+class _NodeCapacity:
     """One node while members are put on it."""
 
     def __init__(self, node: Node) -> None:
@@ -216,15 +223,15 @@ def _size(member: Member) -> tuple[int, int, int]:
     return member.gpus, member.device_bytes, member.memory_bytes
 
 
-def _roomy(tray: _Tray, member: Member) -> tuple[int, bool, int, str]:
-    return tray.members, member.device == "CPU" and tray.node.gpus > 0, -tray.free_bytes, tray.node.name
+def _roomy(capacity: _NodeCapacity, member: Member) -> tuple[int, bool, int, str]:
+    return capacity.members, member.device == "CPU" and capacity.node.gpus > 0, -capacity.free_bytes, capacity.node.name
 
 
-def _tight(tray: _Tray, member: Member) -> tuple[int, bool, int, str]:
-    return 0, member.device == "CPU" and tray.node.gpus > 0, tray.free_bytes, tray.node.name
+def _tight(capacity: _NodeCapacity, member: Member) -> tuple[int, bool, int, str]:
+    return 0, member.device == "CPU" and capacity.node.gpus > 0, capacity.free_bytes, capacity.node.name
 
 
-_Preference = Callable[[_Tray, Member], tuple[int, bool, int, str]]
+_Preference = Callable[[_NodeCapacity, Member], tuple[int, bool, int, str]]
 
 
 @dataclass(frozen=True)
@@ -242,9 +249,9 @@ class _Stuck:
 class _Level:
     """One member of a search and the nodes that are still to be tried for it."""
 
-    choices: Iterator[_Tray]
-    taken: _Tray | None = None
-    seat: Seat | None = None
+    choices: Iterator[_NodeCapacity]
+    taken: _NodeCapacity | None = None
+    assignment: Assignment | None = None
 
 
 def _search(
@@ -253,26 +260,26 @@ def _search(
     preference: _Preference,
     *,
     cap_kv: bool,
-) -> list[Seat] | _Stuck:
-    """Depth first, by a list and not by recursion: sixteen chains have a thousand members."""
+) -> list[Assignment] | _Stuck:
+    """Depth first, by a list and not by recursion: sixteen replicas have a thousand members."""
     if not order:
         return []
-    trays = [_Tray(node) for node in _useful(order, nodes)]
+    capacities = [_NodeCapacity(node) for node in _useful(order, nodes)]
     levels: list[_Level] = []
     deepest = _Stuck(-1, order[0][1], {})
-    for _ in range(2 * len(order) + _MOST_LOOKS // max(1, len(trays))):
+    for _ in range(2 * len(order) + _MOST_LOOKS // max(1, len(capacities))):
         if len(levels) == len(order) and levels[-1].taken is not None:
-            return [level.seat for level in levels if level.seat is not None]
+            return [level.assignment for level in levels if level.assignment is not None]
         if not levels or levels[-1].taken is not None:
-            levels.append(_Level(_choices(trays, order[len(levels)][1], preference, cap_kv=cap_kv)))
+            levels.append(_Level(_choices(capacities, order[len(levels)][1], preference, cap_kv=cap_kv)))
         level, member = levels[-1], order[len(levels) - 1][1]
-        if (tray := next(level.choices, None)) is not None:
-            level.seat = Seat(tray.node.name, _why(tray, member))
-            tray.put(member)
-            level.taken = tray
+        if (capacity := next(level.choices, None)) is not None:
+            level.assignment = Assignment(capacity.node.name, _why(capacity, member))
+            capacity.put(member)
+            level.taken = capacity
             continue
         if len(levels) - 1 > deepest.placed:
-            deepest = _Stuck(len(levels) - 1, member, _lacking(trays, member, cap_kv=cap_kv))
+            deepest = _Stuck(len(levels) - 1, member, _lacking(capacities, member, cap_kv=cap_kv))
         levels.pop()
         if not levels:
             break
@@ -283,25 +290,27 @@ def _search(
     return deepest
 
 
-def _lacking(trays: Sequence[_Tray], member: Member, *, cap_kv: bool) -> dict[str, tuple[str, str]]:
-    left: dict[str, Callable[[_Tray], str]] = {
-        "memory": lambda tray: (
-            f"{format_bytes(tray.free_bytes)} of memory free, "
-            f"{format_bytes(member.memory_bytes - tray.free_bytes)} short"
+def _lacking(capacities: Sequence[_NodeCapacity], member: Member, *, cap_kv: bool) -> dict[str, tuple[str, str]]:
+    left: dict[str, Callable[[_NodeCapacity], str]] = {
+        "memory": lambda capacity: (
+            f"{format_bytes(capacity.free_bytes)} of memory free, "
+            f"{format_bytes(member.memory_bytes - capacity.free_bytes)} short"
         ),
-        "gpus": lambda tray: f"{tray.free_gpus} GPUs free" if tray.node.gpus else "no GPU",
-        "device": lambda tray: f"GPUs of {format_bytes(tray.gpu_memory or 0)}",
-        "cpus": lambda tray: f"{float(tray.free_cpus or 0):g} CPUs free",
-        "kv": lambda tray: f"{format_bytes(tray.kv_room)} left for KV",
+        "gpus": lambda capacity: f"{capacity.free_gpus} GPUs free" if capacity.node.gpus else "no GPU",
+        "device": lambda capacity: f"GPUs of {format_bytes(capacity.gpu_memory or 0)}",
+        "cpus": lambda capacity: f"{float(capacity.free_cpus or 0):g} CPUs free",
+        "kv": lambda capacity: f"{format_bytes(capacity.kv_room)} left for KV",
     }
-    found = ((tray, tray.why_not(member, cap_kv=cap_kv)) for tray in trays)
-    return {tray.node.name: (kind, left[kind](tray)) for tray, kind in found if kind in left}
+    found = ((capacity, capacity.why_not(member, cap_kv=cap_kv)) for capacity in capacities)
+    return {capacity.node.name: (kind, left[kind](capacity)) for capacity, kind in found if kind in left}
 
 
-def _choices(trays: Sequence[_Tray], member: Member, preference: _Preference, *, cap_kv: bool) -> Iterator[_Tray]:
+def _choices(
+    capacities: Sequence[_NodeCapacity], member: Member, preference: _Preference, *, cap_kv: bool
+) -> Iterator[_NodeCapacity]:
     """Nodes that can take it, the preferred one first."""
-    able = [tray for tray in trays if tray.why_not(member, cap_kv=cap_kv) == ""]
-    return iter(sorted(able, key=lambda tray: preference(tray, member)))
+    able = [capacity for capacity in capacities if capacity.why_not(member, cap_kv=cap_kv) == ""]
+    return iter(sorted(able, key=lambda capacity: preference(capacity, member)))
 
 
 def _useful(order: Sequence[tuple[int, Member]], nodes: Sequence[Node]) -> list[Node]:
@@ -317,23 +326,24 @@ def _useful(order: Sequence[tuple[int, Member]], nodes: Sequence[Node]) -> list[
     return [node for node in nodes if node.name in kept]
 
 
-def _why(tray: _Tray, member: Member) -> str:
+def _why(capacity: _NodeCapacity, member: Member) -> str:
     """Just before the member goes there."""
-    others = f"{tray.members} other member{'' if tray.members == 1 else 's'} of the pipe"
-    free = f"{format_bytes(tray.free_bytes)} free for its {format_bytes(member.memory_bytes)}"
-    gpu = f", {tray.free_gpus} GPU{'' if tray.free_gpus == 1 else 's'} free" if member.gpus else ""
-    return f"prefers {tray.node.name}: {free}{gpu}, {others if tray.members else 'no other member of the pipe'} there"
+    others = f"{capacity.members} other member{'' if capacity.members == 1 else 's'} of the pipe"
+    free = f"{format_bytes(capacity.free_bytes)} free for its {format_bytes(member.memory_bytes)}"
+    gpu = f", {capacity.free_gpus} GPU{'' if capacity.free_gpus == 1 else 's'} free" if member.gpus else ""
+    company = others if capacity.members else "no other member of the pipe"
+    return f"prefers {capacity.node.name}: {free}{gpu}, {company} there"
 
 
-def _left_to_scheduler(member: Member, nodes: Sequence[Node]) -> Seat | None:
+def _left_to_scheduler(member: Member, nodes: Sequence[Node]) -> Assignment | None:
     if member.left_to_scheduler:
-        return Seat(None, f"the scheduler finds its node, by {', '.join(other_gpus(member.template))}")
+        return Assignment(None, f"the scheduler finds its node, by {', '.join(other_gpus(member.template))}")
     if selects(member.template) and not any(matches(member.template, node) for node in nodes):
-        return Seat(None, "its template selects nodes of which there are none yet: the scheduler waits for one")
+        return Assignment(None, "its template selects nodes of which there are none yet: the scheduler waits for one")
     return None
 
 
-def _refusal(members: Sequence[Member], nodes: Sequence[Node], chains: int) -> Unpacked | None:
+def _refusal(members: Sequence[Member], nodes: Sequence[Node], replicas: int) -> Unpacked | None:
     """What is short for one member alone, or for all together, without any packing."""
     for member in members:
         able = [node for node in nodes if why_not(member.template, node) == ""]
@@ -342,7 +352,7 @@ def _refusal(members: Sequence[Member], nodes: Sequence[Node], chains: int) -> U
         if (error := _too_large(member, able)) is not None:
             return Unpacked(member, error)
     on_gpus = [member for member in members if member.gpus]
-    wanted = chains * sum(member.gpus for member in on_gpus)
+    wanted = replicas * sum(member.gpus for member in on_gpus)
     having = [node for node in nodes if any(why_not(member.template, node) == "" for member in on_gpus)]
     free_gpus = sum(node.free_gpus for node in having)
     if wanted > free_gpus:
@@ -350,12 +360,12 @@ def _refusal(members: Sequence[Member], nodes: Sequence[Node], chains: int) -> U
             on_gpus[0],
             PlanError(
                 "InsufficientGPUs",
-                f"{_rings(chains)}{_members(on_gpus)} ask for {wanted} GPUs, and {free_gpus} "
+                f"{_rings(replicas)}{_members(on_gpus)} ask for {wanted} GPUs, and {free_gpus} "
                 f"{'is' if free_gpus == 1 else 'are'} free ({_listed(having, _gpus_of)}): {wanted - free_gpus} short: "
                 "take fewer stages on GPUs, fewer replicas, or add GPUs",
             ),
         )
-    needed = chains * sum(member.memory_bytes for member in members)
+    needed = replicas * sum(member.memory_bytes for member in members)
     usable = [node for node in nodes if any(why_not(member.template, node) == "" for member in members)]
     free_bytes = sum(node.free_bytes for node in usable)
     if members and needed > free_bytes:
@@ -363,7 +373,7 @@ def _refusal(members: Sequence[Member], nodes: Sequence[Node], chains: int) -> U
             max(members, key=lambda member: member.memory_bytes),
             PlanError(
                 "InsufficientMemory",
-                f"{_rings(chains)}{_members(members)} ask for {format_bytes(needed)} of memory, and "
+                f"{_rings(replicas)}{_members(members)} ask for {format_bytes(needed)} of memory, and "
                 f"{format_bytes(free_bytes)} are free on the nodes they may run on ({_listed(usable, _memory_of)}): "
                 f"{format_bytes(needed - free_bytes)} short: take a shorter maxContextLength, a smaller model, fewer "
                 "replicas, or add memory",
@@ -430,7 +440,7 @@ def _too_large(member: Member, able: Sequence[Node]) -> PlanError | None:
     return None
 
 
-def _in_pieces(stuck: _Stuck, members: Sequence[Member], nodes: Sequence[Node], chains: int) -> PlanError:
+def _in_pieces(stuck: _Stuck, members: Sequence[Member], nodes: Sequence[Node], replicas: int) -> PlanError:
     kinds = {kind for kind, _ in stuck.lacking.values()}
     reason = "InsufficientMemory"
     asks = [f"{format_bytes(stuck.member.memory_bytes)} of memory"]
@@ -443,14 +453,14 @@ def _in_pieces(stuck: _Stuck, members: Sequence[Member], nodes: Sequence[Node], 
     left = "; ".join(f"{node}: {text}" for node, (_, text) in list(stuck.lacking.items())[:_SHOWN_NODES])
     return PlanError(
         reason,
-        f"{_rings(chains)}{_members(members)} do not fit on {_count(len(nodes), 'node')} together: with the others "
+        f"{_rings(replicas)}{_members(members)} do not fit on {_count(len(nodes), 'node')} together: with the others "
         f"placed, {stuck.member.title}, which asks for {' and '.join(asks)}, finds no node ({left}): take more and "
         "smaller stages, a shorter maxContextLength, fewer replicas, or a larger node",
     )
 
 
-def _rings(chains: int) -> str:
-    return "" if chains == 1 else f"{chains} replicas: "
+def _rings(replicas: int) -> str:
+    return "" if replicas == 1 else f"{replicas} replicas: "
 
 
 def _members(members: Sequence[Member]) -> str:

@@ -17,7 +17,7 @@ from languagepipes_api.template import PodTemplate
 
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.kubernetes_nodes import GPU_MEMORY_LABEL
-from languagepipes_operator.planning.kv import KvPlan, Station, kv_on_nodes, kv_plan, layers_text, memories_of
+from languagepipes_operator.planning.kv import KvPlan, RingMember, kv_on_nodes, kv_plan, layers_text, memories_of
 from languagepipes_operator.planning.layers import Slot, longest, split
 from languagepipes_operator.planning.memory import (
     ASSUMED_BANDWIDTH,
@@ -27,7 +27,7 @@ from languagepipes_operator.planning.memory import (
     Sizes,
 )
 from languagepipes_operator.planning.nodes import Node
-from languagepipes_operator.planning.placement import Member, Packed, Seat, pack, rooms
+from languagepipes_operator.planning.placement import Assignment, Member, Packed, pack, rooms
 from languagepipes_operator.planning.requests import (
     check_limit_holds,
     check_template,
@@ -51,15 +51,15 @@ def plan(spec: PipeSpec, facts: ModelFacts, nodes: Sequence[Node] = (), current:
     nothing.
 
     nodes: what was observed, one machine or a cluster's nodes; empty where nothing can be, and then only the spec's own
-    budgets limit. All chains share the plan: on known nodes of a cluster every one of `replicas` must fit, and `node`
-    of each assignment is the first chain's (`place` has the others'). Raises PlanError.
+    budgets limit. All replicas share the plan: on known nodes of a cluster every one of `replicas` must fit, and `node`
+    of each assignment is the first replica's (`place` has the others'). Raises PlanError.
     """
     check_templates(spec)
     if current is not None and satisfies(current, spec, facts):
         return current
     _check_model(spec, facts)
     local, middle, tail = _ends(spec, facts)
-    sizes = Sizes(facts, spec.model.dtype, spec.model.max_context_length, stations=spec.stages.size + 1)
+    sizes = Sizes(facts, spec.model.dtype, spec.model.max_context_length, ring_members=spec.stages.size + 1)
     cluster = tuple(node for node in nodes if node.kubernetes)
     machines = () if cluster else nodes
     shares = _shares(spec, sizes, middle, machines)
@@ -68,16 +68,16 @@ def plan(spec: PipeSpec, facts: ModelFacts, nodes: Sequence[Node] = (), current:
     return _assemble(spec, sizes, local, tail, shares, machines, cluster)
 
 
-def place(planned: Plan, spec: PipeSpec, nodes: Sequence[Node], *, chain: int) -> dict[str, str]:
-    """The node on which each member of a chain (0 is the first) would rather run, by the member's name ("end-model",
+def place(planned: Plan, spec: PipeSpec, nodes: Sequence[Node], *, replica: int) -> dict[str, str]:
+    """The node on which each member of a replica (0 is the first) would rather run, by the member's name ("end-model",
     or the stage's); a member without preference is not in it.
 
     Preferences only, for pods that are about to be made: asked again when nodes have changed, it says something else,
-    so it must not count among what makes a running pod another. The first chain's are the plan's own; later chains
+    so it must not count among what makes a running pod another. The first replica's are the plan's own; later replicas
     avoid the nodes of earlier ones where they can, and have no preference where not all fit. nodes: without what the
     pipe's own pods request. Pure; raises nothing.
     """
-    if chain == 0:
+    if replica == 0:
         chosen = {stage.name: stage.node for stage in planned.stages} | {END_MODEL: planned.end_model.node}
         return {name: node for name, node in chosen.items() if node is not None}
     cluster = [node for node in nodes if node.kubernetes]
@@ -93,10 +93,12 @@ def place(planned: Plan, spec: PipeSpec, nodes: Sequence[Node], *, chain: int) -
         )
         for name, part in _parts(planned)
     ]
-    packed = pack(members, cluster, chains=chain + 1) if cluster else None
+    packed = pack(members, cluster, replicas=replica + 1) if cluster else None
     if not isinstance(packed, Packed):
         return {}
-    return {name: seat.node for name, seat in packed.seats[chain].items() if seat.node is not None}
+    return {
+        name: assignment.node for name, assignment in packed.assignments[replica].items() if assignment.node is not None
+    }
 
 
 def _parts(planned: Plan) -> list[tuple[str, EndModelAssignment | StageAssignment]]:
@@ -350,16 +352,18 @@ def _fitting(
     neither, the equal one goes on, and the sizing that follows refuses it with what is short.
     """
     sequence = sizes.blocks_per_sequence
-    end_model, *stages = (station.member(sequence) for station in _stations(spec, sizes, local, tail, equal))
-    packed = pack([end_model, *stages], nodes, chains=max(1, spec.replicas))
+    end_model, *stages = (
+        ring_member.member(sequence) for ring_member in _ring_members(spec, sizes, local, tail, equal)
+    )
+    packed = pack([end_model, *stages], nodes, replicas=max(1, spec.replicas))
     if isinstance(packed, Packed) or len(stages) < 2:
         return equal
     device, middle = stages[0].device, LayerRange(equal[0].layers.start, equal[-1].layers.stop)
     need = packed.member.device_bytes or packed.member.memory_bytes
-    chains = max(1, spec.replicas)
-    evenly = -(-len(stages) * chains // len(nodes))
-    for together, tight in product((evenly, len(stages) * chains), (True, False)):
-        caps = rooms(end_model, stages[0], nodes, stages=len(stages), chains=chains, tight=tight, together=together)
+    replicas = max(1, spec.replicas)
+    evenly = -(-len(stages) * replicas // len(nodes))
+    for together, tight in product((evenly, len(stages) * replicas), (True, False)):
+        caps = rooms(end_model, stages[0], nodes, stages=len(stages), replicas=replicas, tight=tight, together=together)
         slots = [Slot(fits=_within(cap, sizes, device)) for cap in caps]
         ranges = split(_costs(sizes, middle), slots, first=middle.start)
         if ranges is None:
@@ -373,8 +377,8 @@ def _fitting(
             )
             for share, layers in zip(equal, ranges, strict=True)
         )
-        stations = _stations(spec, sizes, local, tail, shares)
-        if isinstance(pack([each.member(sequence) for each in stations], nodes, chains=chains), Packed):
+        ring_members = _ring_members(spec, sizes, local, tail, shares)
+        if isinstance(pack([each.member(sequence) for each in ring_members], nodes, replicas=replicas), Packed):
             return shares
     return equal
 
@@ -387,7 +391,7 @@ def _within(cap: int, sizes: Sizes, device: Device) -> Callable[[int, int], bool
     return fits
 
 
-# 3. What does each station hold, and what does the ring get?
+# 3. What does each member hold, and what does the ring get?
 
 
 def _assemble(
@@ -399,28 +403,28 @@ def _assemble(
     machines: Sequence[Node],
     cluster: Sequence[Node],
 ) -> Plan:
-    stations = _stations(spec, sizes, local, tail, shares)
-    for station in stations:
-        if station.device == "CPU":
-            need = station.fixed_bytes + sizes.blocks_per_sequence * station.block_bytes
-            check_limit_holds(station.template, station.title, need)
+    ring_members = _ring_members(spec, sizes, local, tail, shares)
+    for ring_member in ring_members:
+        if ring_member.device == "CPU":
+            need = ring_member.fixed_bytes + sizes.blocks_per_sequence * ring_member.block_bytes
+            check_limit_holds(ring_member.template, ring_member.title, need)
     kv = kv_plan(
-        stations,
+        ring_members,
         blocks_per_sequence=sizes.blocks_per_sequence,
         max_concurrent_requests=spec.server.max_concurrent_requests,
         nodes=machines,
     )
-    seats: Mapping[str, Seat] = {}
+    assignments: Mapping[str, Assignment] = {}
     if cluster:
         kv, packed = kv_on_nodes(
-            stations,
+            ring_members,
             kv,
             blocks_per_sequence=sizes.blocks_per_sequence,
             nodes=cluster,
-            chains=max(1, spec.replicas),
+            replicas=max(1, spec.replicas),
         )
-        seats = packed.seats[0]
-    need_bytes = {each.name: each.fixed_bytes + kv.blocks * each.block_bytes for each in stations}
+        assignments = packed.assignments[0]
+    need_bytes = {each.name: each.fixed_bytes + kv.blocks * each.block_bytes for each in ring_members}
     end_model = EndModelAssignment(
         local_layers=local,
         tail_layers=tail,
@@ -429,8 +433,8 @@ def _assemble(
         step_bytes=sizes.end_step_bytes(local, tail),
         kv_bytes=kv.blocks * sizes.kv_block_bytes(len(local) + len(tail)),
         overhead_bytes=sizes.overhead_bytes(spec.end_model.device, end_model=True),
-        reason=_with_seat(_why_end_model(spec, sizes.facts), seats.get(END_MODEL)),
-        node=_node_of(seats.get(END_MODEL)),
+        reason=_with_assignment(_why_end_model(spec, sizes.facts), assignments.get(END_MODEL)),
+        node=_node_of(assignments.get(END_MODEL)),
         memory_request_bytes=memory_request_bytes(spec.end_model.device, need_bytes[END_MODEL]),
     )
     stages = tuple(
@@ -443,8 +447,8 @@ def _assemble(
             kv_bytes=kv.blocks * sizes.kv_block_bytes(len(share.layers)),
             overhead_bytes=sizes.overhead_bytes(share.stage.device, end_model=False),
             memory_budget_bytes=share.stage.memory_bytes,
-            reason=_with_seat(share.reason, seats.get(share.stage.name)),
-            node=_node_of(seats.get(share.stage.name)),
+            reason=_with_assignment(share.reason, assignments.get(share.stage.name)),
+            node=_node_of(assignments.get(share.stage.name)),
             memory_request_bytes=memory_request_bytes(share.stage.device, need_bytes[share.stage.name]),
         )
         for share in shares
@@ -469,32 +473,35 @@ def _assemble(
         slowest_station=slowest,
         reasons=(
             *_reasons(sizes, kv, end_model, stages, slowest),
-            *(_about_nodes(spec, stations, seats, cluster) if cluster else ()),
+            *(_about_nodes(spec, ring_members, assignments, cluster) if cluster else ()),
         ),
     )
 
 
-def _with_seat(reason: str, seat: Seat | None) -> str:
-    return reason if seat is None else f"{reason}; {seat.why}"
+def _with_assignment(reason: str, assignment: Assignment | None) -> str:
+    return reason if assignment is None else f"{reason}; {assignment.why}"
 
 
-def _node_of(seat: Seat | None) -> str | None:
-    return None if seat is None else seat.node
+def _node_of(assignment: Assignment | None) -> str | None:
+    return None if assignment is None else assignment.node
 
 
 def _about_nodes(
-    spec: PipeSpec, stations: Sequence[Station], seats: Mapping[str, Seat], nodes: Sequence[Node]
+    spec: PipeSpec, ring_members: Sequence[RingMember], assignments: Mapping[str, Assignment], nodes: Sequence[Node]
 ) -> Iterator[str]:
-    chains = f" of {spec.replicas} replicas" if spec.replicas > 1 else ""
+    replicas = f" of {spec.replicas} replicas" if spec.replicas > 1 else ""
     yield (
-        f"Every member{chains} fits on {len(nodes)} node{'' if len(nodes) == 1 else 's'} by what is free there; nodes "
+        f"Every member{replicas} fits on {len(nodes)} node{'' if len(nodes) == 1 else 's'} by what is free there; "
+        "nodes "
         "are preferences, and the scheduler decides."
     )
     by_name = {node.name: node for node in nodes}
     unknown = [
-        station.name
-        for station in stations
-        if station.device == "GPU" and (node := seats[station.name].node) and not by_name[node].gpu_memory_bytes
+        ring_member.name
+        for ring_member in ring_members
+        if ring_member.device == "GPU"
+        and (node := assignments[ring_member.name].node)
+        and not by_name[node].gpu_memory_bytes
     ]
     if unknown:
         yield (
@@ -503,12 +510,12 @@ def _about_nodes(
         )
 
 
-def _stations(
+def _ring_members(
     spec: PipeSpec, sizes: Sizes, local: LayerRange, tail: LayerRange, shares: Sequence[_Share]
-) -> list[Station]:
+) -> list[RingMember]:
     device = spec.end_model.device
     fixed = sizes.end_weight_bytes(local, tail) + sizes.overhead_bytes(device, end_model=True)
-    end_model = Station(
+    end_model = RingMember(
         END_MODEL,
         "the End Model",
         len(local) + len(tail),
@@ -519,7 +526,7 @@ def _stations(
         spec.end_model.template,
     )
     stages = [
-        Station(
+        RingMember(
             share.stage.name,
             f"stage {share.stage.name}",
             len(share.layers),
@@ -553,7 +560,7 @@ def _of_an_end(count: int) -> str:
 
 
 def _slowest(end_model: EndModelAssignment, stages: Sequence[StageAssignment]) -> str:
-    """The station whose bytes take the longest to read; of equals, the first in the ring."""
+    """The member whose bytes take the longest to read; of equals, the first in the ring."""
     seconds = {END_MODEL: end_model.step_bytes / ASSUMED_BANDWIDTH[end_model.device]}
     seconds |= {stage.name: stage.step_bytes / ASSUMED_BANDWIDTH[stage.device] for stage in stages}
     return max(seconds, key=lambda name: seconds[name])
@@ -572,7 +579,7 @@ def _reasons(
     if slowest == END_MODEL:
         head = facts.head_parameters * sizes.dtype_bytes
         yield (
-            f"The End Model is the slowest station: it reads {format_bytes(end_model.step_bytes)} a step of "
+            f"The End Model is the slowest member: it reads {format_bytes(end_model.step_bytes)} a step of "
             f"{format_bytes(whole)} in all, {format_bytes(head)} of it the head. More stages make nothing "
             f"faster; "
             "fewer localLayers and tailLayers would."

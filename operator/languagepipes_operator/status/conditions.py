@@ -22,7 +22,7 @@ from languagepipes_operator.observe.ownership import (
 )
 from languagepipes_operator.observe.snapshot import Decision, Manifest, Snapshot
 from languagepipes_operator.status.diagnosis import Diagnosis, diagnose
-from languagepipes_operator.status.failures import Failure, bounded, told_first
+from languagepipes_operator.status.failures import Failure, bounded, summary
 from languagepipes_operator.status.fields import progress_text, resolved_revision, selector_of, stage_statuses, url_of
 
 Status = Literal["True", "False", "Unknown"]
@@ -37,7 +37,7 @@ _FETCHING = ("Resolving", "Downloading", "Verifying", "Converting", "SourceUnrea
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ConditionState:
     """One condition without its times."""
 
     status: Status
@@ -62,21 +62,21 @@ def status_of(
     found = diagnose(snapshot, decision)
     before = dict(previous or {})
     generation = snapshot.pipe.metadata.generation or 0
-    verdicts = _verdicts(snapshot, decision, found, before)
+    states = _states(snapshot, decision, found, before)
     conditions = tuple(
-        _condition(kind, verdicts[kind], before, generation=generation, now=snapshot.now) for kind in ORDER
+        _condition(kind, states[kind], before, generation=generation, now=snapshot.now) for kind in ORDER
     )
     pods_ready = sum(all(member.ready for member in members) for members in found.stages)
     status = LanguagePipeStatus(
         observed_generation=generation,
-        phase=_phase(snapshot, found, verdicts),
+        phase=_phase(snapshot, found, states),
         url=url_of(snapshot),
         resolved_revision=resolved_revision(snapshot, decision, before),
         plan_hash=None if found.plan is None else found.plan.hash,
         progress=progress_text(
-            snapshot, before, written=progress_written, fetching=verdicts["WeightsAvailable"].reason in _FETCHING
+            snapshot, before, written=progress_written, fetching=states["WeightsAvailable"].reason in _FETCHING
         ),
-        stages_ready=None if found.plan is None else f"{pods_ready if found.chains else 0}/{len(found.plan.stages)}",
+        stages_ready=None if found.plan is None else f"{pods_ready if found.replicas else 0}/{len(found.plan.stages)}",
         replicas=found.existing,
         ready_replicas=found.answering,
         selector=selector_of(snapshot.pipe),
@@ -96,7 +96,7 @@ def unreadable_status(
         f"this operator cannot read the resource ({problem}): correct it; if the CRD is newer than the operator, "
         "upgrade the operator"
     )
-    refused = Verdict("False", "InvalidSpec", message)
+    refused = ConditionState("False", "InvalidSpec", message)
     kept = {condition["type"]: dict(condition) for condition in before.get("conditions") or ()}
     for kind in ("Ready", "Planned"):
         kept[kind] = _condition(kind, refused, before, generation=generation, now=now).model_dump(
@@ -121,9 +121,9 @@ def condition_in(status: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
 # 1. What holds
 
 
-def _verdicts(
+def _states(
     snapshot: Snapshot, decision: Decision, found: Diagnosis, before: Mapping[str, Any]
-) -> dict[ConditionType, Verdict]:
+) -> dict[ConditionType, ConditionState]:
     weights = _weights_available(snapshot, found, before)
     stages = _stages_ready(snapshot, found, weights)
     ready = _ready(snapshot, decision, found, weights, stages, before)
@@ -138,53 +138,57 @@ def _verdicts(
     }
 
 
-def _planned(found: Diagnosis, weights: Verdict) -> Verdict:
+def _planned(found: Diagnosis, weights: ConditionState) -> ConditionState:
     if found.of_plan:
         return _of(found.of_plan[0])
     plan = found.plan
     if plan is None:
-        cause = told_first((*found.of_names, *found.of_store))
+        cause = summary((*found.of_names, *found.of_store))
         if cause is not None:
-            return Verdict("Unknown", cause.reason, cause.message)
-        return Verdict("Unknown", weights.reason, weights.message)
+            return ConditionState("Unknown", cause.reason, cause.message)
+        return ConditionState("Unknown", weights.reason, weights.message)
     sequences = "1 sequence" if plan.max_sequences == 1 else f"{plan.max_sequences} sequences"
-    return Verdict(
+    return ConditionState(
         "True",
         "Planned",
         bounded(
             f"{plan.layer_count} layers over {_count(len(plan.stages), 'stage')} and the End Model; {sequences} of "
-            f"{plan.max_context_length} tokens fit at a time, limited by {plan.kv_limited_by}; the slowest station is "
+            f"{plan.max_context_length} tokens fit at a time, limited by {plan.kv_limited_by}; the slowest member is "
             f"{plan.slowest_station}"
         ),
     )
 
 
-def _weights_available(snapshot: Snapshot, found: Diagnosis, before: Mapping[str, Any]) -> Verdict:
+def _weights_available(snapshot: Snapshot, found: Diagnosis, before: Mapping[str, Any]) -> ConditionState:
     report, store = snapshot.store, found.store
-    cause = told_first(found.of_store)
+    cause = summary(found.of_store)
     if cause is not None:
         return _of(cause)
     if report is not None and report.answered:
         if report.phase == "Ready":
-            return Verdict("True", "WeightsAvailable", "the weights store has every file, verified, and serves them")
+            return ConditionState(
+                "True", "WeightsAvailable", "the weights store has every file, verified, and serves them"
+            )
         return _fetching(snapshot, report.phase)
     last = condition_in(before, "WeightsAvailable")
     # A Ready pipe's store is not asked, and one that is busy may miss a question: one that is up has what it had.
     if store.ready and last.get("status") == "True":
-        return Verdict("True", str(last["reason"]), str(last["message"]))
-    if store.ready and found.ready_chains:
-        return Verdict("True", "WeightsAvailable", "every member has loaded its weights from the store, which is up")
+        return ConditionState("True", str(last["reason"]), str(last["message"]))
+    if store.ready and found.ready_replicas:
+        return ConditionState(
+            "True", "WeightsAvailable", "every member has loaded its weights from the store, which is up"
+        )
     if store.pod is not None and last.get("reason") in _FETCHING and last.get("status") == "False":
-        return Verdict("False", str(last["reason"]), str(last["message"]))
+        return ConditionState("False", str(last["reason"]), str(last["message"]))
     if store.ready:
-        return Verdict("Unknown", "WaitingForFacts", "the weights store is up and has not said yet what it has")
+        return ConditionState("Unknown", "WaitingForFacts", "the weights store is up and has not said yet what it has")
     if store.pod is None:
-        return Verdict("False", "StoreStarting", "the weights store's pod is being made")
+        return ConditionState("False", "StoreStarting", "the weights store's pod is being made")
     where = f" on node {store.node}" if store.node else ""
-    return Verdict("False", "StoreStarting", f"the weights store's pod is starting{where}")
+    return ConditionState("False", "StoreStarting", f"the weights store's pod is starting{where}")
 
 
-def _fetching(snapshot: Snapshot, phase: str) -> Verdict:
+def _fetching(snapshot: Snapshot, phase: str) -> ConditionState:
     source = snapshot.pipe.spec.model.source
     doing = {
         "Resolving": f"the weights store is looking up {source} and its files",
@@ -193,59 +197,59 @@ def _fetching(snapshot: Snapshot, phase: str) -> Verdict:
         "Converting": f"the weights store is converting {source} to safetensors",
     }
     if phase not in doing:
-        return Verdict("False", "WaitingForFacts", f"the weights store is reading the headers of {source}")
-    return Verdict("False", phase, doing[phase])
+        return ConditionState("False", "WaitingForFacts", f"the weights store is reading the headers of {source}")
+    return ConditionState("False", phase, doing[phase])
 
 
-def _stages_ready(snapshot: Snapshot, found: Diagnosis, weights: Verdict) -> Verdict:
+def _stages_ready(snapshot: Snapshot, found: Diagnosis, weights: ConditionState) -> ConditionState:
     if snapshot.pipe.spec.replicas == 0:
         return _scaled_to_zero()
     if found.plan is None:
-        return Verdict("Unknown", "NotPlanned", "there is no plan yet, so there are no stages: see Planned")
+        return ConditionState("Unknown", "NotPlanned", "there is no plan yet, so there are no stages: see Planned")
     missing = [member for members in found.stages for member in members if not member.ready]
-    replicas = len(found.chains)
+    replicas = len(found.replicas)
     if not missing:
         on = "" if replicas == 1 else f" of {replicas} replicas"
         each = "the 1 stage is" if len(found.stages) == 1 else f"all {len(found.stages)} stages are"
-        return Verdict("True", "StagesReady", f"{each} loaded and listening{on}")
-    cause = told_first(found.of_stages)
+        return ConditionState("True", "StagesReady", f"{each} loaded and listening{on}")
+    cause = summary(found.of_stages)
     if cause is not None:
         return _of(cause)
     if weights.status == "False" and weights.reason != "StoreStarting":
-        return Verdict("False", weights.reason, weights.message)
+        return ConditionState("False", weights.reason, weights.message)
     names = ", ".join(member.title for member in missing[:4]) + (" and others" if len(missing) > 4 else "")
-    return Verdict("False", "StagesStarting", bounded(f"{names}: being placed, started or loading weights"))
+    return ConditionState("False", "StagesStarting", bounded(f"{names}: being placed, started or loading weights"))
 
 
 def _ready(
     snapshot: Snapshot,
     decision: Decision,
     found: Diagnosis,
-    weights: Verdict,
-    stages: Verdict,
+    weights: ConditionState,
+    stages: ConditionState,
     before: Mapping[str, Any],
-) -> Verdict:
+) -> ConditionState:
     asked = snapshot.pipe.spec.replicas
     if asked == 0:
         return _scaled_to_zero()
-    blocked = told_first((*found.of_names, *found.of_plan))
-    if blocked is None and found.plan is not None and found.ready_chains == asked:
+    blocked = summary((*found.of_names, *found.of_plan))
+    if blocked is None and found.plan is not None and found.ready_replicas == asked:
         each = "1 replica runs" if asked == 1 else f"all {asked} replicas run"
-        return Verdict("True", "Ready", f"{each} the plan {found.plan.hash}, and a token went round")
-    cause = told_first(found.causes)
+        return ConditionState("True", "Ready", f"{each} the plan {found.plan.hash}, and a token went round")
+    cause = summary(found.causes)
     if cause is not None:
         return _of(cause)
     if decision.paused and found.plan is None:
-        return Verdict("False", "Paused", "spec.paused is true, and there is no plan: set it to false to go on")
+        return ConditionState("False", "Paused", "spec.paused is true, and there is no plan: set it to false to go on")
     if found.plan is None:
-        return Verdict("False", weights.reason, weights.message)
+        return ConditionState("False", weights.reason, weights.message)
     if stages.status != "True":
-        return Verdict("False", stages.reason, stages.message)
-    silent = [chain[-1] for chain in found.chains if not chain[-1].ready]
+        return ConditionState("False", stages.reason, stages.message)
+    silent = [replica[-1] for replica in found.replicas if not replica[-1].ready]
     waiting = [end.title for end in silent]
-    rings = [chain for chain in found.chains if not chain[-1].ready and not _joins(chain, snapshot.now)]
-    if _was_ready(before, snapshot) and any(_went_down(chain[-1], before) for chain in rings):
-        return Verdict(
+    rings = [replica for replica in found.replicas if not replica[-1].ready and not _joins(replica, snapshot.now)]
+    if _was_ready(before, snapshot) and any(_went_down(replica[-1], before) for replica in rings):
+        return ConditionState(
             "False",
             "RingDown",
             bounded(
@@ -253,50 +257,54 @@ def _ready(
                 "again without end; look at the members' logs and at NetworkPolicies in the namespace"
             ),
         )
-    return Verdict(
+    return ConditionState(
         "False",
         "JoiningRing",
         bounded(f"{', '.join(waiting)}: starting, or waiting for the first token to come round; the stages are ready"),
     )
 
 
-def _endpoint_ready(snapshot: Snapshot, found: Diagnosis, ready: Verdict) -> Verdict:
+def _endpoint_ready(snapshot: Snapshot, found: Diagnosis, ready: ConditionState) -> ConditionState:
     if found.answering:
         answers = "1 replica answers" if found.answering == 1 else f"{found.answering} replicas answer"
-        return Verdict("True", "EndpointReady", f"{answers} at {url_of(snapshot) or 'no Service yet'}")
-    return Verdict("False", ready.reason, ready.message)
+        return ConditionState("True", "EndpointReady", f"{answers} at {url_of(snapshot) or 'no Service yet'}")
+    return ConditionState("False", ready.reason, ready.message)
 
 
-def _progressing(snapshot: Snapshot, decision: Decision, found: Diagnosis, ready: Verdict) -> Verdict:
-    aside = told_first(found.aside)
+def _progressing(snapshot: Snapshot, decision: Decision, found: Diagnosis, ready: ConditionState) -> ConditionState:
+    aside = summary(found.aside)
     if aside is not None:
         return _of(aside)
     if decision.paused:
-        return Verdict("False", "Paused", "spec.paused is true: children stay as they are; set it to false to go on")
+        return ConditionState(
+            "False", "Paused", "spec.paused is true: children stay as they are; set it to false to go on"
+        )
     if found.replaced or found.existing > snapshot.pipe.spec.replicas:
-        stuck = told_first(cause for cause in found.causes if not cause.waits)
+        stuck = summary(cause for cause in found.causes if not cause.waits)
         if stuck is not None:
             return _of(stuck)
-        return Verdict("True", "RollingOut", "pods that the plan no longer has are being replaced or stopped")
+        return ConditionState("True", "RollingOut", "pods that the plan no longer has are being replaced or stopped")
     if ready.status == "True" or ready.reason == "ScaledToZero":
-        return Verdict("False", "Complete", "nothing is under way")
+        return ConditionState("False", "Complete", "nothing is under way")
     first = next(iter(found.causes), None)
     if first is not None and not first.waits:
-        return Verdict("False", ready.reason, ready.message)
-    return Verdict("True", ready.reason, ready.message)
+        return ConditionState("False", ready.reason, ready.message)
+    return ConditionState("True", ready.reason, ready.message)
 
 
-def _degraded(snapshot: Snapshot, found: Diagnosis, ready: Verdict, before: Mapping[str, Any]) -> Verdict:
+def _degraded(snapshot: Snapshot, found: Diagnosis, ready: ConditionState, before: Mapping[str, Any]) -> ConditionState:
     asked = snapshot.pipe.spec.replicas
     if ready.status == "True" or asked == 0:
-        return Verdict("False", "AsAsked", "there are as many replicas as asked")
+        return ConditionState("False", "AsAsked", "there are as many replicas as asked")
     # It is a rollout until this generation was Ready once; after that, what is missing is missing.
     if not _was_ready(before, snapshot):
-        return Verdict("False", "RollingOut", "the replicas of this spec are being brought up: see the condition Ready")
-    return Verdict(
+        return ConditionState(
+            "False", "RollingOut", "the replicas of this spec are being brought up: see the condition Ready"
+        )
+    return ConditionState(
         "True",
         "FewerReplicas",
-        bounded(f"{found.ready_chains} of {_count(asked, 'replica')} answer: {ready.message}"),
+        bounded(f"{found.ready_replicas} of {_count(asked, 'replica')} answer: {ready.message}"),
     )
 
 
@@ -309,9 +317,9 @@ def _was_ready(before: Mapping[str, Any], snapshot: Snapshot) -> bool:
     )
 
 
-def _joins(chain: Sequence[Member], now: datetime) -> bool:
+def _joins(replica: Sequence[Member], now: datetime) -> bool:
     """Whether a stage has only just become ready: then the ring is about to be whole again."""
-    for stage in chain[:-1]:
+    for stage in replica[:-1]:
         since = None if stage.pod is None else time_of(pod_condition(stage.pod, "Ready").get("lastTransitionTime"))
         if since is not None and now - since < _JOIN:
             return True
@@ -327,49 +335,49 @@ def _went_down(end: Member, before: Mapping[str, Any]) -> bool:
     return any(since is not None and since < turned for since in began)
 
 
-def _scaled_to_zero() -> Verdict:
-    return Verdict("False", "ScaledToZero", "spec.replicas is 0: nothing answers; raise it to serve again")
+def _scaled_to_zero() -> ConditionState:
+    return ConditionState("False", "ScaledToZero", "spec.replicas is 0: nothing answers; raise it to serve again")
 
 
-def _of(cause: Failure) -> Verdict:
-    return Verdict("False", cause.reason, cause.message)
+def _of(cause: Failure) -> ConditionState:
+    return ConditionState("False", cause.reason, cause.message)
 
 
 # 2. One word for people
 
 
-def _phase(snapshot: Snapshot, found: Diagnosis, verdicts: Mapping[ConditionType, Verdict]) -> Phase:
+def _phase(snapshot: Snapshot, found: Diagnosis, states: Mapping[ConditionType, ConditionState]) -> Phase:
     if snapshot.pipe.spec.replicas == 0:
         return "Stopped"
-    if verdicts["Ready"].status == "True":
+    if states["Ready"].status == "True":
         return "Ready"
-    if verdicts["Degraded"].status == "True":
+    if states["Degraded"].status == "True":
         return "Degraded"
     first = next(iter(found.causes), None)
     if first is not None and not first.waits and not found.answering:
         return "Pending" if first.reason in ("Unschedulable", "QuotaExceeded") else "Failed"
     if found.plan is None:
         return "Planning" if found.store.ready else "Pending"
-    return "Fetching" if verdicts["WeightsAvailable"].reason in _FETCHING else "Starting"
+    return "Fetching" if states["WeightsAvailable"].reason in _FETCHING else "Starting"
 
 
 # 3. Since when
 
 
 def _condition(
-    kind: ConditionType, verdict: Verdict, before: Mapping[str, Any], *, generation: int, now: datetime
+    kind: ConditionType, state: ConditionState, before: Mapping[str, Any], *, generation: int, now: datetime
 ) -> Condition:
     last = condition_in(before, kind)
     since: Any = now.astimezone(UTC).replace(microsecond=0)
-    if last.get("status") == verdict.status and last.get("lastTransitionTime"):
+    if last.get("status") == state.status and last.get("lastTransitionTime"):
         since = last["lastTransitionTime"]
     return Condition(
         type=kind,
-        status=verdict.status,
+        status=state.status,
         observed_generation=generation,
         last_transition_time=since,
-        reason=verdict.reason,
-        message=verdict.message,
+        reason=state.reason,
+        message=state.message,
     )
 
 

@@ -1,4 +1,4 @@
-"""Why a member's container did not stay: its exit code, its last words, its memory, its probes."""
+"""Why a member's container did not stay: its exit code, its termination message, its memory, its probes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def container_ends(member: Member, pod: Manifest, events: Sequence[Manifest], *,
             )
         elif looping or code:
             words = quoted(str(ended.get("message", "")))
-            last = f"its last words: {words}" if words else "it left no last words"
+            last = f"its termination message: {words}" if words else "it left no termination message"
             yield failure(
                 "CrashLoopBackOff" if looping else "ContainerFailed",
                 f"{member.title}: its container ended with exit code {code} ({reason or 'Error'})"

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from languagepipes_api.names import LABEL_CHAIN, STORE_PORT
+from languagepipes_api.names import LABEL_REPLICA, STORE_PORT
 from languagepipes_api.plan import Plan
 
-from languagepipes_operator.decide.replicas import chains as chain_numbers
+from languagepipes_operator.decide.replicas import replica_numbers as replica_numbers
 from languagepipes_operator.observe.ownership import (
     Member,
-    chain_of,
     end_models,
     is_ready,
     label,
     other_plans,
+    replica_of,
     store_of,
 )
 from languagepipes_operator.observe.snapshot import Decision, Manifest, Snapshot
-from languagepipes_operator.status.failures import Failure, failure, passed_on, quoted, refusals, refused
+from languagepipes_operator.status.failures import Failure, external_failure, failure, quoted, refusals, refused
 from languagepipes_operator.status.pods import pod_failures
 from languagepipes_operator.status.scheduling import unschedulable
 from languagepipes_operator.status.volumes import volume_failures
@@ -32,14 +32,14 @@ MISSES_THAT_COUNT = 6
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """plan: the one in force. chains: of `spec.replicas`, each its stages in order and its End Model last; empty
-    without a plan. answering: chains of any plan whose End Model is Ready. existing: chains with an End Model at all.
+    """plan: the one in force. replicas: of `spec.replicas`, each its stages in order and its End Model last; empty
+    without a plan. answering: replicas of any plan whose End Model is Ready. existing: those with an End Model at all.
     replaced: whether Deployments of another plan are still there. aside: what is refused and no member needs to run.
     """
 
     store: Member
     plan: Plan | None
-    chains: tuple[tuple[Member, ...], ...]
+    replicas: tuple[tuple[Member, ...], ...]
     answering: int
     existing: int
     replaced: bool
@@ -60,41 +60,43 @@ class Diagnosis:
         return (*self.of_names, *self.of_plan, *of_store, *self.of_stages, *away, *self.of_end_models)
 
     @property
-    def ready_chains(self) -> int:
+    def ready_replicas(self) -> int:
         """Chains that run the plan and whose End Model is Ready: a token went round."""
-        return sum(chain[-1].ready for chain in self.chains)
+        return sum(replica[-1].ready for replica in self.replicas)
 
     @property
     def stages(self) -> tuple[tuple[Member, ...], ...]:
-        """For each stage of the plan its members, by chain."""
+        """For each stage of the plan its members, by replica."""
         count = 0 if self.plan is None else len(self.plan.stages)
-        return tuple(tuple(chain[place] for chain in self.chains) for place in range(count))
+        return tuple(tuple(replica[place] for replica in self.replicas) for place in range(count))
 
 
 def diagnose(snapshot: Snapshot, decision: Decision) -> Diagnosis:
     """Looks at the members that the plan in force wants, and at the store; what is being replaced is not diagnosed."""
     children, spec = snapshot.children, snapshot.pipe.spec
     plan = None if decision.plan is None else decision.plan.plan
-    chains: tuple[tuple[Member, ...], ...] = ()
+    replicas: tuple[tuple[Member, ...], ...] = ()
     if plan is not None:
-        numbers = chain_numbers(children, spec.replicas)
-        chains = tuple(chain_of(children, plan, chain, replicas=spec.replicas) for chain in numbers)
+        numbers = replica_numbers(children, spec.replicas)
+        replicas = tuple(replica_of(children, plan, replica, replicas=spec.replicas) for replica in numbers)
     pods = end_models(children)
     return Diagnosis(
         store=(store := store_of(children)),
         plan=plan,
-        chains=chains,
-        answering=len({label(pod, LABEL_CHAIN) for pod in pods if is_ready(pod)}),
-        existing=len({label(pod, LABEL_CHAIN) for pod in pods}),
+        replicas=replicas,
+        answering=len({label(pod, LABEL_REPLICA) for pod in pods if is_ready(pod)}),
+        existing=len({label(pod, LABEL_REPLICA) for pod in pods}),
         replaced=plan is not None and bool(other_plans(children, plan)),
         of_names=_of_names(snapshot, decision),
-        aside=tuple(map(_denied, decision.denied_aside)),
-        of_plan=() if decision.refusal is None else (passed_on(decision.refusal.reason, decision.refusal.message),),
+        aside=tuple(map(_denied, decision.non_blocking_errors)),
+        of_plan=()
+        if decision.refusal is None
+        else (external_failure(decision.refusal.reason, decision.refusal.message),),
         of_store=_of_store(snapshot, store),
         of_stages=tuple(
-            found for chain in chains for stage in chain[:-1] if not stage.ready for found in _of(stage, snapshot)
+            found for replica in replicas for stage in replica[:-1] if not stage.ready for found in _of(stage, snapshot)
         ),
-        of_end_models=tuple(found for chain in chains for found in _of_end_model(chain, snapshot)),
+        of_end_models=tuple(found for replica in replicas for found in _of_end_model(replica, snapshot)),
     )
 
 
@@ -109,7 +111,7 @@ def _denied(words: str) -> Failure:
 
 
 def _conflict(snapshot: Snapshot, name: str) -> Failure:
-    """`name` is "Kind/name". An old incarnation of this pipe is on its way out; anybody else's object stays."""
+    """`name` is "Kind/name". An old session of this pipe is on its way out; anybody else's object stays."""
     kind, _, own = name.partition("/")
     holder = snapshot.children.foreign.get(name)
     controller = _controller(holder) if holder is not None else {}
@@ -140,7 +142,7 @@ def _of_store(snapshot: Snapshot, store: Member) -> tuple[Failure, ...]:
         # That the pod waits for its volume says less than why the volume is not there.
         found += [each for each in _of(store, snapshot) if not (found and each.reason == "VolumePending")]
     if report is not None and report.answered and report.reason:
-        found.append(passed_on(report.reason, report.message, waits=not report.failed))
+        found.append(external_failure(report.reason, report.message, waits=not report.failed))
     elif report is not None and report.misses >= MISSES_THAT_COUNT and store.ready:
         found.append(
             failure(
@@ -168,9 +170,9 @@ def _of(member: Member, snapshot: Snapshot) -> tuple[Failure, ...]:
     )
 
 
-def _of_end_model(chain: tuple[Member, ...], snapshot: Snapshot) -> tuple[Failure, ...]:
+def _of_end_model(replica: tuple[Member, ...], snapshot: Snapshot) -> tuple[Failure, ...]:
     """Its own troubles; if it has none and every stage is up, what the ring says."""
-    end, stages = chain[-1], chain[:-1]
+    end, stages = replica[-1], replica[:-1]
     if end.ready:
         return ()
     found = _of(end, snapshot)

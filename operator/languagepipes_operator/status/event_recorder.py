@@ -22,7 +22,7 @@ COMPONENT = "languagepipes-operator"
 log = logging.getLogger(__name__)
 
 
-class Announcer:
+class EventRecorder:
     """identity: of this replica. Remembers one status a pipe, by UID."""
 
     def __init__(self, kube: Kube, identity: str) -> None:

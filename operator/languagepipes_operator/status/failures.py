@@ -40,7 +40,7 @@ def failure(reason: str, message: str) -> Failure:
     return Failure(reason, bounded(message), waits=not REASONS[reason].needs_person)
 
 
-def passed_on(reason: str, message: str, *, waits: bool = False) -> Failure:
+def external_failure(reason: str, message: str, *, waits: bool = False) -> Failure:
     """One that the planner or a member of the pipe has said, word for word."""
     known = REASONS.get(reason)
     return Failure(reason, bounded(message), waits=waits or (known is not None and not known.needs_person))
@@ -96,7 +96,7 @@ def refused(what: str, said: str, *, otherwise: str) -> Failure:
     )
 
 
-def told_first(failures: Iterable[Failure]) -> Failure | None:
+def summary(failures: Iterable[Failure]) -> Failure | None:
     """The first of `failures`, which come most causal first, with a count of what else is wrong."""
     found = list(dict.fromkeys(failures))
     if not found:

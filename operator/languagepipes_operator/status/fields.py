@@ -86,7 +86,7 @@ def stage_statuses(found: Diagnosis) -> tuple[StageStatus, ...]:
 
 
 def _nodes(members: tuple[Member, ...]) -> tuple[str, ...]:
-    """By chain; "" for one without a node before one that has one."""
+    """By replica; "" for one without a node before one that has one."""
     nodes = [member.node for member in members]
     while nodes and not nodes[-1]:
         nodes.pop()

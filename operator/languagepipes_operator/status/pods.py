@@ -32,7 +32,7 @@ def pod_failures(
         return
     found = [*container_waits(member, pod, events, spec=spec, now=now), *container_ends(member, pod, events, now=now)]
     yield from found
-    # What it says as it ends is what it leaves as its last words.
+    # What it says as it ends is what it leaves as its termination message.
     if not found and report is not None and report.state == "failed":
         yield failure("MemberFailed", f"{member.title} has given up: {quoted(report.message) or 'it does not say why'}")
     yield from _gone(member)

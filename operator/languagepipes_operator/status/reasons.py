@@ -103,7 +103,7 @@ REASONS: dict[str, Reason] = {
     # Pods that do not stay.
     "OOMKilled": Reason("the kernel ended a container that needed more memory than its limit",
                         "raise the memory in the template, or take more stages or a shorter `maxContextLength`"),
-    "CrashLoopBackOff": Reason("a container ends again and again", "its last words are in the message; see "
+    "CrashLoopBackOff": Reason("a container ends again and again", "its termination message are in the message; see "
                                "`kubectl logs --previous`"),
     "ContainerFailed": _passing("a container ended and was started again", "wait; if it goes on, see "
                                 "`kubectl logs --previous`"),

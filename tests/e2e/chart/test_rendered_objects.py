@@ -176,7 +176,7 @@ def test_probes_ask_the_metrics_port() -> None:
     assert operator["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
 
 
-def test_resources_and_places_are_passed_on_and_absent_where_not_given() -> None:
+def test_resources_and_places_are_external_failure_and_absent_where_not_given() -> None:
     given = pod_of(render({**EVERYTHING, "resources": {"limits": {"cpu": 1}}}))
     plain = pod_of(render({"nodeSelector": {"kubernetes.io/os": None}, "tolerations": []}))
 

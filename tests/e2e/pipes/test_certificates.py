@@ -29,7 +29,7 @@ OF_PIPE = "languagepipes.io/pipe=smollm2"
 # elsewhere. A rotation waits for that three times.
 SYNC_SECONDS = 180
 QUESTION = "Write one long paragraph about the sea."
-# Dials as a station or a store's client does, and says what became of it. The files come on stdin.
+# Dials as a member or a store's client does, and says what became of it. The files come on stdin.
 DIAL = """
 import json, socket, ssl, sys, tempfile
 asked = json.load(sys.stdin)

@@ -233,11 +233,11 @@ def test_of_two_replicas_the_one_that_does_not_answer_goes_first(
     smollm2("scale", "lp/smollm2", "--replicas=2")
     status = wait_ready(smollm2)["status"]
     assert (status["replicas"], status["readyReplicas"]) == (2, 2)
-    chains = {
+    replicas = {
         pod["metadata"]["labels"]["languagepipes.io/chain"]
         for pod in smollm2.list("pods", f"{OF_PIPE},languagepipes.io/role=end-model")
     }
-    lower, higher = sorted(chains)
+    lower, higher = sorted(replicas)
     kept = {pod["metadata"]["uid"] for pod in smollm2.list("pods", f"{OF_PIPE},languagepipes.io/chain={higher}")}
     nodes = [node.name for node in our_cluster.nodes]
     smollm2("cordon", *nodes)
@@ -253,7 +253,9 @@ def test_of_two_replicas_the_one_that_does_not_answer_goes_first(
         assert "Paris" in "".join(client.ask(status["url"], "What is the capital of France?"))
         smollm2("scale", "lp/smollm2", "--replicas=1")
         wait_condition(smollm2, "Ready", "True", timeout_seconds=30)
-        wait_for("no lower chain", lambda: not smollm2.list("deployment", f"{OF_PIPE},languagepipes.io/chain={lower}"))
+        wait_for(
+            "no lower replica", lambda: not smollm2.list("deployment", f"{OF_PIPE},languagepipes.io/chain={lower}")
+        )
     finally:
         smollm2("uncordon", *nodes)
     now = {pod["metadata"]["uid"] for pod in smollm2.list("pods", f"{OF_PIPE},languagepipes.io/chain={higher}")}

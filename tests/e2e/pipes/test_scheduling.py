@@ -86,7 +86,7 @@ def test_gpu_stages_land_on_gpu_nodes_and_spread(
     assert not set(nodes_of(kubectl, "gpus", "end-model", 1)) & set(gpu_nodes)
 
 
-def test_two_chains_prefer_different_nodes_and_land_there(
+def test_two_replicas_prefer_different_nodes_and_land_there(
     kubectl: Kubectl, gpu_nodes: list[str], apply: Callable[..., None]
 ) -> None:
     apply("twice", {"count": 1, "device": "GPU", "template": TOLERANT}, replicas=2)

@@ -369,7 +369,7 @@ def test_an_image_that_cannot_be_pulled(kubectl: Kubectl, operator: Installation
         operator.install()
 
 
-def test_a_stage_in_a_crash_loop_tells_its_last_words(kubectl: Kubectl, our_cluster: Cluster) -> None:
+def test_a_stage_in_a_crash_loop_tells_its_termination_message(kubectl: Kubectl, our_cluster: Cluster) -> None:
     """A node that promises a GPU and has none: torch finds none, and the stage says so as it ends."""
     node = kubectl.list("nodes")[0]["metadata"]["name"]
     promise = '{"status": {"capacity": {"nvidia.com/gpu": "1"}, "allocatable": {"nvidia.com/gpu": "1"}}}'
@@ -381,7 +381,8 @@ def test_a_stage_in_a_crash_loop_tells_its_last_words(kubectl: Kubectl, our_clus
             kubectl,
             "false-promise",
             "CrashLoopBackOff",
-            r"stage gpu: its container ended with exit code \d+ \(Error\) again and again; its last words: .*GPU.*; "
+            r"stage gpu: its container ended with exit code \d+ \(Error\) again and again; "
+            r"its termination message: .*GPU.*; "
             r"see kubectl logs false-promise-\S+ --previous",
             seconds=180,
         )

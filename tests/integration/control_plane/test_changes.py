@@ -15,7 +15,7 @@ def test_replicas_splits_and_pauses_are_followed(world: World, tiny_model: Path)
     plan = world.child("ConfigMap", "plan")["metadata"]["name"]
 
     world.apply_pipe(replicas=2)
-    eventually(lambda: len(world.list("Deployment")) == 7, what="a second chain")
+    eventually(lambda: len(world.list("Deployment")) == 7, what="a second replica")
     eventually(lambda: len(world.list("Secret")) == 8, what="its certificates")
     world.apply_pipe(replicas=0)
     eventually(lambda: len(world.list("Deployment")) == 1, what="the store alone")

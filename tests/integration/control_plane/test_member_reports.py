@@ -53,7 +53,7 @@ def test_an_end_model_whose_ring_is_down_is_quoted(world: World, tiny_model: Pat
     world.play_store(tiny_model)
     pod = eventually(lambda: world.child("Pod", "end-model"), within_seconds=60)
     eventually(lambda: world.condition("StagesReady").get("status") == "True", within_seconds=60)
-    words = "stage-2 closed the link: certificate of another chain"
+    words = "stage-2 closed the link: certificate of another replica"
     with _member_that_says(state="ready", ring_ready=False, ring_error=words) as host:
         path = f"{world.path('Pod', pod['metadata']['name'])}/status"
         live = world.get("Pod", pod["metadata"]["name"])["status"]

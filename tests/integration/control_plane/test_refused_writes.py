@@ -105,7 +105,7 @@ def test_a_surplus_that_may_not_be_deleted_is_told_and_stops_nothing(world: Worl
 
         eventually(told, within_seconds=60, what="what may not be deleted is told")
         now = {item["metadata"]["name"] for item in world.list("Deployment")}
-        assert old < now  # the new chain was made beside the old one
+        assert old < now  # the new replica was made beside the old one
         assert world.condition("Planned")["status"] == "True"
         events = world.api.get(f"/api/v1/namespaces/{world.namespace}/events")["items"]
         assert any(each["reason"] == "ChildRefused" and each["type"] == "Warning" for each in events)

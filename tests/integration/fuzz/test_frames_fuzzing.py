@@ -32,13 +32,13 @@ def test_no_bytes_crash_the_frame_reader(tmp_path: Path) -> None:
     hello = new_hello(PLAN, identity(0), EPOCH).with_entry(
         Ring(identity(0), PLAN).own_entry(kv_id=b"k" * 8, seen=NO_EPOCH)
     )
-    news = Close(code="silence", station="stage 1 (s1)", message="no bytes from end-model for 1.0 s")
+    close_reason = Close(code="silence", member="stage 1 (s1)", message="no bytes from end-model for 1.0 s")
     plan_hash = bytes.fromhex(PLAN.hash)
     seeds = {
         "one": frame(one_token(position=40, block=3)),
         "chunk": frame(tokens(20, wanted=(3, 19))),
         "hello": control_frame(Kind.HELLO, plan_hash, EPOCH, hello.pack()),
-        "close": control_frame(Kind.CLOSE, plan_hash, EPOCH, news.pack()),
+        "close": control_frame(Kind.CLOSE, plan_hash, EPOCH, close_reason.pack()),
         "heartbeat": control_frame(Kind.HEARTBEAT, plan_hash, EPOCH),
     }
     for name, content in seeds.items():

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from languagepipes_operator.kube.client import Kube, Unavailable
 from languagepipes_operator.metrics import Metrics
-from languagepipes_operator.status.event_recorder import Announcer
+from languagepipes_operator.status.event_recorder import EventRecorder
 from support.played_api import play
 
 _METADATA = {"name": "p", "namespace": "n", "uid": "u"}
@@ -44,15 +44,15 @@ def test_what_could_not_be_told_is_told_at_the_next_look_and_nothing_twice() -> 
     server = _Server()
 
     async def scene(kube: Kube, _: Metrics) -> None:
-        announcer, status = Announcer(kube, "me"), _status(Planned="StageTooLarge", Ready="NotPlanned")
-        announcer.met(_pipe())
+        event_recorder, status = EventRecorder(kube, "me"), _status(Planned="StageTooLarge", Ready="NotPlanned")
+        event_recorder.met(_pipe())
         server.refusals = [503] * 5
         with pytest.raises(Unavailable):
-            await announcer.tell(_pipe(), status)
+            await event_recorder.tell(_pipe(), status)
         for _ in range(2):
             # As the API server has it now: the status was written, though nothing was told of it.
-            announcer.met(_pipe(status))
-            await announcer.tell(_pipe(status), status)
+            event_recorder.met(_pipe(status))
+            await event_recorder.tell(_pipe(status), status)
 
     play(server.answer, scene)
     assert server.reasons == ["StageTooLarge", "NotPlanned"]
@@ -62,10 +62,10 @@ def test_a_status_whose_writing_was_not_answered_is_told_of() -> None:
     server = _Server()
 
     async def scene(kube: Kube, _: Metrics) -> None:
-        announcer, status = Announcer(kube, "me"), _status(Planned="StageTooLarge")
-        announcer.met(_pipe())
-        announcer.met(_pipe(status))  # the write raised, the watch brought it
-        await announcer.tell(_pipe(status), status)
+        event_recorder, status = EventRecorder(kube, "me"), _status(Planned="StageTooLarge")
+        event_recorder.met(_pipe())
+        event_recorder.met(_pipe(status))  # the write raised, the watch brought it
+        await event_recorder.tell(_pipe(status), status)
 
     play(server.answer, scene)
     assert server.reasons == ["StageTooLarge"]
@@ -81,12 +81,12 @@ def test_what_was_being_told_as_the_lease_was_lost_is_told_with_the_next() -> No
         return await server.answer(request)
 
     async def scene(kube: Kube, _: Metrics) -> None:
-        announcer, status = Announcer(kube, "me"), _status(Planned="StageTooLarge")
-        announcer.met(_pipe())
+        event_recorder, status = EventRecorder(kube, "me"), _status(Planned="StageTooLarge")
+        event_recorder.met(_pipe())
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(announcer.tell(_pipe(), status), 0.5)
-        announcer.met(_pipe(status))
-        await announcer.tell(_pipe(status), status)
+            await asyncio.wait_for(event_recorder.tell(_pipe(), status), 0.5)
+        event_recorder.met(_pipe(status))
+        await event_recorder.tell(_pipe(status), status)
 
     play(answer, scene)
     assert server.reasons == ["StageTooLarge"]
@@ -96,12 +96,12 @@ def test_what_others_told_and_what_is_refused_for_good_is_not_told_again() -> No
     server = _Server()
 
     async def scene(kube: Kube, _: Metrics) -> None:
-        announcer, first, second = Announcer(kube, "me"), _status(Planned="A"), _status(Planned="B")
-        announcer.met(_pipe(first))
-        await announcer.tell(_pipe(first), first)
+        event_recorder, first, second = EventRecorder(kube, "me"), _status(Planned="A"), _status(Planned="B")
+        event_recorder.met(_pipe(first))
+        await event_recorder.tell(_pipe(first), first)
         server.refusals = [403]
-        await announcer.tell(_pipe(first), second)
-        await announcer.tell(_pipe(second), second)
+        await event_recorder.tell(_pipe(first), second)
+        await event_recorder.tell(_pipe(second), second)
 
     play(server.answer, scene)
     assert server.reasons == []

@@ -81,19 +81,19 @@ def test_a_node_that_falls_silent_is_told_of_and_so_is_its_return() -> None:
     async def scene() -> None:
         with nodes(2) as (port, (silent, other)):
             pods = [pod("a", "silent", silent.host), pod("b", "other", other.host)]
-            news: list[str] = []
+            close_reason: list[str] = []
             metrics = Metrics()
-            found = Reachability(metrics, lambda: pods, news.append, port=port)
+            found = Reachability(metrics, lambda: pods, close_reason.append, port=port)
             async with watched(found):
                 await asyncio.sleep(0.5)
                 assert found.lost == frozenset()
                 silent.silence()
                 await until(found, {"silent"}, 10)
-                assert news == ["silent"]
+                assert close_reason == ["silent"]
                 assert metrics.registry.get_sample_value("languagepipes_operator_lost_nodes") == 1
                 silent.speak()
                 await until(found, set(), 10)
-                assert news == ["silent", "silent"]
+                assert close_reason == ["silent", "silent"]
                 assert metrics.registry.get_sample_value("languagepipes_operator_lost_nodes") == 0
 
     asyncio.run(scene())

@@ -86,10 +86,10 @@ def test_an_engine_that_ended_fails_what_is_open_and_what_comes(serve, codec):
     served = serve(forever(codec), pace_seconds=0.01, max_context_length=100_000)
     stream = served.client.chat.completions.create(model="tiny", messages=HI, stream=True)
     next(stream)
-    served.bridge.engine_gone("another End Model holds the chain")
-    with pytest.raises(openai.APIError, match="another End Model holds the chain"):
+    served.bridge.engine_gone("another End Model holds the replica")
+    with pytest.raises(openai.APIError, match="another End Model holds the replica"):
         list(stream)
-    with pytest.raises(openai.APIStatusError, match="another End Model holds the chain") as later:
+    with pytest.raises(openai.APIStatusError, match="another End Model holds the replica") as later:
         served.client.chat.completions.create(model="tiny", messages=HI)
     assert later.value.status_code == 503
 

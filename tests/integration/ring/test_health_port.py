@@ -15,7 +15,7 @@ from languagepipes_node.end_model.openai.server import ApiServer
 from languagepipes_node.health import MemberState
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.store.server import StoreServer
-from languagepipes_node.store.state import Shelf
+from languagepipes_node.store.state import StoreState
 from languagepipes_node.wire.transport import TlsTransport, split_address
 from languagepipes_operator.certificates.authority import issue, new_ca, write_tls_dir
 
@@ -43,7 +43,7 @@ def test_all_addresses_means_both_families_at_every_port(kind: str, tmp_path: Pa
         listener = TlsTransport(TlsFiles(tmp_path)).listen("[::]:0")
         port, close = split_address(listener.address)[1], listener.close
     elif kind == "store":
-        store = StoreServer("[::]:0", TlsFiles(tmp_path), who, Shelf())
+        store = StoreServer("[::]:0", TlsFiles(tmp_path), who, StoreState())
         port, close = store.port, store.server_close
     else:
         api = ApiServer(FastAPI(), "[::]:0")

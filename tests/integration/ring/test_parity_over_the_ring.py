@@ -11,12 +11,12 @@ from languagepipes_node.model.architecture import Architecture
 from support.thread_ring import ThreadRing, plan_of
 from support.tiny_models import FAMILIES, TinyModel
 
-# 6 layers in 2, 3 and 5 stations (the End Model is one of them), with one-layer stages, with and without tail layers.
+# 6 layers in 2, 3 and 5 members (the End Model is one of them), with one-layer stages, with and without tail layers.
 SPLITS = {
-    "two stations": ([(1, 6)], 0),
-    "three stations": ([(1, 3), (3, 6)], 0),
-    "five stations, one-layer stages": ([(2, 3), (3, 4), (4, 5), (5, 6)], 0),
-    "three stations and two tail layers": ([(1, 2), (2, 4)], 2),
+    "two members": ([(1, 6)], 0),
+    "three members": ([(1, 3), (3, 6)], 0),
+    "five members, one-layer stages": ([(2, 3), (3, 4), (4, 5), (5, 6)], 0),
+    "three members and two tail layers": ([(1, 2), (2, 4)], 2),
 }
 
 

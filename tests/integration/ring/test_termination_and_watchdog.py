@@ -56,7 +56,7 @@ def test_every_fatal_error_has_a_stable_code(error: Exception, code: str) -> Non
     assert termination.code_of(error) == code
 
 
-def test_last_words_are_short_one_line_and_quote_no_unknown_error(
+def test_termination_message_are_short_one_line_and_quote_no_unknown_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log"
@@ -73,7 +73,7 @@ def test_last_words_are_short_one_line_and_quote_no_unknown_error(
 
 
 class OneFrame:
-    """A station with one frame to compute."""
+    """A member with one frame to compute."""
 
     def __init__(self) -> None:
         self.frames = [

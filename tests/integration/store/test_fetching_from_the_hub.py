@@ -15,20 +15,20 @@ from support.stand_in_hub import TOKEN, StandIn
 URL = "hf://org/tiny"
 
 
-def contents(shelf) -> dict[str, bytes]:
-    return {name: path.read_bytes() for name, path in shelf.paths.items()}
+def contents(store_state) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name, path in store_state.paths.items()}
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_only_the_models_own_files_are_fetched_and_all_arrive_whole(hub: StandIn, tmp_path: Path, shards: int) -> None:
     files = repository(shards=shards)
     hub.add("org/tiny", COMMIT, files)
-    shelf = fill(URL, tmp_path)
-    assert shelf.phase == "Ready", shelf.error
-    assert shelf.facts.revision == COMMIT
-    assert shelf.facts.layer_count == LAYERS
-    assert contents(shelf) == {name: files[name] for name in fetched_names(files)}
-    assert shelf.done_bytes == shelf.total_bytes == shelf.facts.download_bytes
+    store_state = fill(URL, tmp_path)
+    assert store_state.phase == "Ready", store_state.error
+    assert store_state.facts.revision == COMMIT
+    assert store_state.facts.layer_count == LAYERS
+    assert contents(store_state) == {name: files[name] for name in fetched_names(files)}
+    assert store_state.done_bytes == store_state.total_bytes == store_state.facts.download_bytes
     assert set(hub.sent) == fetched_names(files)
 
 
@@ -36,7 +36,13 @@ def test_facts_are_known_before_the_weights_are_downloaded(hub: StandIn, tmp_pat
     big = repository(extra={"vocab.json": b"{}"})
     hub.add("org/tiny", COMMIT, big)
     seen: list[tuple[str, bool, int]] = []
-    fill(URL, tmp_path, on_progress=lambda shelf: seen.append((shelf.phase, shelf.facts is not None, shelf.done_bytes)))
+    fill(
+        URL,
+        tmp_path,
+        on_progress=lambda store_state: seen.append(
+            (store_state.phase, store_state.facts is not None, store_state.done_bytes)
+        ),
+    )
     assert next(known for phase, known, done in seen if phase == "Downloading")
     assert next(done for phase, known, done in seen if known) == 0
 
@@ -48,9 +54,9 @@ def test_a_restart_fetches_nothing_and_needs_no_hub(
     fill(URL, tmp_path)
     hub.forget()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    shelf = fill(URL, tmp_path)
-    assert shelf.phase == "Ready", shelf.error
-    assert shelf.done_bytes == shelf.total_bytes
+    store_state = fill(URL, tmp_path)
+    assert store_state.phase == "Ready", store_state.error
+    assert store_state.done_bytes == store_state.total_bytes
     assert hub.requests == []
 
 
@@ -81,16 +87,16 @@ def test_a_connection_cut_half_way_goes_on_from_there(hub: StandIn, tmp_path: Pa
     # The header's ranges are short enough to stay under this.
     hub.cut_after[shard] = half + 1
 
-    def watch(shelf) -> None:
-        if shelf.error is not None:
-            errors.add(f"{shelf.phase}/{shelf.error.reason}")
+    def watch(store_state) -> None:
+        if store_state.error is not None:
+            errors.add(f"{store_state.phase}/{store_state.error.reason}")
 
-    shelf = fill(URL, tmp_path, on_progress=watch)
-    assert shelf.phase == "Ready", shelf.error
-    assert shelf.error is None
+    store_state = fill(URL, tmp_path, on_progress=watch)
+    assert store_state.phase == "Ready", store_state.error
+    assert store_state.error is None
     assert errors <= {"Resolving/SourceUnreachable", "Downloading/SourceUnreachable"}
     assert errors
-    assert contents(shelf)[shard] == files[shard]
+    assert contents(store_state)[shard] == files[shard]
 
 
 def test_a_store_killed_half_way_asks_only_for_the_rest(hub: StandIn, tmp_path: Path) -> None:
@@ -108,10 +114,10 @@ def test_a_store_killed_half_way_asks_only_for_the_rest(hub: StandIn, tmp_path: 
     partial = next((tmp_path / "cache/partial").iterdir()).stat().st_size
     assert 0 < partial < size
     hub.forget()
-    shelf = fill(URL, tmp_path / "cache")
-    assert shelf.phase == "Ready", shelf.error
+    store_state = fill(URL, tmp_path / "cache")
+    assert store_state.phase == "Ready", store_state.error
     assert hub.sent["model.safetensors"] <= size - partial + header_bytes
-    assert contents(shelf)["model.safetensors"] == files["model.safetensors"]
+    assert contents(store_state)["model.safetensors"] == files["model.safetensors"]
 
 
 def test_a_hub_without_ranges_starts_over_and_still_ends_right(hub: StandIn, tmp_path: Path) -> None:
@@ -119,18 +125,18 @@ def test_a_hub_without_ranges_starts_over_and_still_ends_right(hub: StandIn, tmp
     hub.add("org/tiny", COMMIT, files)
     hub.no_ranges = True
     hub.cut_after["model.safetensors"] = 70_000
-    shelf = fill(URL, tmp_path)
-    assert shelf.phase == "Ready", shelf.error
-    assert shelf.done_bytes == shelf.total_bytes
-    assert contents(shelf)["model.safetensors"] == files["model.safetensors"]
+    store_state = fill(URL, tmp_path)
+    assert store_state.phase == "Ready", store_state.error
+    assert store_state.done_bytes == store_state.total_bytes
+    assert contents(store_state)["model.safetensors"] == files["model.safetensors"]
 
 
 def test_a_passing_failure_is_waited_out_and_shown_meanwhile(hub: StandIn, tmp_path: Path) -> None:
     hub.add("org/tiny", COMMIT, repository())
     hub.failing = 3
     shown: list[str] = []
-    shelf = fill(URL, tmp_path, on_progress=lambda shelf: shown.append(str(shelf.error)))
-    assert shelf.phase == "Ready"
+    store_state = fill(URL, tmp_path, on_progress=lambda store_state: shown.append(str(store_state.error)))
+    assert store_state.phase == "Ready"
     assert f"{URL} at 'main': the server answers 503; trying again" in shown
 
 
@@ -139,11 +145,11 @@ def test_a_wrong_hash_is_tried_once_more_and_then_refused(hub: StandIn, tmp_path
     files = repository()
     hub.add("org/tiny", COMMIT, files)
     hub.wrong.add(name)
-    shelf = fill(URL, tmp_path)
-    assert (shelf.phase, shelf.error.reason) == ("Failed", "HashMismatch")
-    assert str(shelf.error).startswith(f"{name}: its bytes have the hash ")
-    assert str(shelf.error).endswith("the source or a proxy before it is broken")
-    assert name not in shelf.paths
+    store_state = fill(URL, tmp_path)
+    assert (store_state.phase, store_state.error.reason) == ("Failed", "HashMismatch")
+    assert str(store_state.error).startswith(f"{name}: its bytes have the hash ")
+    assert str(store_state.error).endswith("the source or a proxy before it is broken")
+    assert name not in store_state.paths
     assert hub.sent[name] >= 2 * len(files[name])
     assert not list((tmp_path / "partial").iterdir())
 
@@ -225,16 +231,16 @@ def test_a_failure_says_reason_and_remedy_and_is_final(
     hub.add("org/bare", COMMIT, {"model.safetensors": files["model.safetensors"]})
     hub.add("org/ggufs", COMMIT, {"a.gguf": b"GGUF", "b.gguf": b"GGUF"})
     hub.add("org/short", COMMIT, {**files, "model.safetensors": files["model.safetensors"][:-40]})
-    shelf = fill(url, tmp_path, revision=revision)
-    assert (shelf.phase, shelf.error.reason) == ("Failed", reason)
-    assert str(shelf.error).startswith(message)
+    store_state = fill(url, tmp_path, revision=revision)
+    assert (store_state.phase, store_state.error.reason) == ("Failed", reason)
+    assert str(store_state.error).startswith(message)
 
 
 def test_a_hub_that_cannot_be_reached_is_tried_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    shelf = fill(URL, tmp_path, attempts=3)
-    assert (shelf.phase, shelf.error.reason) == ("Resolving", "SourceUnreachable")
-    assert str(shelf.error).startswith("hf://org/tiny at http://127.0.0.1:9: ConnectError")
+    store_state = fill(URL, tmp_path, attempts=3)
+    assert (store_state.phase, store_state.error.reason) == ("Resolving", "SourceUnreachable")
+    assert str(store_state.error).startswith("hf://org/tiny at http://127.0.0.1:9: ConnectError")
 
 
 def test_a_token_is_never_sent_in_the_clear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,12 +260,12 @@ def test_too_little_space_is_said_before_the_first_byte(hub: StandIn, tmp_path: 
 
     original, cache.SPARE_BYTES = cache.SPARE_BYTES, 1 << 60
     try:
-        shelf = fill(URL, tmp_path)
+        store_state = fill(URL, tmp_path)
     finally:
         cache.SPARE_BYTES = original
-    assert (shelf.phase, shelf.error.reason) == ("Failed", "NoSpace")
-    assert "more are needed" in str(shelf.error)
-    assert str(shelf.error).endswith("enlarge spec.cache.size")
+    assert (store_state.phase, store_state.error.reason) == ("Failed", "NoSpace")
+    assert "more are needed" in str(store_state.error)
+    assert str(store_state.error).endswith("enlarge spec.cache.size")
     assert not list((tmp_path / "blobs").iterdir())
 
 

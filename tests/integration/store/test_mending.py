@@ -52,10 +52,10 @@ def test_a_wrong_token_is_named_and_a_right_one_is_taken_when_it_comes(
     token.write_text("hf_wrong")
     with pytest.MonkeyPatch.context() as patch:  # the stand-in speaks no TLS; nothing else asks for it
         patch.setattr("languagepipes_node.store.sources.http.require_tls", lambda *_, **__: None)
-        shelf = fill(URL, tmp_path / "cache", token_file=token)
-        assert (shelf.phase, shelf.error.reason) == ("Failed", "TokenRefused")
-        assert str(shelf.error).endswith("put one that works into the Secret of tokenSecretRef")
-        assert "hf_wrong" not in str(shelf.error)
+        store_state = fill(URL, tmp_path / "cache", token_file=token)
+        assert (store_state.phase, store_state.error.reason) == ("Failed", "TokenRefused")
+        assert str(store_state.error).endswith("put one that works into the Secret of tokenSecretRef")
+        assert "hf_wrong" not in str(store_state.error)
         seen = store_role._surroundings(settings.model_copy(update={"token_file": token}), URL)
         token.write_text(TOKEN)
         assert store_role._surroundings(settings.model_copy(update={"token_file": token}), URL) != seen
@@ -103,8 +103,8 @@ def test_a_disk_that_fails_at_the_first_write_is_the_caches_fault(
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr("languagepipes_node.store.cache.write_atomically", fail)
-    shelf = fill(URL, tmp_path / "cache")
-    assert (shelf.phase, shelf.error.reason) == ("Failed", reason)
+    store_state = fill(URL, tmp_path / "cache")
+    assert (store_state.phase, store_state.error.reason) == ("Failed", reason)
 
 
 def test_a_file_that_may_not_be_read_is_the_sources_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,9 +114,9 @@ def test_a_file_that_may_not_be_read_is_the_sources_fault(tmp_path: Path, monkey
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr("languagepipes_node.store.sources.local.read_file_range", deny)
-    shelf = fill(f"file://{tmp_path}/model", tmp_path / "cache")
-    assert (shelf.phase, shelf.error.reason) == ("Failed", "SourceUnreadable")
-    assert "let user" in str(shelf.error)
+    store_state = fill(f"file://{tmp_path}/model", tmp_path / "cache")
+    assert (store_state.phase, store_state.error.reason) == ("Failed", "SourceUnreadable")
+    assert "let user" in str(store_state.error)
 
 
 def test_status_tells_the_bundle_and_metrics_the_end_of_the_certificate(
@@ -132,7 +132,7 @@ def test_status_tells_the_bundle_and_metrics_the_end_of_the_certificate(
         assert float(shown.split()[1]) == report.leaf_not_after
 
 
-def test_a_store_that_cannot_start_leaves_its_last_words(settings: MemberSettings, tmp_path: Path) -> None:
+def test_a_store_that_cannot_start_leaves_its_termination_message(settings: MemberSettings, tmp_path: Path) -> None:
     log = tmp_path / "termination-log"
     log.write_text("")
     for change, words in (

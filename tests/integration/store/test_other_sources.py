@@ -74,9 +74,9 @@ def mirror() -> Iterator[Mirror]:
 def test_a_mirror_is_fetched_by_known_names(mirror: Mirror, tmp_path: Path, shards: int) -> None:
     files = repository(shards=shards)
     mirror.files.update(files)
-    shelf = fill(mirror.url, tmp_path)
-    assert shelf.phase == "Ready", shelf.error
-    assert {name: path.read_bytes() for name, path in shelf.paths.items()} == {
+    store_state = fill(mirror.url, tmp_path)
+    assert store_state.phase == "Ready", store_state.error
+    assert {name: path.read_bytes() for name, path in store_state.paths.items()} == {
         name: files[name] for name in fetched_names(files)
     }
     mirror.asked.clear()
@@ -93,23 +93,23 @@ def test_a_mirrors_published_sums_are_verified(mirror: Mirror, tmp_path: Path) -
     damaged = bytearray(files["model.safetensors"])
     damaged[-1] ^= 1
     mirror.files["model.safetensors"] = bytes(damaged)
-    shelf = fill(mirror.url, tmp_path / "bad")
-    assert (shelf.phase, shelf.error.reason) == ("Failed", "HashMismatch")
+    store_state = fill(mirror.url, tmp_path / "bad")
+    assert (store_state.phase, store_state.error.reason) == ("Failed", "HashMismatch")
 
 
 def test_a_mirror_that_lacks_a_shard_says_which(mirror: Mirror, tmp_path: Path) -> None:
     files = repository(shards=2)
     del files["model-00002-of-00002.safetensors"]
     mirror.files.update(files)
-    shelf = fill(mirror.url, tmp_path)
-    assert (shelf.phase, shelf.error.reason) == ("Failed", "FileNotFoundAtSource")
-    assert "names 'model-00002-of-00002.safetensors', which is not there" in str(shelf.error)
+    store_state = fill(mirror.url, tmp_path)
+    assert (store_state.phase, store_state.error.reason) == ("Failed", "FileNotFoundAtSource")
+    assert "names 'model-00002-of-00002.safetensors', which is not there" in str(store_state.error)
 
 
 def test_an_empty_mirror_says_what_it_looked_for(mirror: Mirror, tmp_path: Path) -> None:
-    shelf = fill(mirror.url, tmp_path)
-    assert shelf.error.reason == "FileNotFoundAtSource"
-    assert str(shelf.error).endswith(
+    store_state = fill(mirror.url, tmp_path)
+    assert store_state.error.reason == "FileNotFoundAtSource"
+    assert str(store_state.error).endswith(
         "has neither model.safetensors nor model.safetensors.index.json nor config.json; correct spec.model.source"
     )
 
@@ -123,25 +123,25 @@ def test_a_gguf_on_a_mirror_has_facts_first_and_is_converted_once(mirror: Mirror
     mirror.files["tiny.gguf"] = gguf_model(tmp_path / "tiny.gguf")
     phases: list[str] = []
 
-    def watch(shelf) -> None:
-        if not phases or phases[-1] != shelf.phase:
-            phases.append(shelf.phase)
-        if shelf.phase == "Downloading":
-            assert shelf.facts is not None
+    def watch(store_state) -> None:
+        if not phases or phases[-1] != store_state.phase:
+            phases.append(store_state.phase)
+        if store_state.phase == "Downloading":
+            assert store_state.facts is not None
 
     url = f"{mirror.url}/tiny.gguf"
-    shelf = fill(url, tmp_path / "cache", dtype="bfloat16", on_progress=watch)
-    assert shelf.phase == "Ready", shelf.error
+    store_state = fill(url, tmp_path / "cache", dtype="bfloat16", on_progress=watch)
+    assert store_state.phase == "Ready", store_state.error
     assert phases == ["Resolving", "Downloading", "Verifying", "Converting", "Ready"]
-    assert (shelf.facts.layer_count, shelf.facts.stored_dtype) == (2, "bfloat16")
-    assert set(shelf.paths) == {
+    assert (store_state.facts.layer_count, store_state.facts.stored_dtype) == (2, "bfloat16")
+    assert set(store_state.paths) == {
         "config.json",
         "generation_config.json",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    assert shelf.done_bytes == shelf.total_bytes
+    assert store_state.done_bytes == store_state.total_bytes
     mirror.asked.clear()
     phases.clear()
     assert fill(url, tmp_path / "cache", dtype="bfloat16", on_progress=watch).phase == "Ready"
@@ -154,10 +154,10 @@ def test_a_gguf_on_a_mirror_has_facts_first_and_is_converted_once(mirror: Mirror
 def test_a_gguf_from_the_hub_is_named_in_the_source(hub: StandIn, tmp_path: Path) -> None:
     data = gguf_model(tmp_path / "tiny.gguf")
     hub.add("org/ggufs", "a" * 40, {"tiny.gguf": data, "other.gguf": b"GGUF", "README.md": b"#"})
-    shelf = fill("hf://org/ggufs/tiny.gguf", tmp_path / "cache")
-    assert shelf.phase == "Ready", shelf.error
+    store_state = fill("hf://org/ggufs/tiny.gguf", tmp_path / "cache")
+    assert store_state.phase == "Ready", store_state.error
     assert set(hub.sent) == {"tiny.gguf"}
-    assert shelf.facts.stored_dtype == "float32"
+    assert store_state.facts.stored_dtype == "float32"
 
 
 def test_local_files_are_served_in_place(tmp_path: Path) -> None:
@@ -168,10 +168,10 @@ def test_local_files_are_served_in_place(tmp_path: Path) -> None:
         (model / name).write_bytes(data)
     by_path = fill(model.as_uri(), tmp_path / "cache")
     by_claim = fill("pvc://claim/models/tiny", tmp_path / "cache", volumes_dir=tmp_path / "volumes")
-    for shelf in (by_path, by_claim):
-        assert shelf.phase == "Ready", shelf.error
-        assert set(shelf.paths) == {"config.json", "tokenizer.json", "model.safetensors"}
-        assert shelf.paths["model.safetensors"] == model / "model.safetensors"
+    for store_state in (by_path, by_claim):
+        assert store_state.phase == "Ready", store_state.error
+        assert set(store_state.paths) == {"config.json", "tokenizer.json", "model.safetensors"}
+        assert store_state.paths["model.safetensors"] == model / "model.safetensors"
     assert by_path.facts.revision == by_claim.facts.revision
     assert by_path.facts.layer_count == LAYERS
     (model / "model.safetensors").write_bytes(repository(seed=5)["model.safetensors"])
@@ -180,9 +180,9 @@ def test_local_files_are_served_in_place(tmp_path: Path) -> None:
 
 def test_a_local_gguf_is_converted_into_the_cache(tmp_path: Path) -> None:
     gguf_model(tmp_path / "tiny.gguf")
-    shelf = fill((tmp_path / "tiny.gguf").as_uri(), tmp_path / "cache", dtype="float16")
-    assert shelf.phase == "Ready", shelf.error
-    served = shelf.paths["model.safetensors"].parent
+    store_state = fill((tmp_path / "tiny.gguf").as_uri(), tmp_path / "cache", dtype="float16")
+    assert store_state.phase == "Ready", store_state.error
+    served = store_state.paths["model.safetensors"].parent
     assert served.parent == tmp_path / "cache/converted"
     assert SafetensorsDirectory(served).info("model.norm.weight").dtype == "float16"
 
@@ -222,6 +222,6 @@ def test_a_token_goes_with_the_hub_only(tmp_path: Path) -> None:
 )
 def test_a_wrong_path_is_refused_with_its_remedy(tmp_path: Path, make, message: str) -> None:
     make(tmp_path / "thing")
-    shelf = fill((tmp_path / "thing").as_uri(), tmp_path / "cache")
-    assert shelf.phase == "Failed"
-    assert message in str(shelf.error)
+    store_state = fill((tmp_path / "thing").as_uri(), tmp_path / "cache")
+    assert store_state.phase == "Failed"
+    assert message in str(store_state.error)

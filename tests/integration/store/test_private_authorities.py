@@ -62,10 +62,12 @@ def test_metadata_and_files_come_from_a_hub_whose_authority_is_named(
 
 
 def test_the_hub_of_an_unknown_authority_is_told_with_the_remedy(settings: MemberSettings, tmp_path: Path) -> None:
-    shelf = fill("hf://org/tiny", tmp_path / "cache", token_file=settings.token_file, attempts=0)
-    assert (shelf.phase, shelf.error.reason) == ("Resolving", "SourceUnreachable")
-    assert "its certificate is of an authority that is not trusted (unable to get local issuer" in str(shelf.error)
-    assert "hub.caBundle" in str(shelf.error)
+    store_state = fill("hf://org/tiny", tmp_path / "cache", token_file=settings.token_file, attempts=0)
+    assert (store_state.phase, store_state.error.reason) == ("Resolving", "SourceUnreachable")
+    assert "its certificate is of an authority that is not trusted (unable to get local issuer" in str(
+        store_state.error
+    )
+    assert "hub.caBundle" in str(store_state.error)
 
 
 def test_a_command_of_a_machine_trusts_what_its_environment_names(

@@ -21,7 +21,7 @@ from languagepipes_node.health import MemberState
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.store import server as server_module
 from languagepipes_node.store.server import StoreServer
-from languagepipes_node.store.state import Shelf
+from languagepipes_node.store.state import StoreState
 from languagepipes_node.weights import remote
 from languagepipes_node.weights.errors import HashMismatch, StoreFailed, StoreRefused, StoreUnavailable
 from languagepipes_node.weights.remote import StoreClient
@@ -29,7 +29,7 @@ from languagepipes_operator.certificates.authority import new_ca
 from support.small_models import LAYERS, fill, repository, tensors
 from support.store_members import END_MODEL, STAGE, STORE, TlsFor
 
-Serve = Callable[[Shelf], StoreServer]
+Serve = Callable[[StoreState], StoreServer]
 
 
 @pytest.fixture
@@ -44,18 +44,18 @@ def model_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def shelf(model_dir: Path, tmp_path: Path) -> Shelf:
-    shelf = fill(model_dir.as_uri(), tmp_path / "cache")
-    assert shelf.phase == "Ready", shelf.error
-    return shelf
+def store_state(model_dir: Path, tmp_path: Path) -> StoreState:
+    store_state = fill(model_dir.as_uri(), tmp_path / "cache")
+    assert store_state.phase == "Ready", store_state.error
+    return store_state
 
 
 @pytest.fixture
 def serve(tls_for: TlsFor) -> Iterator[Callable[..., StoreServer]]:
     servers: list[StoreServer] = []
 
-    def start(shelf: Shelf, *, listen: str = "127.0.0.1:0", identity: Identity = STORE) -> StoreServer:
-        server = StoreServer(listen, tls_for(identity), STORE, shelf)
+    def start(store_state: StoreState, *, listen: str = "127.0.0.1:0", identity: Identity = STORE) -> StoreServer:
+        server = StoreServer(listen, tls_for(identity), STORE, store_state)
         server.start(stop_poll_seconds=0.02)
         servers.append(server)
         return server
@@ -83,11 +83,13 @@ def layer_names(client: StoreClient, layers: range) -> list[str]:
     return [name for name in client.names() if any(name.startswith(f"model.layers.{layer}.") for layer in layers)]
 
 
-def test_a_stage_gets_its_tensors_and_reads_no_other_byte(shelf: Shelf, serve: Serve, tls_for: TlsFor) -> None:
-    server, expected = serve(shelf), tensors()
+def test_a_stage_gets_its_tensors_and_reads_no_other_byte(
+    store_state: StoreState, serve: Serve, tls_for: TlsFor
+) -> None:
+    server, expected = serve(store_state), tensors()
     for stage in (1, 2):
         identity = Identity("default", "pipe", 0, "stage", stage)
-        counter = metrics.STORE_SERVED_BYTES.labels(f"chain-0/stage-{stage}")
+        counter = metrics.STORE_SERVED_BYTES.labels(f"replica-0/stage-{stage}")
         before, own = counter._value.get(), 0
         with client_of(server, tls_for(identity)) as client:
             for name in layer_names(client, range(stage - 1, stage)):
@@ -100,8 +102,8 @@ def test_a_stage_gets_its_tensors_and_reads_no_other_byte(shelf: Shelf, serve: S
         assert counter._value.get() - before <= 1.02 * own
 
 
-def test_rows_and_small_files_can_be_read_alone(shelf: Shelf, serve: Serve, tls_for: TlsFor) -> None:
-    with client_of(serve(shelf), tls_for(END_MODEL)) as client:
+def test_rows_and_small_files_can_be_read_alone(store_state: StoreState, serve: Serve, tls_for: TlsFor) -> None:
+    with client_of(serve(store_state), tls_for(END_MODEL)) as client:
         assert client.facts().layer_count == LAYERS
         assert json.loads(client.file("config.json"))["model_type"] == "llama"
         with pytest.raises(KeyError):
@@ -134,10 +136,15 @@ RANGES = [
 
 @pytest.mark.parametrize(("asked", "status", "span"), RANGES)
 def test_a_single_range_is_served_and_any_other_refused(
-    shelf: Shelf, serve: Serve, tls_for: TlsFor, asked: str | None, status: int, span: tuple[int, int | None] | None
+    store_state: StoreState,
+    serve: Serve,
+    tls_for: TlsFor,
+    asked: str | None,
+    status: int,
+    span: tuple[int, int | None] | None,
 ) -> None:
-    whole = shelf.paths["config.json"].read_bytes()
-    with raw_connection(serve(shelf), tls_for(STAGE)) as connection:
+    whole = store_state.paths["config.json"].read_bytes()
+    with raw_connection(serve(store_state), tls_for(STAGE)) as connection:
         connection.request("GET", "/v1/files/config.json", headers={"Range": asked} if asked else {})
         response = connection.getresponse()
         body = response.read()
@@ -164,8 +171,8 @@ def test_a_single_range_is_served_and_any_other_refused(
         "/metrics",
     ],
 )
-def test_nothing_outside_the_index_is_served(shelf: Shelf, serve: Serve, tls_for: TlsFor, path: str) -> None:
-    with raw_connection(serve(shelf), tls_for(STAGE)) as connection:
+def test_nothing_outside_the_index_is_served(store_state: StoreState, serve: Serve, tls_for: TlsFor, path: str) -> None:
+    with raw_connection(serve(store_state), tls_for(STAGE)) as connection:
         connection.request("GET", path)
         response = connection.getresponse()
         assert response.status == 404
@@ -173,17 +180,17 @@ def test_nothing_outside_the_index_is_served(shelf: Shelf, serve: Serve, tls_for
 
 
 def test_a_member_waits_for_a_store_of_the_planned_revision_and_says_so(
-    shelf: Shelf, model_dir: Path, tmp_path: Path, serve: Serve, tls_for: TlsFor
+    store_state: StoreState, model_dir: Path, tmp_path: Path, serve: Serve, tls_for: TlsFor
 ) -> None:
     """Also between two reads: the store was replaced by one of another commit, whose index names the same tensors."""
-    assert shelf.facts is not None
-    planned = shelf.facts.revision
-    server, said, paused = serve(shelf), [], []
+    assert store_state.facts is not None
+    planned = store_state.facts.revision
+    server, said, paused = serve(store_state), [], []
 
     def put_back_in_a_while(seconds: float) -> None:
         paused.append(seconds)
         if len(paused) == 3:
-            server.shelf = shelf
+            server.store_state = store_state
 
     with client_of(
         server,
@@ -199,21 +206,21 @@ def test_a_member_waits_for_a_store_of_the_planned_revision_and_says_so(
         other = fill(later.as_uri(), tmp_path / "other-cache")
         assert other.facts is not None
         assert other.facts.revision != planned
-        server.shelf = other
+        server.store_state = other
         assert client.file("config.json") == right
         assert len(paused) == 3
         assert len(said) == 1
         assert f"the store has revision {other.facts.revision} of the model, and the plan is for {planned}" in said[0]
         assert "delete the pipe and apply it again" in said[0]
-    server.shelf = other
+    server.store_state = other
     with client_of(server, tls_for(STAGE), revision=planned) as client, pytest.raises(StoreUnavailable, match=planned):
         client.index()
     with client_of(server, tls_for(STAGE), revision=other.facts.revision) as client:
         assert client.file("config.json") != right
 
 
-def test_strangers_are_refused(shelf: Shelf, serve: Serve, tls_for: TlsFor) -> None:
-    server, stranger_ca = serve(shelf), new_ca("default", "pipe")
+def test_strangers_are_refused(store_state: StoreState, serve: Serve, tls_for: TlsFor) -> None:
+    server, stranger_ca = serve(store_state), new_ca("default", "pipe")
     stranger = tls_for(STAGE, authority=stranger_ca)  # trusts the store, but is of another CA
     with client_of(server, stranger) as client, pytest.raises(StoreUnavailable):
         client.progress()
@@ -231,9 +238,9 @@ def test_strangers_are_refused(shelf: Shelf, serve: Serve, tls_for: TlsFor) -> N
 
 
 def test_a_member_of_another_pipe_is_refused_even_under_the_same_ca(
-    shelf: Shelf, serve: Serve, tls_for: TlsFor
+    store_state: StoreState, serve: Serve, tls_for: TlsFor
 ) -> None:
-    server = serve(shelf)
+    server = serve(store_state)
     for other in (Identity("default", "other", 0, "stage", 1), Identity("elsewhere", "pipe", 0, "stage", 1)):
         with client_of(server, tls_for(other)) as client:
             with pytest.raises(StoreRefused, match="this store belongs to default/pipe"):
@@ -242,15 +249,15 @@ def test_a_member_of_another_pipe_is_refused_even_under_the_same_ca(
                 client.facts()
 
 
-def test_a_member_that_poses_as_the_store_is_refused(shelf: Shelf, serve: Serve, tls_for: TlsFor) -> None:
-    impostor = serve(shelf, identity=STAGE)
+def test_a_member_that_poses_as_the_store_is_refused(store_state: StoreState, serve: Serve, tls_for: TlsFor) -> None:
+    impostor = serve(store_state, identity=STAGE)
     with client_of(impostor, tls_for(END_MODEL)) as client, pytest.raises(StoreRefused, match="not as a weights store"):
         client.facts()
 
 
-def test_a_client_waits_until_the_file_is_verified(shelf: Shelf, serve: Serve, tls_for: TlsFor) -> None:
-    ready = dict(shelf.paths)
-    waiting = Shelf(phase="Downloading", done_bytes=1, total_bytes=2)
+def test_a_client_waits_until_the_file_is_verified(store_state: StoreState, serve: Serve, tls_for: TlsFor) -> None:
+    ready = dict(store_state.paths)
+    waiting = StoreState(phase="Downloading", done_bytes=1, total_bytes=2)
     server = serve(waiting)
     with raw_connection(server, tls_for(STAGE)) as connection:
         connection.request("GET", "/v1/facts")
@@ -262,7 +269,7 @@ def test_a_client_waits_until_the_file_is_verified(shelf: Shelf, serve: Serve, t
     def sleep(seconds: float) -> None:
         pauses.append(seconds)
         if len(pauses) == 2:
-            waiting.index_json, waiting.index = shelf.index_json, shelf.index
+            waiting.index_json, waiting.index = store_state.index_json, store_state.index
         if len(pauses) == 4:
             waiting.paths = ready
 
@@ -274,7 +281,7 @@ def test_a_client_waits_until_the_file_is_verified(shelf: Shelf, serve: Serve, t
 
 
 def test_a_member_stays_alive_while_a_large_tensor_comes_in_pieces(
-    shelf: Shelf, serve: Serve, tls_for: TlsFor, monkeypatch: pytest.MonkeyPatch
+    store_state: StoreState, serve: Serve, tls_for: TlsFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "_PIECE_BYTES", 1024)
     state, alive_half_way = MemberState("stage", "loading"), []
@@ -285,7 +292,7 @@ def test_a_member_stays_alive_while_a_large_tensor_comes_in_pieces(
         if not any(data[-1024:]):
             alive_half_way.append(state.alive)
 
-    with client_of(serve(shelf), tls_for(STAGE), moving=moving) as client:
+    with client_of(serve(store_state), tls_for(STAGE), moving=moving) as client:
         client.index()
         state.progressed_at -= 3600
         client.read_into("model.embed_tokens.weight", memoryview(data))
@@ -293,8 +300,8 @@ def test_a_member_stays_alive_while_a_large_tensor_comes_in_pieces(
     assert len(alive_half_way) >= 2
 
 
-def test_a_member_stays_alive_while_its_store_is_away(shelf: Shelf, serve: Serve, tls_for: TlsFor) -> None:
-    server = serve(shelf)
+def test_a_member_stays_alive_while_its_store_is_away(store_state: StoreState, serve: Serve, tls_for: TlsFor) -> None:
+    server = serve(store_state)
     server.stop()
     state = MemberState("stage", "loading")
     state.progressed_at -= 3600
@@ -305,7 +312,7 @@ def test_a_member_stays_alive_while_its_store_is_away(shelf: Shelf, serve: Serve
 
 
 def test_a_store_that_failed_for_good_ends_the_wait_with_its_reason(serve: Serve, tls_for: TlsFor) -> None:
-    failed = Shelf(phase="Failed", error=HashMismatch("model.safetensors: wrong"))
+    failed = StoreState(phase="Failed", error=HashMismatch("model.safetensors: wrong"))
     with client_of(serve(failed), tls_for(STAGE), patience_seconds=None) as client:
         with pytest.raises(StoreFailed) as caught:
             client.facts()
@@ -313,15 +320,17 @@ def test_a_store_that_failed_for_good_ends_the_wait_with_its_reason(serve: Serve
         assert client.progress()["error"] == {"reason": "HashMismatch", "message": "model.safetensors: wrong"}
 
 
-def test_a_store_that_goes_away_and_comes_back_is_waited_for(shelf: Shelf, serve: Serve, tls_for: TlsFor) -> None:
-    first = serve(shelf)
+def test_a_store_that_goes_away_and_comes_back_is_waited_for(
+    store_state: StoreState, serve: Serve, tls_for: TlsFor
+) -> None:
+    first = serve(store_state)
     port = first.port
     back = threading.Event()
 
     def sleep(seconds: float) -> None:
         if not back.is_set():
             back.set()
-            serve(shelf, listen=f"127.0.0.1:{port}")
+            serve(store_state, listen=f"127.0.0.1:{port}")
 
     with client_of(first, tls_for(STAGE), patience_seconds=None, sleep=sleep) as client:
         assert client.facts().layer_count == LAYERS
@@ -334,10 +343,10 @@ def test_a_store_that_goes_away_and_comes_back_is_waited_for(shelf: Shelf, serve
 
 
 def test_silent_strangers_hold_up_nobody(
-    shelf: Shelf, serve: Serve, tls_for: TlsFor, monkeypatch: pytest.MonkeyPatch
+    store_state: StoreState, serve: Serve, tls_for: TlsFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "HANDSHAKE_SECONDS", 0.3)
-    server = serve(shelf)
+    server = serve(store_state)
     silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(20)]
     started = time.monotonic()
     with client_of(server, tls_for(STAGE)) as client:
@@ -350,10 +359,10 @@ def test_silent_strangers_hold_up_nobody(
 
 
 def test_the_number_of_connections_is_bounded(
-    shelf: Shelf, serve: Serve, tls_for: TlsFor, monkeypatch: pytest.MonkeyPatch
+    store_state: StoreState, serve: Serve, tls_for: TlsFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 3)
-    server, tls = serve(shelf), tls_for(STAGE)
+    server, tls = serve(store_state), tls_for(STAGE)
     open_clients = [client_of(server, tls) for _ in range(3)]
     for client in open_clients:
         client.progress()
@@ -367,9 +376,9 @@ def test_the_number_of_connections_is_bounded(
 
 
 def test_a_file_changed_under_the_store_is_not_served(
-    shelf: Shelf, serve: Serve, tls_for: TlsFor, model_dir: Path
+    store_state: StoreState, serve: Serve, tls_for: TlsFor, model_dir: Path
 ) -> None:
-    with client_of(serve(shelf), tls_for(STAGE)) as client:
+    with client_of(serve(store_state), tls_for(STAGE)) as client:
         entry = client.index().tensors["model.norm.weight"]
         (model_dir / entry.file).write_bytes(b"short")
         with pytest.raises(StoreFailed, match="was changed while it was served"):

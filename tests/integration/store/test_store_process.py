@@ -39,7 +39,7 @@ def test_the_store_serves_facts_files_status_and_metrics_and_stops_on_sigterm(
         assert status["loaded_bytes"] == status["total_bytes"] == status["progress"]["total_bytes"]
         metrics = ask(settings.telemetry_listen, "/metrics")[1]
         assert "languagepipes_ring_ready" not in metrics
-        assert f'store_served_bytes_total{{member="chain-0/end-model"}} {info.nbytes}.0' in metrics
+        assert f'store_served_bytes_total{{member="replica-0/end-model"}} {info.nbytes}.0' in metrics
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 0
 

@@ -49,7 +49,7 @@ def test_every_stage_reads_its_own_tensors_and_no_other_byte(smollm2: Up) -> Non
     ready = smollm2.ready
     for index, stage in enumerate(ready["stages"], 1):
         wanted = smollm2.metric(stage, "languagepipes_load_total_bytes")
-        member = f"chain-0/stage-{index}"
+        member = f"replica-0/stage-{index}"
         served = smollm2.metric(ready["store"], "languagepipes_store_served_bytes_total", member=member)
         assert wanted > 30e6
         assert wanted <= served <= 1.02 * wanted

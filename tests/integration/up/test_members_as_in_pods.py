@@ -1,5 +1,5 @@
-"""Members as a pod's containers run them: on all addresses, no home directory, last words, and probes that tell the
-truth about the ring.
+"""Members as a pod's containers run them: on all addresses, no home directory, a termination message, and probes that
+tell the truth about the ring.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def test_a_member_that_cannot_serve_leaves_a_code_and_a_sentence(
     assert pods.log(role).stat().st_size < 2048
 
 
-def test_wrong_variables_are_last_words_too(pods: Pods) -> None:
+def test_wrong_variables_are_termination_message_too(pods: Pods) -> None:
     pods.log("stage").write_text("")
     process = subprocess.run(
         [sys.executable, "-m", "languagepipes_node"],

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from languagepipes_operator.cli.up.processes import Command, Supervisor, backoff_seconds, last_words
+from languagepipes_operator.cli.up.processes import Command, Supervisor, backoff_seconds, termination_message
 from support.waiting import alive, eventually
 
 pytestmark = pytest.mark.timeout(60)
@@ -75,7 +75,7 @@ def test_a_member_that_is_killed_is_started_again_at_once(
     assert supervisor.members["stage"].restarts == 1
 
 
-def test_a_member_that_keeps_dying_waits_longer_each_time_and_its_last_words_are_kept(
+def test_a_member_that_keeps_dying_waits_longer_each_time_and_its_termination_message_are_kept(
     supervisor: Supervisor, program: Callable[..., Command]
 ) -> None:
     supervisor.start([program("stage", FAILS)])
@@ -84,7 +84,7 @@ def test_a_member_that_keeps_dying_waits_longer_each_time_and_its_last_words_are
     eventually(lambda: deaths.extend(supervisor.tend()) or len(deaths) >= 3)
 
     assert [death.restart_in_seconds for death in deaths[:3]] == [0.0, 0.5, 1.0]
-    assert deaths[2].last_words == ("the reason",)
+    assert deaths[2].termination_message == ("the reason",)
     assert "ended with status 3" in str(deaths[2])
     assert 0.0 < (supervisor.next_restart_seconds() or 0.0) <= 1.0
 
@@ -213,28 +213,28 @@ def test_kill_9_of_the_parent_ends_members_and_their_children_and_removes_the_di
 
 
 def test_a_member_whose_parent_is_gone_before_it_starts_never_starts(tmp_path: Path) -> None:
-    from languagepipes_operator.cli.up import parent_death as leash
+    from languagepipes_operator.cli.up import parent_death as parent_death
 
     touched = tmp_path / "touched"
     source = f"open({str(touched)!r}, 'w')"
     stranger = 2**22 + 1  # no process has this number
     result = subprocess.run(
-        [sys.executable, leash.__file__, str(stranger), sys.executable, "-c", source], timeout=20, check=False
+        [sys.executable, parent_death.__file__, str(stranger), sys.executable, "-c", source], timeout=20, check=False
     )
 
-    assert result.returncode == leash.PARENT_GONE
+    assert result.returncode == parent_death.PARENT_GONE
     assert not touched.exists()
 
 
-def test_last_words_are_those_of_the_last_life_without_control_characters(tmp_path: Path) -> None:
+def test_termination_message_are_those_of_the_last_life_without_control_characters(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"an earlier life\n")
     offset = log.stat().st_size
     with log.open("ab") as file:
         file.write(b"\n".join(b"line %d" % number for number in range(20)) + b"\n\x1b[31mred\xff\n\n")
 
-    words = last_words(log, offset)
+    words = termination_message(log, offset)
 
     assert words[0] == "line 13"
     assert words[-1] == " [31mred�"
-    assert last_words(log, log.stat().st_size) == ()
+    assert termination_message(log, log.stat().st_size) == ()

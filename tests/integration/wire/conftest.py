@@ -17,7 +17,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 
 @pytest.fixture(params=["memory", "sockets"])
 def transports(request: pytest.FixtureRequest, pki: Pki) -> TransportMaker:
-    """A transport for each station, of either kind."""
+    """A transport for each member, of either kind."""
     if request.param == "memory":
         network = MemoryNetwork(buffer_bytes=4096)
         return lambda index: network.transport(identity(index))

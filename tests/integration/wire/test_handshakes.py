@@ -10,13 +10,13 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 from languagepipes_api.plan import LayerRange, Plan
+from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator
 from languagepipes_node.wire.epochs import Ring
 from languagepipes_node.wire.errors import RingDown, SupersededError
 from languagepipes_node.wire.frame import Kind
 from languagepipes_node.wire.handshake import dial
 from languagepipes_node.wire.hello import NO_EPOCH, Epoch, new_hello, parse_close
 from languagepipes_node.wire.link import read_control
-from languagepipes_node.wire.station import EndStation, StageStation
 from languagepipes_node.wire.transport import Connection, MemoryNetwork
 from support.wire_ring import (
     FAST,
@@ -36,15 +36,17 @@ def ring_with_stage_two_of(plan: Plan, other: Plan, transports: TransportMaker, 
     """Everyone follows `plan` but stage 2."""
     addresses = free_addresses(transports(0), 4)
     plans = [plan, plan, other, plan]
-    end = EndStation(identity(0), plan, None, addresses[0], addresses[1], timing=FAST, transport=transports(0))
+    end = EndModelCommunicator(
+        identity(0), plan, None, addresses[0], addresses[1], timing=FAST, transport=transports(0)
+    )
     stack.callback(end.close)
     loops = []
     for index in (1, 2, 3):
-        station = StageStation(
+        communicator = StageCommunicator(
             identity(index), plans[index], None, addresses[index], addresses[(index + 1) % 4],
             timing=FAST, transport=transports(index),
         )  # fmt: skip
-        loops.append(StageLoop(station))
+        loops.append(StageLoop(communicator))
         stack.callback(loops[-1].close)
     return RunningRing(end, loops)
 
@@ -91,13 +93,13 @@ def test_a_stage_of_another_plan_refuses_and_the_end_model_learns_who_and_why(
         ring.end.connect()
     assert raised.value.reason == f"stage 2 (s2): refused: {why.format(plan=PLAN.hash, other=other.hash)}"
     assert raised.value.code == code
-    eventually(lambda: ring.loops[0].station.state.epoch is None)
-    assert ring.loops[0].station.state.reason == raised.value.reason
+    eventually(lambda: ring.loops[0].communicator.state.epoch is None)
+    assert ring.loops[0].communicator.state.reason == raised.value.reason
 
 
 def test_an_absent_stage_is_named(transports: TransportMaker, stack: ExitStack) -> None:
     addresses = free_addresses(transports(0), 2)
-    end = EndStation(
+    end = EndModelCommunicator(
         identity(0), make_plan(stages=1), None, addresses[0], addresses[1], timing=FAST, transport=transports(0)
     )
     stack.callback(end.close)
@@ -115,12 +117,16 @@ def test_a_stage_that_does_not_take_its_turn_is_not_waited_for_longer_than_the_t
 ) -> None:
     addresses = free_addresses(transports(0), 2)
     plan, timing = make_plan(stages=1), dataclasses.replace(FAST, connect_seconds=0.3)
-    stage = StageStation(identity(1), plan, None, addresses[1], addresses[0], timing=timing, transport=transports(1))
+    stage = StageCommunicator(
+        identity(1), plan, None, addresses[1], addresses[0], timing=timing, transport=transports(1)
+    )
     stage.start()  # and nobody calls receive: a step takes its time
     stack.callback(stage.close)
-    end = EndStation(identity(0), plan, None, addresses[0], addresses[1], timing=timing, transport=transports(0))
+    end = EndModelCommunicator(
+        identity(0), plan, None, addresses[0], addresses[1], timing=timing, transport=transports(0)
+    )
     stack.callback(end.close)
-    with pytest.raises(RingDown, match=r"end-model: the hello did not come home within 0\.3 s"):
+    with pytest.raises(RingDown, match=r"end-model: the hello did not return within 0\.3 s"):
         end.connect()
 
 
@@ -138,7 +144,7 @@ def test_a_hello_that_comes_while_another_is_adopted_is_adopted_next(
         stack.callback(connection.close, 0)
         return connection
 
-    class Station(StageStation):
+    class RingMember(StageCommunicator):
         second: Connection | None = None
 
         def _drain(self) -> None:
@@ -147,7 +153,7 @@ def test_a_hello_that_comes_while_another_is_adopted_is_adopted_next(
                 eventually(lambda: self._pending is not None)
             super()._drain()
 
-    stage = Station(identity(1), plan, None, addresses[1], addresses[0], timing=FAST, transport=transports(1))
+    stage = RingMember(identity(1), plan, None, addresses[1], addresses[0], timing=FAST, transport=transports(1))
     stage.start()
     stack.callback(stage.close)
     say_hello(1)
@@ -168,9 +174,9 @@ def test_a_new_end_model_goes_above_what_the_stages_have_seen(transports: Transp
     ring = build_ring(make_plan(), transports, stack)
     for _ in range(3):
         last = ring.end.connect().epoch
-    address, first = ring.end.address, ring.loops[0].station.address
+    address, first = ring.end.address, ring.loops[0].communicator.address
     ring.end.close()
-    end = EndStation(identity(0), make_plan(), None, address, first, timing=FAST, transport=transports(0))
+    end = EndModelCommunicator(identity(0), make_plan(), None, address, first, timing=FAST, transport=transports(0))
     stack.callback(end.close)
     info = end.connect()
     assert info.epoch.counter > last.counter
@@ -186,8 +192,8 @@ def test_of_two_end_models_the_newer_wins_and_the_older_must_exit(stack: ExitSta
     older.connect()
     # The name of the End Model now leads to another process.
     network.forget(network.find(older.address))
-    newer = EndStation(
-        identity(0), make_plan(), None, older.address, ring.loops[0].station.address, timing=FAST,
+    newer = EndModelCommunicator(
+        identity(0), make_plan(), None, older.address, ring.loops[0].communicator.address, timing=FAST,
         transport=network.transport(identity(0)),
     )  # fmt: skip
     stack.callback(newer.close)
@@ -200,9 +206,9 @@ def test_of_two_end_models_the_newer_wins_and_the_older_must_exit(stack: ExitSta
     assert newer.receive(2.0) is not None
 
 
-def test_each_station_tells_what_it_is_in_the_hello(transports: TransportMaker, stack: ExitStack) -> None:
+def test_each_communicator_tells_what_it_is_in_the_hello(transports: TransportMaker, stack: ExitStack) -> None:
     ring = build_ring(make_plan(tail=True), transports, stack)
-    entries = ring.end.connect().stations
+    entries = ring.end.connect().communicators
     assert [(entry.index, entry.layers, entry.dtype, entry.kv_blocks) for entry in entries] == [
         (0, [0, 1, 4, 5], "float32", 32),
         (1, [1, 2], "float32", 32),
@@ -210,4 +216,4 @@ def test_each_station_tells_what_it_is_in_the_hello(transports: TransportMaker, 
         (3, [3, 4], "float32", 32),
     ]
     assert len({entry.kv_id for entry in entries}) == 4
-    assert [entry.kv_id for entry in ring.end.connect().stations] == [entry.kv_id for entry in entries]
+    assert [entry.kv_id for entry in ring.end.connect().communicators] == [entry.kv_id for entry in entries]

@@ -1,22 +1,22 @@
-"""No cycle of blocked sends: frames far larger than the socket buffers, and more of them than stations."""
+"""No cycle of blocked sends: frames far larger than the socket buffers, and more of them than members."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 
 import numpy as np
-from languagepipes_node.wire.station import Timing
+from languagepipes_node.wire.communicator import Timing
 from languagepipes_node.wire.transport import TlsTransport
 from support.wire_ring import FAST, Pki, build_ring, identity, make_plan, tokens
 
 
-def test_eight_mebibyte_frames_pass_buffers_of_4_kib_twice_as_many_as_there_are_stations(
+def test_eight_mebibyte_frames_pass_buffers_of_4_kib_twice_as_many_as_there_are_communicators(
     pki: Pki, stack: ExitStack
 ) -> None:
-    stations, frames = 3, 6
-    # With a tail layer all rows come home, so that every hop of the ring is as full as the others.
+    communicators, frames = 3, 6
+    # With a tail layer all rows return, so that every hop of the ring is as full as the others.
     plan = make_plan(
-        stages=stations - 1, hidden_size=1024, frame_tokens=2048, max_context=2048, kv_blocks=128,
+        stages=communicators - 1, hidden_size=1024, frame_tokens=2048, max_context=2048, kv_blocks=128,
         frames_in_flight=frames, tail=True,
     )  # fmt: skip
     ring = build_ring(
@@ -37,4 +37,4 @@ def test_eight_mebibyte_frames_pass_buffers_of_4_kib_twice_as_many_as_there_are_
         assert (returned.step, returned.rows) == (step, 2048)
         assert np.frombuffer(returned.hidden, dtype=np.float32, count=1)[0] == step
         returned.release()
-    assert all(loop.station._slots.free == frames + 1 for loop in ring.loops)
+    assert all(loop.communicator._slots.free == frames + 1 for loop in ring.loops)

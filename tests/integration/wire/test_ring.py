@@ -16,7 +16,7 @@ from support.wire_ring import TransportMaker, build_ring, eventually, make_plan,
 def test_a_step_goes_round_and_brings_home_the_wanted_rows(transports: TransportMaker, stack: ExitStack) -> None:
     ring = build_ring(make_plan(), transports, stack)
     info = ring.end.connect()
-    assert [entry.name for entry in info.stations] == ["end-model", "s1", "s2", "s3"]
+    assert [entry.name for entry in info.communicators] == ["end-model", "s1", "s2", "s3"]
     hidden = np.arange(5 * 8, dtype=np.float32).reshape(5, 8)
 
     ring.end.send(11, tokens(5, wanted=(1, 4)), hidden, 5)
@@ -85,7 +85,7 @@ def test_a_stage_that_leaves_ends_the_epoch_everywhere_and_the_reason_comes_home
     with pytest.raises(RingDown, match=r"stage 2 \(s2\): is shutting down"):
         ring.end.receive(2.0)
     deadline = time.monotonic() + 2
-    while any(loop.station.state.epoch for loop in ring.loops):
+    while any(loop.communicator.state.epoch for loop in ring.loops):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(RingDown, match=r"stage 1 \(s1\): stage 2 \(s2\) at .* cannot be reached: Connection refused"):

@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from languagepipes_node.wire import frame as frames
+from languagepipes_node.wire.communicator import StageCommunicator
 from languagepipes_node.wire.epochs import Ring
 from languagepipes_node.wire.errors import FrameError
 from languagepipes_node.wire.frame import HEADER_BYTES, FrameLimits, Kind, control_frame
 from languagepipes_node.wire.hello import NO_EPOCH, Close, Epoch, Hello, new_hello, parse_close, parse_hello
 from languagepipes_node.wire.link import Timing, read_control, read_exactly
-from languagepipes_node.wire.station import StageStation
 from languagepipes_node.wire.transport import Connection, Listener, MemoryNetwork, TlsTransport, Transport
 from support.wire_ring import Pki, StageLoop, eventually, free_addresses, identity, make_plan, one_token
 
@@ -67,11 +67,11 @@ class RingMachine(RuleBasedStateMachine):
         self.address = addresses[1]
         self.loops = []
         for index in (1, 2):
-            station = StageStation(
+            communicator = StageCommunicator(
                 identity(index), PLAN, None, addresses[index], addresses[(index + 1) % 3],
                 timing=PATIENT, transport=make(index),
             )  # fmt: skip
-            self.loops.append(StageLoop(station, self.judge(station)))
+            self.loops.append(StageLoop(communicator, self.judge(communicator)))
             self.exits.callback(self.loops[-1].close)
         self.highest = NO_EPOCH
         self.epoch: Epoch | None = None
@@ -81,13 +81,13 @@ class RingMachine(RuleBasedStateMachine):
         self.step = 0
         self.wrong: list[str] = []
 
-    def judge(self, station: StageStation) -> Callable[[np.ndarray], np.ndarray]:
+    def judge(self, communicator: StageCommunicator) -> Callable[[np.ndarray], np.ndarray]:
         """What every frame that reaches the layers must satisfy: its tensor says its step and epoch."""
 
         def compute(hidden: np.ndarray) -> np.ndarray:
-            incarnation = station._incarnation
-            if incarnation is not None and incarnation.epoch.counter < int(hidden[0, 1]):
-                self.wrong.append(f"a frame of epoch {hidden[0, 1]} in epoch {incarnation.epoch}")
+            session = communicator._session
+            if session is not None and session.epoch.counter < int(hidden[0, 1]):
+                self.wrong.append(f"a frame of epoch {hidden[0, 1]} in epoch {session.epoch}")
             if int(hidden[0, 1]) not in {epoch.counter for epoch in [*self.older, self.epoch] if epoch}:
                 self.wrong.append(f"a frame of epoch {hidden[0, 1]}, which was never open")
             return hidden.copy()
@@ -101,15 +101,15 @@ class RingMachine(RuleBasedStateMachine):
         hello = new_hello(plan, identity(0), epoch).with_entry(
             Ring(identity(0), plan).own_entry(kv_id=b"k" * 8, seen=NO_EPOCH)
         )
-        # The station judges by what it has seen when the hello comes, and it adopts within receive().
+        # The member judges by what it has seen when the hello comes, and it adopts within receive().
         connection = self.mine.dial(self.address, 5.0)
         connection.set_timeout(10.0)
         connection.write(control_frame(Kind.HELLO, bytes.fromhex(plan.hash), epoch, hello.pack()))
         if not right_plan or epoch.counter <= self.highest.counter:
-            news = self.read_close(connection)
-            assert news.code == ("stale_epoch" if right_plan else "plan_hash")
+            close_reason = self.read_close(connection)
+            assert close_reason.code == ("stale_epoch" if right_plan else "plan_hash")
             if right_plan:
-                assert news.seen == self.highest
+                assert close_reason.seen == self.highest
             connection.close(0)
             return
         if self.epoch is not None:
@@ -137,9 +137,9 @@ class RingMachine(RuleBasedStateMachine):
         epoch = self.older[which % len(self.older)]
         if wild:
             epoch = Epoch(self.epoch.counter, b"stranger")
-        before = self.loops[0].station.state.dropped_frames
+        before = self.loops[0].communicator.state.dropped_frames
         self.write(self.frame(epoch, 0, 0))
-        eventually(lambda: self.loops[0].station.state.dropped_frames > before, seconds=10.0)
+        eventually(lambda: self.loops[0].communicator.state.dropped_frames > before, seconds=10.0)
 
     @precondition(lambda self: self.epoch and len(self.expected) < LIMITS.frames_in_flight)
     @rule(
@@ -155,8 +155,8 @@ class RingMachine(RuleBasedStateMachine):
         error = self.error_of(raw)
         self.write(raw)
         if error is not None:
-            news = self.read_close(self.links[0])
-            assert (news.code, news.message) == ("bad_frame", f"frame from end-model: {error}")
+            close_reason = self.read_close(self.links[0])
+            assert (close_reason.code, close_reason.message) == ("bad_frame", f"frame from end-model: {error}")
             self.over()
         elif (header := frames.parse_header(raw)).epoch == self.epoch:
             self.expected.append(header.step)
@@ -203,14 +203,14 @@ class RingMachine(RuleBasedStateMachine):
         for loop in self.loops:
             loop.close()
         for loop in self.loops:
-            eventually(lambda loop=loop: loop.station._slots.free == LIMITS.frames_in_flight + 1, seconds=10.0)
+            eventually(lambda loop=loop: loop.communicator._slots.free == LIMITS.frames_in_flight + 1, seconds=10.0)
         self.exits.close()
         assert not self.wrong
 
     def over(self) -> None:
         """The epoch ended: both stages let go of it."""
         for loop in self.loops:
-            eventually(lambda loop=loop: loop.station.state.epoch is None, seconds=10.0)
+            eventually(lambda loop=loop: loop.communicator.state.epoch is None, seconds=10.0)
         assert self.epoch is not None
         self.older.append(self.epoch)
         self.epoch = None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.stage.loop import StageLoop
-from languagepipes_node.wire.station import EndStation, Inbound, StageStation
+from languagepipes_node.wire.communicator import EndModelCommunicator, Inbound, StageCommunicator
 from prometheus_client import REGISTRY
 from support.wire_ring import FAST, TransportMaker, eventually, free_addresses, identity, make_plan, tokens
 
@@ -21,7 +21,7 @@ class NoLayers:
         return hidden
 
 
-class BusyStation(StageStation):
+class BusyMember(StageCommunicator):
     """The next frame is in the slot as soon as that is free."""
 
     def forward(self, inbound: Inbound, *rest: object) -> None:
@@ -34,15 +34,15 @@ def test_the_blocks_that_a_stage_tells_are_those_of_its_frame_and_not_of_the_nex
 ) -> None:
     plan = make_plan(stages=1)
     addresses = free_addresses(transports(0), 2)
-    end = EndStation(identity(0), plan, None, *addresses, timing=FAST, transport=transports(0))
+    end = EndModelCommunicator(identity(0), plan, None, *addresses, timing=FAST, transport=transports(0))
     stack.callback(end.close)
-    station = BusyStation(identity(1), plan, None, addresses[1], addresses[0], timing=FAST, transport=transports(1))
+    communicator = BusyMember(identity(1), plan, None, addresses[1], addresses[0], timing=FAST, transport=transports(1))
     stopping = threading.Event()
-    loop = StageLoop(NoLayers(), station, hidden_size=plan.hidden_size, dtype=torch.float32, rows_only=True)  # type: ignore[arg-type]
+    loop = StageLoop(NoLayers(), communicator, hidden_size=plan.hidden_size, dtype=torch.float32, rows_only=True)  # type: ignore[arg-type]
     thread = threading.Thread(target=loop.run, args=(stopping,))
-    station.start()
+    communicator.start()
     thread.start()
-    stack.callback(station.close)
+    stack.callback(communicator.close)
     stack.callback(thread.join)
     stack.callback(stopping.set)
     end.connect()

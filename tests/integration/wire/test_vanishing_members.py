@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from languagepipes_node.wire.communicator import EndModelCommunicator, RingInfo, StageCommunicator
 from languagepipes_node.wire.errors import LinkLost, RingDown
-from languagepipes_node.wire.hello import Epoch, close, stations
+from languagepipes_node.wire.hello import Epoch, close, communicators
 from languagepipes_node.wire.link import SendLink
-from languagepipes_node.wire.station import EndStation, RingInfo, StageStation
 from languagepipes_node.wire.transport import Connection, TlsTransport
 from support.wire_ring import (
     FAST,
@@ -76,33 +76,33 @@ def ring_around_a_process(pki: Pki, **options: Any) -> Iterator[tuple[RunningRin
         addresses = free_addresses(transport(0), 4)
         two = StageTwo(addresses, pki, options)
         stack.callback(two.end)
-        end = EndStation(identity(0), plan, None, addresses[0], addresses[1], transport=transport(0))
+        end = EndModelCommunicator(identity(0), plan, None, addresses[0], addresses[1], transport=transport(0))
         stack.callback(end.close)
         loops = []
         for index in (1, 3):
-            station = StageStation(
+            communicator = StageCommunicator(
                 identity(index), plan, None, addresses[index], addresses[(index + 1) % 4], transport=transport(index)
             )
-            loops.append(StageLoop(station, lambda hidden: hidden))
+            loops.append(StageLoop(communicator, lambda hidden: hidden))
             stack.callback(loops[-1].close)
         yield RunningRing(end, loops), two
 
 
-def serve_one(end: EndStation, step: int = 1) -> None:
+def serve_one(end: EndModelCommunicator, step: int = 1) -> None:
     end.send(step, one_token(), np.zeros((1, 8), np.float32), 1)
     returned = end.receive(2.0)
     assert returned is not None
     returned.release()
 
 
-def send_and_receive(end: EndStation, hidden: np.ndarray) -> None:
+def send_and_receive(end: EndModelCommunicator, hidden: np.ndarray) -> None:
     for step in range(4):
         end.send(step, tokens(128), hidden, 128)
     for _ in range(10):
         assert end.receive(0.5) is None
 
 
-def connect_again(end: EndStation, *, seconds: float = 10.0) -> RingInfo:
+def connect_again(end: EndModelCommunicator, *, seconds: float = 10.0) -> RingInfo:
     """As the engine does: until it works."""
     deadline = time.monotonic() + seconds
     while True:
@@ -119,7 +119,7 @@ def loss_of(ring: RunningRing) -> str:
     with pytest.raises(RingDown) as raised:
         assert ring.end.receive(NOTICED_SECONDS) is not None, "the End Model did not notice"
     left = NOTICED_SECONDS - (time.monotonic() - begin)
-    eventually(lambda: all(loop.station.state.epoch is None for loop in ring.loops), seconds=max(left, 0.05))
+    eventually(lambda: all(loop.communicator.state.epoch is None for loop in ring.loops), seconds=max(left, 0.05))
     return raised.value.reason
 
 
@@ -132,7 +132,11 @@ def test_a_killed_stage_is_noticed_and_served_again_after_its_restart(pki: Pki) 
         two.start()
         after = connect_again(ring.end)
         serve_one(ring.end)
-        changed = [new.name for old, new in zip(before.stations, after.stations, strict=True) if old.kv_id != new.kv_id]
+        changed = [
+            new.name
+            for old, new in zip(before.communicators, after.communicators, strict=True)
+            if old.kv_id != new.kv_id
+        ]
         assert changed == ["s2"]
 
 
@@ -147,7 +151,7 @@ def test_a_stopped_stage_is_noticed_by_its_silence_and_served_again_when_it_goes
             two.signal(signal.SIGCONT)
         after = connect_again(ring.end)
         serve_one(ring.end)
-        assert [entry.kv_id for entry in before.stations] == [entry.kv_id for entry in after.stations]
+        assert [entry.kv_id for entry in before.communicators] == [entry.kv_id for entry in after.communicators]
 
 
 def test_a_stage_stopped_under_a_blocked_send_blocks_nobody_for_good(pki: Pki) -> None:
@@ -161,7 +165,7 @@ def test_a_stage_stopped_under_a_blocked_send_blocks_nobody_for_good(pki: Pki) -
             with pytest.raises(RingDown):
                 send_and_receive(ring.end, hidden)
             assert time.monotonic() - begin < 4
-            eventually(lambda: all(loop.station.state.epoch is None for loop in ring.loops), seconds=2.0)
+            eventually(lambda: all(loop.communicator.state.epoch is None for loop in ring.loops), seconds=2.0)
         finally:
             two.signal(signal.SIGCONT)
         connect_again(ring.end)
@@ -173,11 +177,11 @@ def test_a_stopped_end_model_is_noticed_by_the_stages(pki: Pki) -> None:
     """A process cannot stop itself in a test, so its heartbeats are: the connection stays and says nothing."""
     with ring_around_a_process(pki) as (ring, _):
         ring.end.connect()
-        link = ring.end._incarnation.outbound  # type: ignore[union-attr]
+        link = ring.end._session.outbound  # type: ignore[union-attr]
         assert link is not None
         with link._lock:  # heartbeats and sends go under this lock
-            eventually(lambda: ring.loops[0].station.state.epoch is None, seconds=NOTICED_SECONDS)
-            assert ring.loops[0].station.state.reason == "stage 1 (s1): no bytes from end-model for 1.0 s"
+            eventually(lambda: ring.loops[0].communicator.state.epoch is None, seconds=NOTICED_SECONDS)
+            assert ring.loops[0].communicator.state.reason == "stage 1 (s1): no bytes from end-model for 1.0 s"
         connect_again(ring.end)
         serve_one(ring.end)
 
@@ -195,10 +199,10 @@ def test_a_frame_that_the_successor_does_not_take_ends_the_link_by_name(pki: Pki
     accepting.start()
     connection = TlsTransport(pki.files(identity(0))).dial(listener.address, 2.0)
     accepting.join()
-    me, successor = stations(make_plan(stages=1))
+    me, successor = communicators(make_plan(stages=1))
     link = SendLink(
         connection, me=me, successor=successor, plan_hash=bytes(8), epoch=Epoch(1, b"endmodel"), timing=FAST,
-        lost=lambda news: None,
+        lost=lambda close_reason: None,
     )  # fmt: skip
     link.start()
     try:

@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from languagepipes_api.names import Identity
 from languagepipes_node.net.tls import TlsFiles, identity_from_uri
+from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator
 from languagepipes_node.wire.epochs import Ring
 from languagepipes_node.wire.errors import LinkLost, RingDown, TlsError
 from languagepipes_node.wire.frame import Kind, control_frame
 from languagepipes_node.wire.handshake import dial
 from languagepipes_node.wire.hello import Epoch, new_hello, parse_close
 from languagepipes_node.wire.link import read_control
-from languagepipes_node.wire.station import EndStation, StageStation
 from languagepipes_node.wire.transport import TlsTransport, describe
 from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca, write_tls_dir
 from support.wire_ring import FAST, Pki, eventually, identity, make_plan
@@ -32,12 +32,14 @@ NOW = datetime.datetime.now(datetime.UTC)
 
 
 @pytest.fixture
-def stage(pki: Pki, stack: ExitStack) -> StageStation:
+def stage(pki: Pki, stack: ExitStack) -> StageCommunicator:
     """Stage 1, waiting for its predecessor, the End Model."""
-    station = StageStation(identity(1), PLAN, pki.files(identity(1)), "127.0.0.1:0", "127.0.0.1:1", timing=FAST)
-    station.start()
-    stack.callback(station.close)
-    return station
+    communicator = StageCommunicator(
+        identity(1), PLAN, pki.files(identity(1)), "127.0.0.1:0", "127.0.0.1:1", timing=FAST
+    )
+    communicator.start()
+    stack.callback(communicator.close)
+    return communicator
 
 
 def without_san(ca: KeyPair) -> KeyPair:
@@ -83,7 +85,7 @@ CLAIMANTS: dict[str, tuple[Callable[[KeyPair], KeyPair], str, str]] = {
         "spiffe://languagepipes.io/ns/default/pipe/p/chain/0/end-model",
         "is not the predecessor",
     ),
-    "another chain": (
+    "another replica": (
         lambda ca: issue(ca, Identity("default", "p", 1, "end-model")),
         "stage 1 (s1): refused: spiffe://languagepipes.io/ns/default/pipe/p/chain/1/end-model is not the predecessor "
         "spiffe://languagepipes.io/ns/default/pipe/p/chain/0/end-model",
@@ -111,7 +113,7 @@ CLAIMANTS: dict[str, tuple[Callable[[KeyPair], KeyPair], str, str]] = {
 
 @pytest.mark.parametrize("who", CLAIMANTS)
 def test_only_the_predecessor_may_connect(
-    who: str, stage: StageStation, pki: Pki, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    who: str, stage: StageCommunicator, pki: Pki, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make, told, logged = CLAIMANTS[who]
     write_tls_dir(tmp_path / "tls", pki.ca, make(pki.ca))
@@ -134,7 +136,7 @@ def test_only_the_predecessor_may_connect(
     assert stage.state.epoch is None
 
 
-def test_a_client_without_a_certificate_is_refused(stage: StageStation, pki: Pki) -> None:
+def test_a_client_without_a_certificate_is_refused(stage: StageCommunicator, pki: Pki) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -146,7 +148,7 @@ def test_a_client_without_a_certificate_is_refused(stage: StageStation, pki: Pki
         client.recv(1)
 
 
-def test_a_client_of_an_older_tls_is_refused(stage: StageStation, pki: Pki) -> None:
+def test_a_client_of_an_older_tls_is_refused(stage: StageCommunicator, pki: Pki) -> None:
     context = pki.files(identity(0)).client_context()
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname = False
@@ -157,7 +159,7 @@ def test_a_client_of_an_older_tls_is_refused(stage: StageStation, pki: Pki) -> N
         old.wrap_socket(plain)
 
 
-def test_plain_tcp_is_refused(stage: StageStation, caplog: pytest.LogCaptureFixture) -> None:
+def test_plain_tcp_is_refused(stage: StageCommunicator, caplog: pytest.LogCaptureFixture) -> None:
     with closing(_connect(stage)) as plain:
         plain.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         plain.settimeout(2)
@@ -170,7 +172,7 @@ def test_plain_tcp_is_refused(stage: StageStation, caplog: pytest.LogCaptureFixt
 
 
 def test_a_peer_that_says_nothing_is_given_up_after_the_deadline(
-    stage: StageStation, caplog: pytest.LogCaptureFixture
+    stage: StageCommunicator, caplog: pytest.LogCaptureFixture
 ) -> None:
     with closing(_connect(stage)) as plain:
         plain.settimeout(3)
@@ -178,7 +180,7 @@ def test_a_peer_that_says_nothing_is_given_up_after_the_deadline(
     eventually(lambda: "stage 1 (s1): a connection was refused: timed out" in caplog.text)
 
 
-def test_silent_strangers_do_not_keep_the_predecessor_out(stage: StageStation, pki: Pki) -> None:
+def test_silent_strangers_do_not_keep_the_predecessor_out(stage: StageCommunicator, pki: Pki) -> None:
     strangers = [_connect(stage) for _ in range(7)]
     try:
         _dial(stage, pki.files(identity(0)))
@@ -188,18 +190,20 @@ def test_silent_strangers_do_not_keep_the_predecessor_out(stage: StageStation, p
 
 
 def test_the_server_must_be_the_successor(pki: Pki, stack: ExitStack) -> None:
-    station = StageStation(identity(2), PLAN, pki.files(identity(2)), "127.0.0.1:0", "127.0.0.1:1", timing=FAST)
-    station.start()
-    stack.callback(station.close)
+    communicator = StageCommunicator(
+        identity(2), PLAN, pki.files(identity(2)), "127.0.0.1:0", "127.0.0.1:1", timing=FAST
+    )
+    communicator.start()
+    stack.callback(communicator.close)
     with pytest.raises(LinkLost) as raised:
-        _dial(station, pki.files(identity(0)))
+        _dial(communicator, pki.files(identity(0)))
     assert str(raised.value) == (
-        f"end-model: {station.address} is spiffe://languagepipes.io/ns/default/pipe/p/chain/0/stage/2, "
+        f"end-model: {communicator.address} is spiffe://languagepipes.io/ns/default/pipe/p/chain/0/stage/2, "
         "not the successor spiffe://languagepipes.io/ns/default/pipe/p/chain/0/stage/1"
     )
 
 
-def test_a_server_of_a_stranger_is_not_spoken_to(stage: StageStation, tmp_path: Path) -> None:
+def test_a_server_of_a_stranger_is_not_spoken_to(stage: StageCommunicator, tmp_path: Path) -> None:
     stranger = new_ca("default", "p")
     write_tls_dir(tmp_path / "tls", stranger, issue(stranger, identity(0)))
     with pytest.raises(LinkLost) as raised:
@@ -275,12 +279,12 @@ def test_keys_are_private_and_certificates_live_as_planned(tmp_path: Path) -> No
     assert "PRIVATE" not in repr(leaf)
 
 
-def _connect(stage: StageStation) -> socket.socket:
+def _connect(stage: StageCommunicator) -> socket.socket:
     host, port = stage.address.split(":")
     return socket.create_connection((host, int(port)), 2.0)
 
 
-def _dial(stage: StageStation, files: TlsFiles) -> None:
+def _dial(stage: StageCommunicator, files: TlsFiles) -> None:
     ring = Ring(identity(0), PLAN)
     hello = new_hello(PLAN, identity(0), Epoch(1, b"abcdefgh")).with_entry(
         ring.own_entry(kv_id=b"k" * 8, seen=Epoch(0, bytes(8)))
@@ -288,9 +292,9 @@ def _dial(stage: StageStation, files: TlsFiles) -> None:
     dial(TlsTransport(files), stage.address, ring, hello, FAST).close(0)
 
 
-def test_an_end_model_whose_certificate_expired_is_told_so(stage: StageStation, pki: Pki, tmp_path: Path) -> None:
+def test_an_end_model_whose_certificate_expired_is_told_so(stage: StageCommunicator, pki: Pki, tmp_path: Path) -> None:
     write_tls_dir(tmp_path, pki.ca, issue(pki.ca, identity(0), now=NOW - datetime.timedelta(days=91)))
-    end = EndStation(identity(0), PLAN, TlsFiles(tmp_path), "127.0.0.1:0", stage.address, timing=FAST)
+    end = EndModelCommunicator(identity(0), PLAN, TlsFiles(tmp_path), "127.0.0.1:0", stage.address, timing=FAST)
     with closing(end), pytest.raises(RingDown) as raised:
         end.connect()
     assert raised.value.reason == "end-model: link to stage 1 (s1) broke: TLS: sslv3 alert certificate expired"

@@ -1,6 +1,6 @@
 """Run as a script beside `languagepipes up`: cleans up after it if it is killed. Standard library only.
 
-`caretaker.py DIRECTORY` reads lines from stdin: `+PID` when a member's process group starts, `-PID` when it
+`cleanup_watchdog.py DIRECTORY` reads lines from stdin: `+PID` when a member's process group starts, `-PID` when it
 is gone. At the end of input (`up` left, by whatever way) it kills the groups that remain and removes
 DIRECTORY, which holds private keys. After an orderly end the directory is all that is left to remove.
 """

@@ -147,7 +147,7 @@ def changes(before: Snapshot | None, now: Snapshot) -> list[str]:
 
 
 def where_layers_run(members: Sequence[MemberView]) -> list[str]:
-    """One line for each station that holds weights."""
+    """One line for each member that holds weights."""
     width = max((len(member.name) for member in members), default=0)
     return [
         f"  {member.name:<{width}}  {member.work}  (pid {member.pid}, {format_bytes(member.total_bytes)})"

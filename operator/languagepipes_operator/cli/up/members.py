@@ -24,7 +24,7 @@ _HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 @dataclass(frozen=True)
-class Station:
+class MemberProcess:
     """A stage or the End Model: its settings, and what it runs in words."""
 
     name: str
@@ -79,7 +79,7 @@ def store_settings(
     )
 
 
-def stations(
+def member_processes(
     pipe: LanguagePipe,
     plan: Plan,
     *,
@@ -89,11 +89,11 @@ def stations(
     plan_file: Path,
     tls_dirs: Mapping[Identity, Path],
     api_keys_dir: Path | None,
-) -> list[Station]:
+) -> list[MemberProcess]:
     """The stages in their order, then the End Model, each with free addresses and its successor's."""
     names = [*(stage.name for stage in plan.stages), END_MODEL]
     ring = [ports.hold() for _ in names]
-    identities = station_identities(pipe, plan)
+    identities = member_process_identities(pipe, plan)
     # What is the same for all. Threads stay unset: each member takes the CPUs that this machine allows.
     common: _Common = {
         "namespace": pipe.namespace,
@@ -103,7 +103,7 @@ def stations(
         "store_address": store,
     }
     found = [
-        Station(
+        MemberProcess(
             stage.name,
             MemberSettings(
                 role="stage",
@@ -120,7 +120,7 @@ def stations(
         for index, stage in enumerate(plan.stages, start=1)
     ]
     server = pipe.spec.server
-    end_model = Station(
+    end_model = MemberProcess(
         END_MODEL,
         MemberSettings(
             role="end-model",
@@ -141,8 +141,8 @@ def stations(
     return [*found, end_model]
 
 
-def station_identities(pipe: LanguagePipe, plan: Plan) -> list[Identity]:
-    """In the order of `stations`."""
+def member_process_identities(pipe: LanguagePipe, plan: Plan) -> list[Identity]:
+    """In the order of `members`."""
     stages = [Identity(pipe.namespace, pipe.name, 0, "stage", index) for index in range(1, len(plan.stages) + 1)]
     return [*stages, Identity(pipe.namespace, pipe.name, 0, "end-model")]
 
@@ -175,9 +175,9 @@ def command(
     )
 
 
-def share_gpus(found: Sequence[Station], gpus: Sequence[Gpu]) -> dict[str, Gpu]:
-    """A GPU for each station that computes on one: in turn, so that no GPU has two before each has one."""
-    wanting = [station.name for station in found if station.settings.device == "GPU"]
+def share_gpus(found: Sequence[MemberProcess], gpus: Sequence[Gpu]) -> dict[str, Gpu]:
+    """A GPU for each member that computes on one: in turn, so that no GPU has two before each has one."""
+    wanting = [member_process.name for member_process in found if member_process.settings.device == "GPU"]
     return {name: gpus[index % len(gpus)] for index, name in enumerate(wanting)} if gpus else {}
 
 

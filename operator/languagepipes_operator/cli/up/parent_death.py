@@ -1,4 +1,4 @@
-"""Run as a script: `leash.py PARENT ARGV…` becomes ARGV, and dies when PARENT does. Standard library only.
+"""Run as a script: `parent_death.py PARENT ARGV…` becomes ARGV, and dies when PARENT does. Standard library only.
 
 The kernel keeps the promise (PR_SET_PDEATHSIG, prctl(2)), so it holds for a parent that is killed too. It
 follows the thread that forked: start members from a thread that lives as long as its process. A wrapper that

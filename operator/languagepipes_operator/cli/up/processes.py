@@ -1,7 +1,7 @@
 """Members as child processes: start, restart with back-off, stop. Knows nothing of plans or models.
 
 Each member leads a session of its own, so Ctrl-C in the terminal reaches `up` alone, which then stops them.
-`leash.py` ends members whose parent was killed; `caretaker.py` removes what such a parent could not.
+`parent_death.py` ends members whose parent was killed; `cleanup_watchdog.py` removes what such a parent could not.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-_LEASH = Path(__file__).with_name("leash.py")
-_CARETAKER = Path(__file__).with_name("caretaker.py")
+_PARENT_DEATH = Path(__file__).with_name("parent_death.py")
+_CLEANUP_WATCHDOG = Path(__file__).with_name("cleanup_watchdog.py")
 # An interpreter that reads neither site-packages nor the user's environment starts in a third of the time.
 _BARE_PYTHON = (sys.executable, "-I", "-S")
 
@@ -60,7 +60,7 @@ class Death:
     name: str
     status: int
     lived_seconds: float
-    last_words: tuple[str, ...]
+    termination_message: tuple[str, ...]
     restart_in_seconds: float
 
     def __str__(self) -> str:
@@ -99,15 +99,15 @@ class Member:
 class Supervisor:
     """Keeps members running. A context: whatever happens inside, no member outlives it, nor does `directory`.
 
-    Every method belongs to the thread that made it, which must be the main thread (see leash.py).
+    Every method belongs to the thread that made it, which must be the main thread (see parent_death.py).
     """
 
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.directory = directory
         self.members: dict[str, Member] = {}
         self._clock = clock
-        self._caretaker = subprocess.Popen(
-            [*_BARE_PYTHON, str(_CARETAKER), str(directory)],
+        self._cleanup_watchdog = subprocess.Popen(
+            [*_BARE_PYTHON, str(_CLEANUP_WATCHDOG), str(directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -163,13 +163,13 @@ class Supervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop(grace_seconds=0.0)
-        # End of input makes the caretaker remove the directory.
-        stdin = self._caretaker.stdin
+        # End of input makes the cleanup watchdog remove the directory.
+        stdin = self._cleanup_watchdog.stdin
         if stdin is not None:
             with contextlib.suppress(OSError):
                 stdin.close()
-        self._caretaker.wait()
-        # Done already, unless the caretaker itself was killed.
+        self._cleanup_watchdog.wait()
+        # Done already, unless the cleanup watchdog itself was killed.
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _spawn(self, member: Member) -> None:
@@ -178,7 +178,7 @@ class Supervisor:
         with command.log.open("ab") as log:
             member.log_offset = log.tell()
             member.process = subprocess.Popen(
-                [*_BARE_PYTHON, str(_LEASH), str(os.getpid()), *command.argv],
+                [*_BARE_PYTHON, str(_PARENT_DEATH), str(os.getpid()), *command.argv],
                 env=dict(command.environment),
                 cwd=command.directory,
                 stdin=subprocess.DEVNULL,
@@ -188,7 +188,7 @@ class Supervisor:
             )
         member.started_at = self._clock()
         member.restarts += 1
-        self._tell_caretaker(f"+{member.process.pid}")
+        self._tell_cleanup_watchdog(f"+{member.process.pid}")
 
     def _ended(self, member: Member) -> bool:
         """Whether its process ended. It stays unreaped, so that its group's number is not given away."""
@@ -207,14 +207,14 @@ class Supervisor:
         if process is None:
             return 0
         self._signal(member, signal.SIGKILL)
-        # Told before the number is free again: the caretaker must never kill a stranger's group.
-        self._tell_caretaker(f"-{process.pid}")
+        # Told before the number is free again: the cleanup watchdog must never kill a stranger's group.
+        self._tell_cleanup_watchdog(f"-{process.pid}")
         member.process = None
         return process.wait()
 
     def _bury(self, member: Member, now: float) -> Death:
         status = self._collect(member)
-        return self._mourn(member, now, status, last_words(member.command.log, member.log_offset))
+        return self._mourn(member, now, status, termination_message(member.command.log, member.log_offset))
 
     def _mourn(self, member: Member, now: float, status: int, words: tuple[str, ...]) -> Death:
         lived = now - member.started_at
@@ -230,16 +230,16 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(member.process.pid, number)
 
-    def _tell_caretaker(self, line: str) -> None:
-        stdin: IO[bytes] | None = self._caretaker.stdin
+    def _tell_cleanup_watchdog(self, line: str) -> None:
+        stdin: IO[bytes] | None = self._cleanup_watchdog.stdin
         if stdin is not None:
-            # A caretaker that was killed takes only the second safety net with it.
+            # A cleanup watchdog that was killed takes only the second safety net with it.
             with contextlib.suppress(OSError):
                 stdin.write(f"{line}\n".encode())
                 stdin.flush()
 
 
-def last_words(log: Path, offset: int) -> tuple[str, ...]:
+def termination_message(log: Path, offset: int) -> tuple[str, ...]:
     """The last lines that a member wrote since `offset` bytes into its log; printable characters only."""
     try:
         with log.open("rb") as file:

@@ -49,9 +49,9 @@ class Snapshot:
 
     @property
     def ready(self) -> bool:
-        """Whether a token can go round: every station is ready. (A ring that runs needs no store.)"""
-        stations = [member for member in self.members if member.name != STORE]
-        return bool(stations) and all(member.state == "ready" for member in stations)
+        """Whether a token can go round: every member is ready. (A ring that runs needs no store.)"""
+        member_processes = [member for member in self.members if member.name != STORE]
+        return bool(member_processes) and all(member.state == "ready" for member in member_processes)
 
 
 STORE = "store"

@@ -29,7 +29,7 @@ from languagepipes_operator.cli.up import members, snapshot
 from languagepipes_operator.cli.up.addresses import HeldPorts, PortTaken
 from languagepipes_operator.cli.up.authority import Credentials
 from languagepipes_operator.cli.up.display import Display, display_on, where_layers_run
-from languagepipes_operator.cli.up.members import Secrets, Station
+from languagepipes_operator.cli.up.members import MemberProcess, Secrets
 from languagepipes_operator.cli.up.observe import MemberReport, Observer, SourceFailed, StoreObserver
 from languagepipes_operator.cli.up.options import UpOptions
 from languagepipes_operator.cli.up.processes import Command, Supervisor
@@ -188,13 +188,13 @@ class _Up:
         self._store_address = ports.hold()
 
     def serve(self) -> None:
-        """Store, facts, plan, stations; then watch until asked to stop. Raises UpError."""
+        """Store, facts, plan, members; then watch until asked to stop. Raises UpError."""
         store = self._start_store()
         facts = self._wait_for_facts(store)
         if facts is None:
             return
         self._plan = self._make_plan(facts)
-        self._start_stations(self._plan)
+        self._start_member_processes(self._plan)
         while not self._interrupts.stopping:
             self._tick()
 
@@ -244,10 +244,10 @@ class _Up:
         except PlanError as error:
             raise UpError(f"{error.reason}: {error.message}") from error
 
-    def _start_stations(self, plan: Plan) -> None:
+    def _start_member_processes(self, plan: Plan) -> None:
         plan_file = self._directory / "plan.json"
         plan_file.write_text(json.dumps(plan.to_json()))
-        found = members.stations(
+        found = members.member_processes(
             self._pipe,
             plan,
             ports=self._ports,
@@ -255,20 +255,23 @@ class _Up:
             store=self._store_address,
             plan_file=plan_file,
             tls_dirs={
-                identity: self._credentials.issue(identity) for identity in members.station_identities(self._pipe, plan)
+                identity: self._credentials.issue(identity)
+                for identity in members.member_process_identities(self._pipe, plan)
             },
             api_keys_dir=self._start.secrets.api_keys_dir,
         )
         gpu_of = members.share_gpus(found, self._start.gpus)
-        for station in found:
-            self._work[station.name] = station.work
-            self._telemetry[station.name] = station.settings.telemetry_listen
-            self._observer.watch(station.name, station.settings.telemetry_listen)
-        self._supervisor.start([self._command(station, gpu_of.get(station.name)) for station in found])
+        for member_process in found:
+            self._work[member_process.name] = member_process.work
+            self._telemetry[member_process.name] = member_process.settings.telemetry_listen
+            self._observer.watch(member_process.name, member_process.settings.telemetry_listen)
+        self._supervisor.start(
+            [self._command(member_process, gpu_of.get(member_process.name)) for member_process in found]
+        )
 
-    def _command(self, station: Station, gpu: Gpu | None) -> Command:
+    def _command(self, member_process: MemberProcess, gpu: Gpu | None) -> Command:
         return members.command(
-            station.name, station.settings, directory=self._directory, log_dir=self._log_dir, gpu=gpu
+            member_process.name, member_process.settings, directory=self._directory, log_dir=self._log_dir, gpu=gpu
         )
 
     def _tick(self) -> None:
@@ -279,7 +282,7 @@ class _Up:
             self._display.say(
                 f"{death.name} {death}; it starts again "
                 + (f"in {death.restart_in_seconds:.1f} s" if death.restart_in_seconds else "now"),
-                *(f"    {line}" for line in death.last_words),
+                *(f"    {line}" for line in death.termination_message),
             )
         seen = self._look()
         self._display.show(seen)

@@ -29,47 +29,47 @@ class Watch:
         self.frames_seen = 0
 
     def check(self) -> None:
-        roster, flights = self.rig.engine._roster, self.rig.engine._flights
+        sequence_table, flights = self.rig.engine._sequence_table, self.rig.engine._in_flight
         plan = self.rig.plan
 
         # No block belongs to two incarnations, in use or in flight.
-        leases = {id(s.lease): s.lease for s in roster.running if s.lease is not None}
-        leases |= {id(lease): lease for flight in flights for lease in flight.leases}
+        leases = {id(s.lease): s.lease for s in sequence_table.running if s.lease is not None}
+        leases |= {id(lease): lease for in_flight_batch in flights for lease in in_flight_batch.leases}
         blocks = [
             block
             for lease in leases.values()
             for first, count in lease.prefix(lease.blocks)
             for block in range(first, first + count)
         ]
-        assert len(blocks) == len(set(blocks)) == roster.blocks.used
-        in_flight_only = set(leases) - {id(s.lease) for s in roster.running}
-        assert roster.returning_blocks == sum(leases[key].blocks for key in in_flight_only)
+        assert len(blocks) == len(set(blocks)) == sequence_table.blocks.used
+        in_flight_only = set(leases) - {id(s.lease) for s in sequence_table.running}
+        assert sequence_table.returning_blocks == sum(leases[key].blocks for key in in_flight_only)
 
         # Frames keep the plan's limits, and a sequence is in at most one frame that samples for it.
         assert len(flights) <= plan.frames_in_flight
-        for flight in flights:
-            assert 1 <= flight.batch.tokens <= plan.frame_tokens
-        sampling = [s.request_id for flight in flights for s in flight.asking]
+        for in_flight_batch in flights:
+            assert 1 <= in_flight_batch.batch.tokens <= plan.frame_tokens
+        sampling = [s.request_id for in_flight_batch in flights for s in in_flight_batch.asking]
         assert len(sampling) == len(set(sampling))
-        for sequence in roster.everyone():
+        for sequence in sequence_table.everyone():
             assert sequence.in_flight == sum(
-                share.sequence is sequence for flight in flights for share in flight.shares
+                share.sequence is sequence for in_flight_batch in flights for share in in_flight_batch.shares
             )
 
-        # Every token is computed exactly once for each incarnation, in order.
-        for flight in flights:
-            if flight.step <= self.frames_seen:
+        # Every token is computed exactly once for each session, in order.
+        for in_flight_batch in flights:
+            if in_flight_batch.step <= self.frames_seen:
                 continue
-            self.frames_seen = flight.step
-            for share, lease in zip(flight.shares, flight.leases, strict=True):
+            self.frames_seen = in_flight_batch.step
+            for share, lease in zip(in_flight_batch.shares, in_flight_batch.leases, strict=True):
                 before, end = self.computed.get(share.sequence.arrival, (None, 0))
                 assert share.start == (end if before is lease else 0)
                 self.computed[share.sequence.arrival] = (lease, share.start + share.count)
 
         # Order of arrival is kept, so the oldest is never overtaken for blocks.
-        for group in (roster.running, roster.waiting):
+        for group in (sequence_table.running, sequence_table.waiting):
             assert [s.arrival for s in group] == sorted(s.arrival for s in group)
-        assert len(roster.running) <= self.rig.engine._settings.max_running
+        assert len(sequence_table.running) <= self.rig.engine._settings.max_running
 
 
 @settings(max_examples=100, deadline=None)
@@ -141,5 +141,5 @@ def test_random_lives_keep_the_rules_and_give_every_request_its_tokens(data: st.
         else:
             assert rig.answer(request) == answer
             assert rig.client.finish(request) == "length"
-    assert engine._roster.blocks.used == 0
-    assert engine._roster.returning_blocks == 0
+    assert engine._sequence_table.blocks.used == 0
+    assert engine._sequence_table.returning_blocks == 0

@@ -139,7 +139,7 @@ def test_a_frame_that_does_not_come_home_in_time_ends_the_epoch(make_rig: MakeRi
     rig = make_rig(alter=swallow_the_tenth, settings=settings)
     rig.submit(1, PROMPT, max_tokens=80)
     started = time.monotonic()
-    with pytest.raises(RingDown, match=r"step 10 with 1 tokens was not home within 0\.\d s") as caught:
+    with pytest.raises(RingDown, match=r"step 10 with 1 tokens did not return within 0\.\d s") as caught:
         rig.run()
     assert caught.value.code == "deadline"
     assert time.monotonic() - started < 5
@@ -178,7 +178,7 @@ def test_a_frame_of_another_step_ends_the_epoch(make_rig: MakeRig) -> None:
 
     rig = make_rig(alter=misnumber)
     rig.submit(1, PROMPT)
-    with pytest.raises(RingDown, match="step 2 came home, step 1 was due"):
+    with pytest.raises(RingDown, match="step 2 returned, step 1 was due"):
         rig.run()
 
 
@@ -189,7 +189,7 @@ def test_a_frame_with_too_few_bytes_ends_the_epoch(make_rig: MakeRig) -> None:
 
     rig = make_rig(alter=shorten)
     rig.submit(1, PROMPT)
-    with pytest.raises(RingDown, match="came home with 60 bytes, 1 rows have 64"):
+    with pytest.raises(RingDown, match="returned with 60 bytes, 1 rows have 64"):
         rig.run()
 
 
@@ -208,7 +208,7 @@ def test_values_that_are_not_finite_fail_their_own_request_only(make_rig: MakeRi
     assert len(failed) == 1
     other = 3 - failed[0]
     assert rig.answer(other) == alone(PROMPT[: 2 + other], 20, tail=tail)
-    assert rig.engine._roster.blocks.used == 0
+    assert rig.engine._sequence_table.blocks.used == 0
 
 
 def test_outputs_come_in_one_list_a_step(make_rig: MakeRig) -> None:

@@ -41,7 +41,7 @@ def busy_stream(arrival: int, *, length: int = 10, blocks: int = 4) -> View:
 
 
 def costs(*, token: float = 0.0, fixed: float = 0.01, stages: int = 2) -> RingCost:
-    """Every station takes fixed + token · tokens seconds."""
+    """Every member takes fixed + token · tokens seconds."""
     measured = RingCost.of(stages)
     for tokens in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
         measured.add(tokens, [fixed + token * tokens] * (stages + 1))
@@ -96,12 +96,12 @@ def test_prompts_share_a_frame_in_order_of_arrival() -> None:
 
 def test_all_ready_streams_and_a_chunk_travel_together() -> None:
     decision = decide(running=(stream(1), stream(2)), waiting=(View(3, 100),), ring=costs(token=0.001))
-    # A step of the 3 rows to come takes 13 ms a station, three times that is 39 ms: 29 tokens, 2 of them the rows'.
+    # A step of the 3 rows to come takes 13 ms a member, three times that is 39 ms: 29 tokens, 2 of them the rows'.
     assert shares(decision) == [(1, 9, 1, True), (2, 9, 1, True), (3, 0, 27, False)]
     assert decision.decode_rows == 2
 
 
-def test_a_step_with_a_chunk_takes_at_most_a_quarter_of_a_second_a_station() -> None:
+def test_a_step_with_a_chunk_takes_at_most_a_quarter_of_a_second_a_member() -> None:
     decision = decide(running=(stream(1),), waiting=(View(2, 100),), ring=costs(fixed=0.2, token=0.005))
     assert shares(decision) == [(1, 9, 1, True), (2, 0, 9, False)]
 
@@ -116,7 +116,7 @@ def test_with_shared_cores_a_chunk_waits_for_the_streams_frame() -> None:
     assert decision == Decision()
 
 
-def test_on_cores_of_their_own_a_chunk_fills_idle_stations_beside_the_streams_frame() -> None:
+def test_on_cores_of_their_own_a_chunk_fills_idle_members_beside_the_streams_frame() -> None:
     decision = decide(
         running=(busy_stream(1),),
         waiting=(View(2, 100),),
@@ -148,7 +148,7 @@ def test_chunks_of_one_prompt_are_in_flight_back_to_back() -> None:
     assert decide(running=(prompt,), frames=(FrameView(0, 64),), prefill_frames=2).shares[0].start == 64
 
 
-def test_a_single_prompt_is_cut_so_that_stations_work_at_once() -> None:
+def test_a_single_prompt_is_cut_so_that_members_work_at_once() -> None:
     decision = decide(
         waiting=(View(1, 256),),
         frame_tokens=512,

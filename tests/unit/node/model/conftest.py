@@ -1,4 +1,4 @@
-"""Models are made once a session and shared; each test makes the chain that it needs."""
+"""Models are made once a session and shared; each test makes the replica that it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same stations on a CUDA device. Run by `make test-gpu` alone."""
+"""The same members on a CUDA device. Run by `make test-gpu` alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ pytestmark = [
 
 def test_greedy_tokens_on_a_gpu_equal_generate_on_the_cpu(model: ParityModel) -> None:
     prompt = model.prompt(70)
-    chain = Chain(model, SPLITS[3], device=torch.device("cuda"), scattered=True)
-    assert chain.generate(prompt, 16, chunk=33) == model.generate(prompt, 16)
+    replica = Chain(model, SPLITS[3], device=torch.device("cuda"), scattered=True)
+    assert replica.generate(prompt, 16, chunk=33) == model.generate(prompt, 16)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

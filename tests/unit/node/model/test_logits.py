@@ -40,10 +40,10 @@ def assert_close(ours: torch.Tensor, model: ParityModel, tokens: list[int], dtyp
 @pytest.mark.parametrize("name", ["llama", "qwen3 sliding from layer 3", "qwen3_moe", "gemma3 by transformers' layers"])
 def test_prompts_end_anywhere_around_a_block(name: str, model_named: Callable[[str], ParityModel]) -> None:
     model = model_named(name)
-    chain = Chain(model, SPLITS[2], block_tokens=64)
+    replica = Chain(model, SPLITS[2], block_tokens=64)
     for length in EDGES:
         prompt = model.prompt(length)
-        assert error(chain.logits(prompt), model.logits(prompt)) < FLOAT32, length
+        assert error(replica.logits(prompt), model.logits(prompt)) < FLOAT32, length
 
 
 @pytest.mark.parametrize("chunk", [1, 15, 16, 17, 64])
@@ -58,8 +58,8 @@ def test_logits_agree_within_the_tolerance_of_the_dtype(
     model: ParityModel, dtype: torch.dtype, scattered: bool
 ) -> None:
     prompt = model.prompt(90)
-    chain = Chain(model, SPLITS[3], dtype=dtype, scattered=scattered)
-    assert_close(chain.logits(prompt, chunk=37), model, prompt, dtype)
+    replica = Chain(model, SPLITS[3], dtype=dtype, scattered=scattered)
+    assert_close(replica.logits(prompt, chunk=37), model, prompt, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -71,12 +71,12 @@ def test_decode_agrees_within_the_tolerance_of_the_dtype(model: ParityModel, dty
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sixteen_bit_sequences_decode_together_as_they_do_alone(model: ParityModel, dtype: torch.dtype) -> None:
     prompts = [model.prompt(length, seed=5) for length in (30, 33, 70)]
-    chain = Chain(model, SPLITS[2], dtype=dtype)
+    replica = Chain(model, SPLITS[2], dtype=dtype)
     sequences = [Running() for _ in prompts]
-    chain.step([(s, p[:-20], []) for s, p in zip(sequences, prompts, strict=True)])
+    replica.step([(s, p[:-20], []) for s, p in zip(sequences, prompts, strict=True)])
     rows = []
     for place in range(-20, 0):
-        rows.append(chain.step([(s, [p[place]], [0]) for s, p in zip(sequences, prompts, strict=True)]))
+        rows.append(replica.step([(s, [p[place]], [0]) for s, p in zip(sequences, prompts, strict=True)]))
     together = torch.stack(rows, dim=1)  # [sequences, 20, vocabulary]
     reference = torch.stack([model.logits(p)[-20:] for p in prompts])
     theirs = torch.stack([model.logits(p, dtype)[-20:] for p in prompts])
@@ -92,24 +92,24 @@ def test_every_kernel_computes_the_same(
 ) -> None:
     model = model_named(name)
     prompt = model.prompt(80)
-    chain = Chain(model, SPLITS[2], dtype=dtype, compute=always(way))
-    assert_close(chain.logits(prompt, chunk=79), model, prompt, dtype)
+    replica = Chain(model, SPLITS[2], dtype=dtype, compute=always(way))
+    assert_close(replica.logits(prompt, chunk=79), model, prompt, dtype)
 
 
 def test_running_a_batch_again_changes_nothing(model: ParityModel) -> None:
-    chain = Chain(model, SPLITS[2])
+    replica = Chain(model, SPLITS[2])
     prompt = model.prompt(30)
-    reference = chain.logits(prompt, chunk=10)
-    chain.free.sort()
+    reference = replica.logits(prompt, chunk=10)
+    replica.free.sort()
     results = []
     for begin in range(0, 30, 10):
         batch = Batch(
             counts=np.array([10], dtype=np.int32),
             starts=np.array([begin], dtype=np.int32),
             run_counts=np.array([1], dtype=np.int32),
-            runs=np.array([[0, -(-(begin + 10) // chain.block_tokens)]], dtype=np.int32),
+            runs=np.array([[0, -(-(begin + 10) // replica.block_tokens)]], dtype=np.int32),
             rows=np.arange(10, dtype=np.int32),
         )
-        chain.run(prompt[begin : begin + 10], batch)
-        results.append(chain.run(prompt[begin : begin + 10], batch))
+        replica.run(prompt[begin : begin + 10], batch)
+        results.append(replica.run(prompt[begin : begin + 10], batch))
     assert torch.equal(torch.cat(results), reference)

@@ -32,8 +32,8 @@ def test_chunks_and_single_tokens_give_the_logits_of_the_unsplit_model(
     prompt = model.prompt(70)
     reference = model.logits(prompt)
     for chunk in (33, 1):
-        chain = Chain(model, SPLITS[3], compute=always(WHOLE), scattered=scattered)
-        error = (chain.logits(prompt, chunk=chunk) - reference).abs().max() / reference.abs().max()
+        replica = Chain(model, SPLITS[3], compute=always(WHOLE), scattered=scattered)
+        error = (replica.logits(prompt, chunk=chunk) - reference).abs().max() / reference.abs().max()
         assert error < 2e-5
 
 

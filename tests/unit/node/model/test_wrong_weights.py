@@ -89,23 +89,23 @@ def test_a_value_beyond_float16_is_refused(llama: ParityModel) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "llama tied, one kv head", "qwen3_moe", "olmo2 by transformers' layers"])
-def test_stations_read_their_own_tensors_once_and_report_their_bytes(
+def test_members_read_their_own_tensors_once_and_report_their_bytes(
     name: str, model_named: Callable[[str], ParityModel]
 ) -> None:
     model = model_named(name)
     sizes: dict[str, Any] = {"dtype": torch.float32, "device": CPU, "block_tokens": 16, "blocks": 8}
-    stations = [
+    members = [
         EndLayers(model.architecture, LayerRange(0, 1), LayerRange(5, 6), **sizes),
         stack(model, 1, 3),
         stack(model, 3, 5),
     ]
     every: list[str] = []
-    for station in stations:
+    for member in members:
         source, seen = Altered(model.source), [0]
         before = model.source.bytes_read
-        station.load(source, seen.append)
+        member.load(source, seen.append)
         assert seen == sorted(seen)
-        assert seen[-1] == station.weight_bytes == model.source.bytes_read - before
+        assert seen[-1] == member.weight_bytes == model.source.bytes_read - before
         every.extend(source.read)
     assert sorted(every) == sorted(model.source.names())
 
@@ -164,9 +164,9 @@ def test_a_batch_that_does_not_fit_touches_nothing(
 
 
 def test_rows_that_came_home_are_counted(llama: ParityModel) -> None:
-    chain = Chain(llama, SPLITS[2])
-    with pytest.raises(BatchError, match="2 rows came home, 1 were wanted"):
-        chain.end.back(torch.zeros(2, 72), _batch())
+    replica = Chain(llama, SPLITS[2])
+    with pytest.raises(BatchError, match="2 rows returned, 1 were wanted"):
+        replica.end.back(torch.zeros(2, 72), _batch())
 
 
 def test_every_error_of_the_model_is_one_kind() -> None:

@@ -99,7 +99,7 @@ def test_the_last_stage_sends_the_wanted_rows_only() -> None:
 
 
 def test_a_close_message_keeps_the_reason_and_the_epoch_that_holds() -> None:
-    news = Close(
-        code="superseded", station="stage 2 (cpu)", message="epoch 9 replaces 8", seen_counter=9, seen_id=b"x" * 8
+    close_reason = Close(
+        code="superseded", member="stage 2 (cpu)", message="epoch 9 replaces 8", seen_counter=9, seen_id=b"x" * 8
     )
-    assert parse_close(news.pack()) == news
+    assert parse_close(close_reason.pack()) == close_reason

@@ -11,7 +11,7 @@ import pytest
 from languagepipes_api.names import WIRE_VERSION
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.wire import frame as frames
-from languagepipes_node.wire.epochs import Ring, judge_hello
+from languagepipes_node.wire.epochs import Ring, validate_hello
 from languagepipes_node.wire.errors import FrameError, HelloError, VersionError
 from languagepipes_node.wire.frame import FrameLimits, Header
 from languagepipes_node.wire.hello import MAX_MESSAGE_BYTES, NO_EPOCH, Epoch, Hello, new_hello, parse_close, parse_hello
@@ -56,8 +56,8 @@ WRONG_HEADERS: list[tuple[dict[str, object], str]] = [
     ({"runs": 2**31}, "frame has 2147483648 block runs, must have 2 to 512"),
     ({"rows": 6}, "frame wants 6 rows of 5 tokens"),
     ({"tensor_rows": 2}, "frame's tensor has 2 rows, must have 5"),
-    ({"stages": 2}, "frame has 2 stages and computes up to station 3, the plan has 3 stages"),
-    ({"last_station": 1}, "frame has 3 stages and computes up to station 1, the plan has 3 stages"),
+    ({"stages": 2}, "frame has 2 stages and computes up to member 3, the plan has 3 stages"),
+    ({"last_member": 1}, "frame has 3 stages and computes up to member 1, the plan has 3 stages"),
     ({"payload_bytes": 2**32 - 1}, "frame has 4294967295 payload bytes, its counts make 280"),
 ]
 
@@ -199,10 +199,10 @@ DISAGREEING: list[tuple[Hello, str, str]] = [
     (good_hello().model_copy(update={"wire": 2}), "wire_version", "wire version 2 is not 1"),
     (good_hello().model_copy(update={"plan": "5f" * 8}), "plan_hash", f"plan hash 5f5f5f5f5f5f5f5f is not {PLAN.hash}"),
     (good_hello().model_copy(update={"pipe": "other"}), "pipe",
-     "pipe default/other chain 0 is not default/p chain 0"),
-    (good_hello().model_copy(update={"chain": 1}), "pipe", "pipe default/p chain 1 is not default/p chain 0"),
-    (good_hello().with_entry(good_hello().entries[0]), "stations", "the hello passed 2 stations, 1 come before"),
-    (entry_with(index=2), "stations", "station 2 stands in the place of end-model"),
+     "pipe default/other replica 0 is not default/p replica 0"),
+    (good_hello().model_copy(update={"replica": 1}), "pipe", "pipe default/p replica 1 is not default/p replica 0"),
+    (good_hello().with_entry(good_hello().entries[0]), "stations", "the hello passed 2 members, 1 come before"),
+    (entry_with(index=2), "stations", "member 2 stands in the place of end-model"),
     (entry_with(layers=[0, 2, 4, 4]), "layers",
      "end-model runs layers [0, 2) and [4, 4), not [0, 1) and [4, 4)"),
     (entry_with(dtype="bfloat16"), "dtype", "end-model sends bfloat16, not float32"),
@@ -216,14 +216,14 @@ DISAGREEING: list[tuple[Hello, str, str]] = [
 
 @pytest.mark.parametrize(("hello", "code", "message"), DISAGREEING)
 def test_a_hello_that_disagrees_is_refused_and_told_in_what(hello: Hello, code: str, message: str) -> None:
-    refusal = judge_hello(Ring(identity(1), PLAN), hello, Epoch(4, b"x" * 8))
+    refusal = validate_hello(Ring(identity(1), PLAN), hello, Epoch(4, b"x" * 8))
     assert refusal is not None
     assert (refusal.code, str(refusal)) == (code, f"stage 1 (s1): refused: {message}")
     assert refusal.seen == (Epoch(4, b"x" * 8) if code == "stale_epoch" else NO_EPOCH)
 
 
 def test_a_hello_that_agrees_and_is_newer_is_accepted() -> None:
-    assert judge_hello(Ring(identity(1), PLAN), good_hello(), Epoch(4, b"x" * 8)) is None
+    assert validate_hello(Ring(identity(1), PLAN), good_hello(), Epoch(4, b"x" * 8)) is None
 
 
 def test_another_wire_version_is_an_error_of_its_own() -> None:

@@ -10,7 +10,7 @@ from languagepipes_api.member_settings import MemberSettings
 from languagepipes_api.names import Identity
 from languagepipes_operator.children import names
 from languagepipes_operator.observe.snapshot import Manifest
-from support.example_pipes import container_of, kept_plan_of, of_kind, pipe_snapshot, pod_of, rendered
+from support.example_pipes import container_of, of_kind, pipe_snapshot, pod_of, rendered, stored_plan_of
 
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -42,10 +42,10 @@ def test_pipe_a_with_b_c_and_pipe_a_b_with_c_differ() -> None:
     assert names.policy("a", "b-c") != names.policy("a-b", "c")
 
 
-def test_members_of_two_plans_and_two_chains_have_names_and_host_names_of_their_own() -> None:
+def test_members_of_two_plans_and_two_replicas_have_names_and_host_names_of_their_own() -> None:
     members = [
-        (Identity("default", "a", chain, "stage", stage), plan)
-        for chain, stage, plan in product(range(16), (1, 2), "xy")
+        (Identity("default", "a", replica, "stage", stage), plan)
+        for replica, stage, plan in product(range(16), (1, 2), "xy")
     ]
 
     assert len({names.member(identity, plan) for identity, plan in members}) == len(members)
@@ -74,14 +74,14 @@ def test_names_labels_and_host_names_fit_their_kinds(pipe: str) -> None:
                 assert DNS_SUBDOMAIN.fullmatch(volume.get("secret", {}).get("secretName", "a"))
 
 
-@pytest.mark.parametrize(("stages", "chain"), [(1, 0), (3, 0), (3, 1)])
-def test_following_successors_goes_once_round_the_ring(stages: int, chain: int) -> None:
+@pytest.mark.parametrize(("stages", "replica"), [(1, 0), (3, 0), (3, 1)])
+def test_following_successors_goes_once_round_the_ring(stages: int, replica: int) -> None:
     manifests = rendered(pipe_snapshot(replicas=2, stages={"count": stages}))
     (service,) = of_kind(manifests, "Service", "ring")
     addressed = {}
     for deployment in of_kind(manifests, "Deployment"):
         pod = pod_of(deployment)
-        if deployment["metadata"]["labels"].get("languagepipes.io/chain") == str(chain):
+        if deployment["metadata"]["labels"].get("languagepipes.io/chain") == str(replica):
             assert pod["subdomain"] == service["metadata"]["name"]
             addressed[f"{pod['hostname']}.{pod['subdomain']}.default.svc:7070"] = deployment
 
@@ -109,7 +109,7 @@ def test_every_member_reads_its_settings_from_its_environment() -> None:
         for deployment in of_kind(manifests, "Deployment")
     }
 
-    plan = kept_plan_of(snapshot).plan
+    plan = stored_plan_of(snapshot).plan
     for identity in [Identity("models", "qwen3", 0, "stage", place) for place in (1, 2, 3)]:
         assert read[names.member(identity, plan.hash)].identity == identity
     assert read[names.member(Identity("models", "qwen3", 0, "end-model"), plan.hash)].role == "end-model"

@@ -9,7 +9,7 @@ import pytest
 from languagepipes_api.names import API_PORT, RING_PORT, STORE_PORT, TELEMETRY_PORT
 from languagepipes_operator.children.labels import OPERATOR_LABELS
 from languagepipes_operator.observe.snapshot import Manifest, Snapshot
-from support.example_pipes import OPERATOR_NAMESPACE, kept_plan_of, living, of_kind, pipe_snapshot, rendered
+from support.example_pipes import OPERATOR_NAMESPACE, living, of_kind, pipe_snapshot, rendered, stored_plan_of
 from support.policy_evaluator import End, Outside, Pod, allowed
 
 OPERATOR = Pod("operator", OPERATOR_NAMESPACE, {**OPERATOR_LABELS, "app.kubernetes.io/name": "languagepipes"})
@@ -26,17 +26,17 @@ KUBE_API = Outside("the API server", "198.18.0.1")
 
 @dataclass(frozen=True)
 class Cluster:
-    """A pipe's pods by (chain, role, stage), and the policies in force."""
+    """A pipe's pods by (replica, role, stage), and the policies in force."""
 
     pods: dict[tuple[int, str, int], Pod]
     policies: list[Manifest]
     stages: int
 
-    def stage(self, place: int, chain: int = 0) -> Pod:
-        return self.pods[chain, "stage", place]
+    def stage(self, place: int, replica: int = 0) -> Pod:
+        return self.pods[replica, "stage", place]
 
-    def end_model(self, chain: int = 0) -> Pod:
-        return self.pods[chain, "end-model", 0]
+    def end_model(self, replica: int = 0) -> Pod:
+        return self.pods[replica, "end-model", 0]
 
     @property
     def store(self) -> Pod:
@@ -44,11 +44,11 @@ class Cluster:
 
     @property
     def members(self) -> list[Pod]:
-        return [pod for (chain, _, _), pod in self.pods.items() if chain >= 0]
+        return [pod for (replica, _, _), pod in self.pods.items() if replica >= 0]
 
-    def ring(self, chain: int) -> list[tuple[Pod, Pod]]:
-        """Who dials whom: the End Model opens with stage 1, and the hello comes home from the last stage."""
-        passed = [self.end_model(chain), *(self.stage(place, chain) for place in range(1, self.stages + 1))]
+    def ring(self, replica: int) -> list[tuple[Pod, Pod]]:
+        """Who dials whom: the End Model opens with stage 1, and the hello returns from the last stage."""
+        passed = [self.end_model(replica), *(self.stage(place, replica) for place in range(1, self.stages + 1))]
         return list(zip(passed, [*passed[1:], passed[0]], strict=True))
 
     def passes(self, dialler: End, listener: End, port: int, protocol: str = "TCP") -> bool:
@@ -79,24 +79,24 @@ def a_cluster(*, stages: int = 3, **spec: Any) -> Cluster:
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
-@pytest.mark.parametrize("chain", [0, 1])
-def test_every_connection_of_the_ring_passes(stages: int, chain: int) -> None:
+@pytest.mark.parametrize("replica", [0, 1])
+def test_every_connection_of_the_ring_passes(stages: int, replica: int) -> None:
     cluster = a_cluster(stages=stages)
 
-    assert len(cluster.ring(chain)) == stages + 1
-    for dialler, listener in cluster.ring(chain):
+    assert len(cluster.ring(replica)) == stages + 1
+    for dialler, listener in cluster.ring(replica):
         assert cluster.passes(dialler, listener, RING_PORT), f"{dialler.name} to {listener.name}"
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
 def test_no_other_connection_between_members_passes(stages: int) -> None:
     cluster = a_cluster(stages=stages)
-    # A neighbour of another chain is refused by its certificate: labels cannot tell (see `policies`).
+    # A neighbour of another replica is refused by its certificate: labels cannot tell (see `policies`).
     same_place = {
         (dialler.name, listener.name)
-        for chain in (0, 1)
+        for replica in (0, 1)
         for other in (0, 1)
-        for (dialler, _), (_, listener) in zip(cluster.ring(chain), cluster.ring(other), strict=True)
+        for (dialler, _), (_, listener) in zip(cluster.ring(replica), cluster.ring(other), strict=True)
     }
 
     for dialler in cluster.members:
@@ -245,7 +245,7 @@ def test_a_plan_that_goes_away_is_not_cut_off_while_its_pods_are_there(before: i
     policies = of_kind(during, "NetworkPolicy")
 
     for stages, manifests in ((before, old_manifests), (after, during)):
-        plan = kept_plan_of(pipe_snapshot(stages={"count": stages})).plan.hash
+        plan = stored_plan_of(pipe_snapshot(stages={"count": stages})).plan.hash
         mine = [
             manifest
             for manifest in of_kind(manifests, "Deployment")

@@ -10,7 +10,7 @@ from languagepipes_api.quantity import parse_quantity
 from languagepipes_operator.children.quantities import canonical, of_bytes
 from languagepipes_operator.observe.snapshot import Manifest
 from languagepipes_operator.planning import Node
-from support.example_pipes import container_of, kept_plan_of, living, of_kind, pipe_snapshot, pod_of, rendered
+from support.example_pipes import container_of, living, of_kind, pipe_snapshot, pod_of, rendered, stored_plan_of
 from support.pod_security import violations
 
 LOST = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
@@ -134,7 +134,7 @@ def test_no_deployment_selects_anothers_pods() -> None:
 
 def test_a_cpu_stage_asks_for_what_its_plan_counts() -> None:
     snapshot = pipe_snapshot()
-    stage = kept_plan_of(snapshot).plan.stages[0]
+    stage = stored_plan_of(snapshot).plan.stages[0]
     need = stage.weight_bytes + stage.kv_bytes + stage.overhead_bytes
 
     resources = container_of(of_kind(rendered(snapshot), "Deployment", "stage")[0])["resources"]
@@ -295,9 +295,9 @@ def test_the_templates_affinity_stands_before_ours() -> None:
     assert affinity["requiredDuringSchedulingIgnoredDuringExecution"] == required
 
 
-def test_a_member_of_the_first_chain_would_rather_run_on_the_plans_node() -> None:
+def test_a_member_of_the_first_replica_would_rather_run_on_the_plans_node() -> None:
     snapshot = pipe_snapshot(replicas=2)
-    kept = kept_plan_of(snapshot)
+    kept = stored_plan_of(snapshot)
     stages = tuple(replace(stage, node=f"n{place}") for place, stage in enumerate(kept.plan.stages))
     placed = replace(kept, plan=replace(kept.plan, stages=stages))
 
@@ -315,9 +315,9 @@ def test_a_member_of_the_first_chain_would_rather_run_on_the_plans_node() -> Non
     assert liked == {**first, **{("1", str(place)): [] for place in (1, 2, 3)}}
 
 
-def test_members_of_later_chains_would_rather_run_where_the_planner_has_room() -> None:
+def test_members_of_later_replicas_would_rather_run_where_the_planner_has_room() -> None:
     snapshot = pipe_snapshot(replicas=2)
-    kept = kept_plan_of(snapshot)
+    kept = stored_plan_of(snapshot)
     nodes = tuple(Node(name, 64 * 2**30, kubernetes=True) for name in ("a", "b", "c", "d"))
 
     def liked(manifests: list[Manifest]) -> list[str]:
@@ -338,26 +338,26 @@ def test_members_of_later_chains_would_rather_run_where_the_planner_has_room() -
 
 def test_other_preferred_nodes_for_the_same_plan_roll_nothing() -> None:
     snapshot = pipe_snapshot()
-    kept = kept_plan_of(snapshot)
+    kept = stored_plan_of(snapshot)
     before = rendered(snapshot, kept)
     moved = replace(kept, plan=replace(kept.plan, end_model=replace(kept.plan.end_model, node="n9")))
 
     assert rendered(living(snapshot, before), moved) == before
 
 
-def test_chains_keep_away_from_each_other() -> None:
-    for chain in ("0", "1"):
+def test_replicas_keep_away_from_each_other() -> None:
+    for replica in ("0", "1"):
         deployments = [
             item
             for item in of_kind(rendered(pipe_snapshot(replicas=2)), "Deployment")
-            if item["metadata"]["labels"].get("languagepipes.io/chain") == chain
+            if item["metadata"]["labels"].get("languagepipes.io/chain") == replica
         ]
         for deployment in deployments:
             (term,) = pod_of(deployment)["affinity"]["podAntiAffinity"][
                 "preferredDuringSchedulingIgnoredDuringExecution"
             ]
             demands = term["podAffinityTerm"]["labelSelector"]["matchExpressions"]
-            assert {"key": "languagepipes.io/chain", "operator": "NotIn", "values": [chain]} in demands
+            assert {"key": "languagepipes.io/chain", "operator": "NotIn", "values": [replica]} in demands
 
 
 def test_a_cpu_member_sees_no_gpu() -> None:

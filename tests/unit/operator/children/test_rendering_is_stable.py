@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 from languagepipes_operator.certificates.authority import new_ca
-from languagepipes_operator.children import kept_plan, store_children
+from languagepipes_operator.children import store_children, stored_plan
 from languagepipes_operator.decide.last_applied import pack, unpack
 from languagepipes_operator.observe.snapshot import Manifest, StoreReport
 from languagepipes_operator.reconcile import decide
 from support.example_pipes import (
     container_of,
-    kept_plan_of,
     living,
     of_kind,
     pipe_snapshot,
@@ -23,6 +22,7 @@ from support.example_pipes import (
     pod_of_deployment,
     rendered,
     settings,
+    stored_plan_of,
     waiting,
     with_pods,
 )
@@ -87,7 +87,7 @@ def test_a_deployment_edited_by_hand_is_wanted_as_it_was() -> None:
         pytest.param(lambda manifest: pack({"padding": "x" * 2**20}), id="too large"),
     ],
 )
-def test_a_rendering_that_is_not_of_this_deployment_is_not_believed(spoil: Any) -> None:
+def test_a_rendering_that_is_not_of_this_deployment_is_not_silence_timeout(spoil: Any) -> None:
     snapshot = pipe_snapshot()
     before = rendered(snapshot)
     spoiled = json.loads(json.dumps(before))
@@ -168,7 +168,7 @@ def test_a_store_that_ran_waits_for_its_image_for_two_minutes_before_it_takes_an
 
 def test_a_planned_pipes_store_alone_takes_the_operators_image_where_its_own_is_gone() -> None:
     snapshot = pipe_snapshot()
-    kept = kept_plan_of(snapshot)
+    kept = stored_plan_of(snapshot)
     before = rendered(snapshot, kept)
     stuck = with_pods(living(snapshot, before), [pod_of_deployment(store_of(before), state=waiting("ErrImagePull"))])
 
@@ -241,7 +241,7 @@ def test_other_authorities_roll_the_store_alone_and_none_bring_back_what_was() -
 @pytest.mark.parametrize("planned", [False, True])
 def test_authorities_that_are_no_longer_trusted_are_pruned(planned: bool) -> None:
     snapshot, old = pipe_snapshot(), settings(hub_ca_bundle=authorities("one"))
-    kept = kept_plan_of(snapshot)
+    kept = stored_plan_of(snapshot)
     before = rendered(snapshot, kept, hub_ca_bundle=old.hub_ca_bundle) if planned else store_children(snapshot, old)
     (config_map,) = of_kind(before, "ConfigMap", "store")
 
@@ -269,7 +269,7 @@ def test_a_store_that_must_change_anyway_takes_the_new_image() -> None:
     newer = settings(node_image="languagepipes-node:2")
 
     after = store_children(snapshot, newer)
-    planned = store_children(living(snapshot, after), newer, kept_plan_of(snapshot, image="languagepipes-node:1"))
+    planned = store_children(living(snapshot, after), newer, stored_plan_of(snapshot, image="languagepipes-node:1"))
 
     assert container_of(of_kind(after, "Deployment")[0])["image"] == "languagepipes-node:2"
     assert planned == after
@@ -282,7 +282,7 @@ def told_revision(manifests: list[Manifest]) -> str:
 
 def test_a_store_that_lost_its_volume_after_its_branch_moved_is_told_the_plans_commit() -> None:
     snapshot = pipe_snapshot()
-    kept = kept_plan_of(snapshot)
+    kept = stored_plan_of(snapshot)
     before = rendered(snapshot, kept)
     same = StoreReport(answered=True, facts=kept.facts)
     moved = StoreReport(answered=True, facts=replace(kept.facts, revision="another"))
@@ -300,13 +300,13 @@ def test_the_store_that_a_plan_finds_stays_as_it_is() -> None:
     snapshot = pipe_snapshot()
     before = store_children(snapshot, settings())
 
-    assert store_children(living(snapshot, before), settings(), kept_plan_of(snapshot)) == before
+    assert store_children(living(snapshot, before), settings(), stored_plan_of(snapshot)) == before
 
 
 def test_a_plan_for_the_new_image_takes_the_store_along() -> None:
     snapshot = pipe_snapshot()
     before = rendered(snapshot)
-    newer = kept_plan_of(snapshot, image="languagepipes-node:2")
+    newer = stored_plan_of(snapshot, image="languagepipes-node:2")
 
     after = rendered(living(snapshot, before), newer, node_image="languagepipes-node:2")
 
@@ -317,7 +317,7 @@ def test_a_plan_for_the_new_image_takes_the_store_along() -> None:
 
 def test_other_reasons_for_the_same_plan_change_no_deployment_and_no_config_map() -> None:
     snapshot = pipe_snapshot()
-    kept = kept_plan_of(snapshot)
+    kept = stored_plan_of(snapshot)
     before = rendered(snapshot, kept)
     stages = tuple(replace(stage, reason="because") for stage in kept.plan.stages)
     reworded = replace(kept, plan=replace(kept.plan, reasons=("other words",), stages=stages))
@@ -342,7 +342,7 @@ def test_other_reasons_for_the_same_plan_change_no_deployment_and_no_config_map(
     ],
 )
 def test_a_changed_field_rolls_only_the_pods_that_it_shapes(change: dict[str, Any], rolled: set[str]) -> None:
-    kept = kept_plan_of(pipe_snapshot())
+    kept = stored_plan_of(pipe_snapshot())
     before = rendered(pipe_snapshot(), kept)
     live = living(pipe_snapshot(**change), before).children
 
@@ -359,15 +359,15 @@ def test_a_changed_field_rolls_only_the_pods_that_it_shapes(change: dict[str, An
 
 def test_the_plan_comes_back_from_its_config_map_as_it_went_in() -> None:
     snapshot = pipe_snapshot()
-    kept = kept_plan_of(snapshot)
+    kept = stored_plan_of(snapshot)
 
     (config_map,) = of_kind(rendered(snapshot, kept), "ConfigMap")
 
-    assert kept_plan(config_map) == kept
+    assert stored_plan(config_map) == kept
 
 
 @pytest.mark.parametrize("spoil", [{}, {"plan.json": "{}"}, {"plan.json": "nothing"}])
 def test_a_config_map_without_a_plan_keeps_none(spoil: dict[str, str]) -> None:
     (config_map,) = of_kind(rendered(pipe_snapshot()), "ConfigMap")
 
-    assert kept_plan({**config_map, "data": spoil and {**config_map["data"], **spoil}}) is None
+    assert stored_plan({**config_map, "data": spoil and {**config_map["data"], **spoil}}) is None

@@ -107,7 +107,7 @@ def member(name: str, **fields: object) -> Member:
     return Member(Command(name, (), {}, Path(), Path()), **fields)  # type: ignore[arg-type]
 
 
-def test_a_pipe_is_ready_only_when_every_station_is() -> None:
+def test_a_pipe_is_ready_only_when_every_member_process_is() -> None:
     ready = replace(STAGE, state="ready")
     store = MemberView(name="store", work="", state="starting")
     assert Snapshot("tiny", members=(store, ready, END)).ready  # a ring that runs needs no store

@@ -66,10 +66,10 @@ def pipe() -> LanguagePipe:
 
 
 @pytest.fixture
-def stations(pipe: LanguagePipe) -> Iterator[list[members.Station]]:
+def member_processes(pipe: LanguagePipe) -> Iterator[list[members.MemberProcess]]:
     with HeldPorts() as ports:
-        identities = members.station_identities(pipe, PLAN)
-        yield members.stations(
+        identities = members.member_process_identities(pipe, PLAN)
+        yield members.member_processes(
             pipe,
             PLAN,
             ports=ports,
@@ -81,21 +81,25 @@ def stations(pipe: LanguagePipe) -> Iterator[list[members.Station]]:
         )
 
 
-def test_each_station_sends_to_the_next_and_the_last_stage_to_the_end_model(stations: list[members.Station]) -> None:
-    listening = [station.settings.ring_listen for station in stations]
-    assert [station.settings.successor for station in stations] == [*listening[1:], listening[0]]
-    assert len({*listening, *(station.settings.telemetry_listen for station in stations)}) == 8
-
-
-def test_a_station_holds_the_certificate_of_its_own_identity(
-    pipe: LanguagePipe, stations: list[members.Station]
+def test_each_member_process_sends_to_the_next_and_the_last_stage_to_the_end_model(
+    member_processes: list[members.MemberProcess],
 ) -> None:
-    assert [station.settings.identity for station in stations] == members.station_identities(pipe, PLAN)
-    assert [station.settings.tls_dir.name for station in stations] == ["0", "1", "2", "3"]
+    listening = [member_process.settings.ring_listen for member_process in member_processes]
+    assert [member_process.settings.successor for member_process in member_processes] == [*listening[1:], listening[0]]
+    assert len({*listening, *(member_process.settings.telemetry_listen for member_process in member_processes)}) == 8
 
 
-def test_work_is_told_inclusively(stations: list[members.Station]) -> None:
-    assert [station.work for station in stations] == [
+def test_a_member_process_holds_the_certificate_of_its_own_identity(
+    pipe: LanguagePipe, member_processes: list[members.MemberProcess]
+) -> None:
+    assert [
+        member_process.settings.identity for member_process in member_processes
+    ] == members.member_process_identities(pipe, PLAN)
+    assert [member_process.settings.tls_dir.name for member_process in member_processes] == ["0", "1", "2", "3"]
+
+
+def test_work_is_told_inclusively(member_processes: list[members.MemberProcess]) -> None:
+    assert [member_process.work for member_process in member_processes] == [
         "layers 1-4",
         "layer 5",
         "layers 6-7",
@@ -103,34 +107,41 @@ def test_work_is_told_inclusively(stations: list[members.Station]) -> None:
     ]
 
 
-def test_a_member_reads_back_the_settings_that_it_was_given(stations: list[members.Station]) -> None:
-    for station in stations:
-        command = members.command(station.name, station.settings, directory=Path("/run"), log_dir=Path("/run"))
-        assert MemberSettings.from_environment(command.environment) == station.settings
+def test_a_member_reads_back_the_settings_that_it_was_given(member_processes: list[members.MemberProcess]) -> None:
+    for member_process in member_processes:
+        command = members.command(
+            member_process.name, member_process.settings, directory=Path("/run"), log_dir=Path("/run")
+        )
+        assert MemberSettings.from_environment(command.environment) == member_process.settings
 
 
 def test_settings_of_the_users_own_shell_reach_no_member_and_the_hub_token_only_the_store(
-    stations: list[members.Station],
+    member_processes: list[members.MemberProcess],
 ) -> None:
     shell = {"PATH": "/bin", "LANGUAGEPIPES_ROLE": "store", "LANGUAGEPIPES_WRONG": "1", "HF_TOKEN": "hf_secret"}
-    station = stations[0]
+    member_process = member_processes[0]
     places = {"directory": Path("/run"), "log_dir": Path("/run"), "environment": shell}
-    stage = members.command(station.name, station.settings, **places).environment
-    store = members.command("store", station.settings, **places).environment
+    stage = members.command(member_process.name, member_process.settings, **places).environment
+    store = members.command("store", member_process.settings, **places).environment
     assert stage["LANGUAGEPIPES_ROLE"] == "stage"
     assert "LANGUAGEPIPES_WRONG" not in stage
     assert "HF_TOKEN" not in stage
     assert store["HF_TOKEN"] == "hf_secret"
 
 
-def test_gpus_are_dealt_in_turn_and_hidden_from_the_others(stations: list[members.Station]) -> None:
+def test_gpus_are_dealt_in_turn_and_hidden_from_the_others(member_processes: list[members.MemberProcess]) -> None:
     one, two = Gpu(0, "GPU-one", 1), Gpu(1, "GPU-two", 1)
-    assert members.share_gpus(stations, [one, two]) == {"stage-2": one, "stage-3": two}
-    assert members.share_gpus(stations, [one]) == {"stage-2": one, "stage-3": one}
+    assert members.share_gpus(member_processes, [one, two]) == {"stage-2": one, "stage-3": two}
+    assert members.share_gpus(member_processes, [one]) == {"stage-2": one, "stage-3": one}
     seen = [
         members.command(
-            station.name, station.settings, directory=Path("/run"), log_dir=Path("/run"), gpu=gpu, environment={}
+            member_process.name,
+            member_process.settings,
+            directory=Path("/run"),
+            log_dir=Path("/run"),
+            gpu=gpu,
+            environment={},
         ).environment["CUDA_VISIBLE_DEVICES"]
-        for station, gpu in zip(stations, [None, one, two, None], strict=True)
+        for member_process, gpu in zip(member_processes, [None, one, two, None], strict=True)
     ]
     assert seen == ["", "GPU-one", "GPU-two", ""]

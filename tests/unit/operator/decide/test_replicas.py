@@ -1,24 +1,24 @@
-"""Which chains a pipe has: a chain keeps its number, and one that does not answer goes first."""
+"""Which replicas a pipe has: a replica keeps its number, and one that does not answer goes first."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from languagepipes_operator.decide import replicas as chains
+from languagepipes_operator.decide.replicas import replica_numbers
 from languagepipes_operator.observe.snapshot import Snapshot
 from support.example_pipes import living, of_kind, pipe_snapshot, rendered
 
 
 def with_live(there: dict[int, bool]) -> Snapshot:
-    """A pipe whose live chains answer or do not."""
+    """A pipe whose live replicas answer or do not."""
     manifests = json.loads(json.dumps(rendered(pipe_snapshot(replicas=16))))
     kept = []
     for deployment in of_kind(manifests, "Deployment"):
         labels = deployment["metadata"]["labels"]
-        chain = int(labels.get("languagepipes.io/chain", -1))
-        if chain in there:
-            ready = there[chain] and labels["languagepipes.io/role"] == "end-model"
+        replica = int(labels.get("languagepipes.io/chain", -1))
+        if replica in there:
+            ready = there[replica] and labels["languagepipes.io/role"] == "end-model"
             kept.append({**deployment, "status": {"readyReplicas": 1} if ready else {}})
     return living(pipe_snapshot(), kept)
 
@@ -40,19 +40,19 @@ def with_live(there: dict[int, bool]) -> Snapshot:
         ({5: False, 9: True}, 16, tuple(range(16))),
     ],
 )
-def test_chains_that_answer_stay_and_new_ones_take_the_lowest_free_numbers(
+def test_replicas_that_answer_stay_and_new_ones_take_the_lowest_free_numbers(
     there: dict[int, bool], replicas: int, left: tuple[int, ...]
 ) -> None:
-    assert chains(with_live(there).children, replicas) == left
+    assert replica_numbers(with_live(there).children, replicas) == left
 
 
-def test_a_chain_that_is_being_deleted_counts_no_more() -> None:
+def test_a_replica_that_is_being_deleted_counts_no_more() -> None:
     snapshot = with_live({0: True, 1: True})
     for deployment in snapshot.children.deployments.values():
         if deployment["metadata"]["labels"]["languagepipes.io/chain"] == "0":
             deployment["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
 
-    assert chains(snapshot.children, 1) == (1,)
+    assert replica_numbers(snapshot.children, 1) == (1,)
 
 
 def test_no_replicas_leave_no_member_and_keep_the_store_the_plan_and_the_services() -> None:

@@ -14,7 +14,7 @@ from languagepipes_operator.children.plan_config import plan_config_map
 from languagepipes_operator.decide import plan_choice as plans
 from languagepipes_operator.decide.plan_choice import Chosen, choose
 from languagepipes_operator.kube.informer import trimmed_pod
-from languagepipes_operator.observe.snapshot import Children, KeptPlan, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Children, Manifest, Snapshot, StoredPlan
 from languagepipes_operator.planning import node_of
 from languagepipes_operator.planning.kubernetes_nodes import pod_request
 from support.example_pipes import (
@@ -57,7 +57,7 @@ def test_a_template_that_leaves_enough_keeps_the_plan() -> None:
     assert plans.is_planned(snapshot.pipe.spec, snapshot.children.config_maps.values())
 
 
-def test_a_limit_below_the_kept_plan_s_need_asks_for_another_plan_within_it() -> None:
+def test_a_limit_below_the_stored_plan_s_need_asks_for_another_plan_within_it() -> None:
     snapshot = limited_to("1Gi")
     found = chosen(snapshot)
     assert found.kept is not None
@@ -72,13 +72,13 @@ def test_a_limit_below_the_kept_plan_s_need_asks_for_another_plan_within_it() ->
     assert not chosen(again).made
 
 
-def test_a_limit_that_holds_no_sequence_is_refused_also_with_a_kept_plan() -> None:
+def test_a_limit_that_holds_no_sequence_is_refused_also_with_a_stored_plan() -> None:
     refusal = chosen(limited_to("100Mi")).refusal
     assert refusal is not None
     assert refusal.reason == "LimitTooSmall"
 
 
-def test_a_template_that_contradicts_itself_is_refused_also_with_a_kept_plan() -> None:
+def test_a_template_that_contradicts_itself_is_refused_also_with_a_stored_plan() -> None:
     refusal = chosen(kept_with({"resources": {"limits": {"cpu": 1}, "requests": {"cpu": 2}}})).refusal
     assert refusal is not None
     assert refusal.reason == "InvalidTemplate"
@@ -106,7 +106,7 @@ def test_what_a_cached_pod_asks_of_its_node_is_all_there() -> None:
 # --- The image --------------------------------------------------------------------------------------------------------
 
 
-def planned(**spec: Any) -> tuple[Snapshot, KeptPlan]:
+def planned(**spec: Any) -> tuple[Snapshot, StoredPlan]:
     """A pipe whose members run image:1, and the plan that it keeps."""
     before = pipe_snapshot(**spec)
     kept = choose(before, facts=FACTS, node_image="image:1").kept
@@ -127,7 +127,7 @@ def annotated(snapshot: Snapshot, value: str | None) -> Snapshot:
     return replace(snapshot, raw={**snapshot.raw, "metadata": {**snapshot.raw["metadata"], "annotations": annotations}})
 
 
-def carried_out(snapshot: Snapshot, kept: KeptPlan) -> Snapshot:
+def carried_out(snapshot: Snapshot, kept: StoredPlan) -> Snapshot:
     """The same pipe, with this plan's children and no others; its pods are to come."""
     return living(snapshot, rendered(snapshot, kept))
 
@@ -195,12 +195,12 @@ def test_a_container_that_was_injected_says_nothing_of_the_image() -> None:
     assert chosen(replace(with_pods(snapshot, pods), now=snapshot.now + timedelta(hours=1))) == Chosen(kept)
 
 
-def test_a_chain_that_answers_keeps_its_image_whatever_another_one_waits_for() -> None:
+def test_a_replica_that_answers_keeps_its_image_whatever_another_one_waits_for() -> None:
     snapshot, kept = planned(replicas=2)
     pods = [
-        pod_of_deployment(each, state=waiting("ImagePullBackOff") if chain == "1" else None)
+        pod_of_deployment(each, state=waiting("ImagePullBackOff") if replica == "1" else None)
         for each in snapshot.children.deployments.values()
-        if (chain := each["metadata"]["labels"].get("languagepipes.io/chain"))
+        if (replica := each["metadata"]["labels"].get("languagepipes.io/chain"))
     ]
     half = replace(with_pods(snapshot, pods), now=snapshot.now + timedelta(hours=1))
 

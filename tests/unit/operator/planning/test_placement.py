@@ -255,26 +255,26 @@ def test_gpus_of_unknown_memory_are_named() -> None:
     assert reasons[-1].startswith("No label nvidia.com/gpu.memory states the memory of the GPUs for stage-1, stage-2:")
 
 
-def test_a_second_chain_keeps_off_the_first_ones_nodes() -> None:
+def test_a_second_replica_keeps_off_the_first_ones_nodes() -> None:
     nodes = [node(name, 8) for name in ("n1", "n2", "n3", "n4")]
     asked = spec(1, replicas=2)
     planned = plan(asked, SMOLLM2, nodes)
 
-    first, second = (place(planned, asked, nodes, chain=chain) for chain in (0, 1))
+    first, second = (place(planned, asked, nodes, replica=replica) for replica in (0, 1))
 
     assert first == {"end-model": planned.end_model.node, "stage-1": planned.stages[0].node}
     assert set(first.values()) | set(second.values()) == {"n1", "n2", "n3", "n4"}
 
 
-def test_a_chain_without_room_has_no_preference() -> None:
+def test_a_replica_without_room_has_no_preference() -> None:
     asked = spec(1)
     planned = plan(asked, SMOLLM2, [node("n1", 8)])
 
-    assert place(planned, asked, [node("n1", 2)], chain=5) == {}
-    assert place(planned, asked, [], chain=1) == {}
+    assert place(planned, asked, [node("n1", 2)], replica=5) == {}
+    assert place(planned, asked, [], replica=1) == {}
 
 
-def test_sixteen_chains_of_many_stages_on_many_nodes_are_placed_at_once() -> None:
+def test_sixteen_replicas_of_many_stages_on_many_nodes_are_placed_at_once() -> None:
     nodes = [node(f"n{place:03}", 16) for place in range(300)]
 
     planned = plan(spec(24, replicas=16), QWEN3_8B, nodes)
@@ -299,7 +299,7 @@ def test_what_is_planned_fits_where_it_is_preferred(sizes: list[int], count: int
     left = {each.name: each.memory_bytes for each in nodes}
     requests = {stage.name: stage.memory_request_bytes for stage in planned.stages}
     requests["end-model"] = planned.end_model.memory_request_bytes
-    for name, chosen in place(planned, asked, nodes, chain=0).items():
+    for name, chosen in place(planned, asked, nodes, replica=0).items():
         left[chosen] -= requests[name]
     assert min(left.values()) >= 0
     assert sum(len(stage.layers) for stage in planned.stages) == 35

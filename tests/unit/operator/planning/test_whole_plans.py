@@ -133,7 +133,7 @@ def test_experts_are_held_whole_and_read_in_part() -> None:
 def test_the_reasons_name_the_head_the_experts_and_a_change_of_format() -> None:
     text = "\n".join(plan(spec(4, model={"dtype": "float16"}), MOE).reasons)
 
-    assert "The End Model is the slowest station: it reads 669.8 MiB a step of 3.1 GiB in all, 593.5 MiB of it" in text
+    assert "The End Model is the slowest member: it reads 669.8 MiB a step of 3.1 GiB in all, 593.5 MiB of it" in text
     assert "Mixture of experts: layers hold 26.6 GiB, a token reads 2.5 GiB" in text
     assert "Stored as bfloat16, served as float16; float16 ends at 65504" in text
 
@@ -198,7 +198,7 @@ def test_a_plan_covers_every_layer_once_and_keeps_every_budget(
         members = [planned.end_model, *planned.stages]
         whole = sum(member.weight_bytes + member.kv_bytes + member.overhead_bytes for member in members)
         assert whole <= nodes[0].memory_bytes * USABLE_FRACTION["CPU"]
-        one = Sizes(model, "bfloat16", context, stations=len(members)).kv_sequence_bytes(model.layer_count)
+        one = Sizes(model, "bfloat16", context, ring_members=len(members)).kv_sequence_bytes(model.layer_count)
         kv = sum(member.kv_bytes for member in members)
         assert kv <= max(nodes[0].memory_bytes * CPU_KV_FRACTION, one)
 

@@ -102,8 +102,8 @@ def test_a_replica_short_is_degraded_and_still_answers() -> None:
     world = World.ready({"replicas": 2})
     before = world.status()
     assert turns(before)["Ready"] == "True"
-    ended(world.pod("stage", chain=1, stage=2), code=137, reason="OOMKilled")
-    unready(world.pod("end-model", chain=1))
+    ended(world.pod("stage", replica=1, stage=2), code=137, reason="OOMKilled")
+    unready(world.pod("end-model", replica=1))
 
     status = world.status(before)
 

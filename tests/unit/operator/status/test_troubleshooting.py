@@ -52,7 +52,7 @@ def test_every_reason_of_the_weights_store_stands_on_the_page() -> None:
         return {kind.__name__} if not below else set().union(*map(leaves, below))
 
     of_the_store = set().union(*map(leaves, (errors.SourceError, errors.FileError, errors.CacheError)))
-    places = ("store_answers.py", "local/observe.py", "cluster/stores.py")
+    places = ("observe/store_answers.py", "cli/up/observe.py", "observe/store_poller.py")
     source = "".join((OPERATOR / place).read_text() for place in places)
     of_the_operator = set(re.findall(r'(?:reason=|SourceFailed\(\s*)"([A-Z]\w+)"', source))
 

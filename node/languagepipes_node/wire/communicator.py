@@ -1,9 +1,9 @@
-"""A member's place in the ring: `StageStation` for stages, `EndStation` for the End Model.
+"""A member's place in the ring: `StageCommunicator` for stages, `EndModelCommunicator` for the End Model.
 
-What may happen is decided in `epochs.py`; here it is done. A station holds at most one `_Incarnation`, the
-links of one epoch. If either link fails, both end, the reason being the last frame each way, and the station
-waits for the next hello. Links change only between steps: inside `StageStation.receive`, and in
-`EndStation.connect`.
+What may happen is decided in `epochs.py`; here it is done. A member holds at most one `RingSession`, the
+links of one epoch. If either link fails, both end, the reason being the last frame each way, and the member
+waits for the next hello. Links change only between steps: inside `StageCommunicator.receive`, and in
+`EndModelCommunicator.connect`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from languagepipes_api.plan import Plan
 from languagepipes_node.metrics import EPOCH, FRAMES
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.epochs import EndEpochs, Ring, Verdict, judge_hello
+from languagepipes_node.wire.epochs import Decision, EndEpochs, Ring, validate_hello
 from languagepipes_node.wire.errors import FrameError, LinkLost, RingDown, SupersededError
 from languagepipes_node.wire.frame import (
     FrameLimits,
@@ -42,7 +42,15 @@ from languagepipes_node.wire.transport import Connection, TlsTransport, Transpor
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["EndStation", "Inbound", "Returned", "RingInfo", "StageStation", "StationState", "Timing"]
+__all__ = [
+    "EndModelCommunicator",
+    "Inbound",
+    "Returned",
+    "RingInfo",
+    "StageCommunicator",
+    "CommunicatorState",
+    "Timing",
+]
 
 _NOT_JOINED = "no hello has come yet"
 _MAX_BUSY = 2**31 - 1
@@ -50,7 +58,7 @@ _GOODBYE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class StationState:
+class CommunicatorState:
     """What /status tells: the epoch (None while the ring is down), why it is down, the highest epoch seen."""
 
     epoch: Epoch | None
@@ -61,15 +69,15 @@ class StationState:
 
 @dataclass(frozen=True)
 class RingInfo:
-    """A ring that is whole. stations: what each said of itself in the hello, the End Model first; a `kv_id`
-    other than in the last epoch means that this station lost its KV."""
+    """A ring that is whole. members: what each said of itself in the hello, the End Model first; a `kv_id`
+    other than in the last epoch means that this member lost its KV."""
 
     epoch: Epoch
-    stations: tuple[Entry, ...]
+    communicators: tuple[Entry, ...]
 
 
-class _Incarnation:
-    """The links of one epoch at one station. `lost` is set once, under the station's lock."""
+class RingSession:
+    """The links of one epoch at one member. `lost` is set once, under the member's lock."""
 
     __slots__ = ("epoch", "hello", "inbound", "lost", "outbound")
 
@@ -82,19 +90,19 @@ class _Incarnation:
 
 
 class Inbound:
-    """A frame at a stage. It lies in a receive slot: valid until `StageStation.forward`, or `release`.
+    """A frame at a stage. It lies in a receive slot: valid until `StageCommunicator.forward`, or `release`.
 
     step: the End Model's number. batch: views into the slot. hidden: writable bytes
     [batch.tokens × hidden_size × itemsize] in the plan's dtype, aligned to 64 bytes.
     """
 
-    __slots__ = ("_held", "batch", "epoch", "header", "hidden", "incarnation", "slot", "step")
+    __slots__ = ("_held", "batch", "epoch", "header", "hidden", "session", "slot", "step")
 
-    def __init__(self, incarnation: _Incarnation, slot: Slot, header: Header, contents: Step) -> None:
-        self.incarnation = incarnation
+    def __init__(self, session: RingSession, slot: Slot, header: Header, contents: Step) -> None:
+        self.session = session
         self.slot = slot
         self.header = header
-        self.epoch = incarnation.epoch
+        self.epoch = session.epoch
         self.step = header.step
         self.batch = contents.batch
         self.hidden = contents.tensor
@@ -113,15 +121,15 @@ class Inbound:
 
 
 class Returned:
-    """A frame that came home. hidden: bytes [rows × hidden_size × itemsize], aligned to 64 bytes, in the
+    """A frame that returned. hidden: bytes [rows × hidden_size × itemsize], aligned to 64 bytes, in the
     order of Batch.rows (all packed tokens where the plan has tail layers); valid until `release`.
     busy_microseconds: one per stage.
     """
 
-    __slots__ = ("_held", "busy_microseconds", "hidden", "incarnation", "rows", "slot", "step")
+    __slots__ = ("_held", "busy_microseconds", "hidden", "rows", "session", "slot", "step")
 
-    def __init__(self, incarnation: _Incarnation, slot: Slot, header: Header, contents: Step) -> None:
-        self.incarnation = incarnation
+    def __init__(self, session: RingSession, slot: Slot, header: Header, contents: Step) -> None:
+        self.session = session
         self.slot = slot
         self.step = header.step
         self.rows = header.tensor_rows
@@ -142,8 +150,8 @@ def _busy(slot: Slot, header: Header) -> list[int]:
     return busy
 
 
-class _Station:
-    """What both kinds of station have: links, slots, and one way to lose an epoch."""
+class _Communicator:
+    """What both kinds of member have: links, slots, and one way to lose an epoch."""
 
     def __init__(
         self,
@@ -163,13 +171,13 @@ class _Station:
         self._successor_address = successor
         if transport is None:
             if tls is None:
-                raise ValueError("a station needs TLS files, or a transport")
+                raise ValueError("a member needs TLS files, or a transport")
             transport = TlsTransport(tls)
         self._transport = transport
         self._kv_id = kv_id or os.urandom(8)
         self._slots = SlotPool(self._limits)
         self._lock = threading.Lock()
-        self._incarnation: _Incarnation | None = None
+        self._session: RingSession | None = None
         self._reason = _NOT_JOINED
         self._dropped = 0
         self._closed = False
@@ -197,89 +205,89 @@ class _Station:
     def _offer(self, connection: Connection, hello: Hello) -> Close | None:
         raise NotImplementedError
 
-    def _on_lost(self, incarnation: _Incarnation) -> None:
-        """The incarnation just ended; called once, from any thread, without the lock."""
+    def _on_lost(self, session: RingSession) -> None:
+        """The session just ended; called once, from any thread, without the lock."""
 
-    def _news(self, code: CloseCode, message: str, seen: Epoch = NO_EPOCH) -> Close:
+    def _close_reason(self, code: CloseCode, message: str, seen: Epoch = NO_EPOCH) -> Close:
         return close(self._ring.me, code, message, seen)
 
     def _count_dropped(self) -> None:
         self._dropped += 1
         self._dropped_frames.inc()
 
-    def _end(self, incarnation: _Incarnation, news: Close) -> None:
+    def _end(self, session: RingSession, close_reason: Close) -> None:
         """Lose an epoch: the first reason stays, both links end with it. Any thread."""
         with self._lock:
-            if incarnation.lost is not None:
+            if session.lost is not None:
                 return
-            incarnation.lost = news
-            if self._incarnation is incarnation:
-                self._incarnation = None
-                self._reason = str(news)
-            inbound, outbound = incarnation.inbound, incarnation.outbound
-        self._on_lost(incarnation)
+            session.lost = close_reason
+            if self._session is session:
+                self._session = None
+                self._reason = str(close_reason)
+            inbound, outbound = session.inbound, session.outbound
+        self._on_lost(session)
         if inbound is not None:
-            inbound.close(news)
+            inbound.close(close_reason)
         if outbound is not None:
-            outbound.close(news)
+            outbound.close(close_reason)
 
-    def _leave(self, incarnation: _Incarnation) -> None:
+    def _leave(self, session: RingSession) -> None:
         """End the epoch because this process ends: the neighbours hear it before the process is gone."""
-        self._end(incarnation, self._news("shutdown", "is shutting down"))
-        for link in (incarnation.inbound, incarnation.outbound):
+        self._end(session, self._close_reason("shutdown", "is shutting down"))
+        for link in (session.inbound, session.outbound):
             if link is not None:
                 link.join(_GOODBYE_SECONDS)
 
-    def _attach_inbound(self, incarnation: _Incarnation, connection: Connection) -> None:
+    def _attach_inbound(self, session: RingSession, connection: Connection) -> None:
         link = ReceiveLink(
             connection,
             me=self._ring.me,
             predecessor=self._ring.predecessor,
             limits=self._limits,
-            epoch=incarnation.epoch,
+            epoch=session.epoch,
             slots=self._slots,
             timing=self._timing,
-            deliver=lambda slot, header, step: self._deliver(incarnation, slot, header, step),
+            deliver=lambda slot, header, step: self._deliver(session, slot, header, step),
             dropped=self._count_dropped,
-            lost=lambda news: self._end(incarnation, news),
+            lost=lambda close_reason: self._end(session, close_reason),
         )
         with self._lock:
-            incarnation.inbound, lost = link, incarnation.lost
+            session.inbound, lost = link, session.lost
         if lost is not None:
             link.close(lost)
         link.start()
 
-    def _attach_outbound(self, incarnation: _Incarnation, connection: Connection) -> None:
+    def _attach_outbound(self, session: RingSession, connection: Connection) -> None:
         link = SendLink(
             connection,
             me=self._ring.me,
             successor=self._ring.successor,
             plan_hash=self._limits.plan_hash,
-            epoch=incarnation.epoch,
+            epoch=session.epoch,
             timing=self._timing,
-            lost=lambda news: self._end(incarnation, news),
+            lost=lambda close_reason: self._end(session, close_reason),
         )
         with self._lock:
-            incarnation.outbound, lost = link, incarnation.lost
+            session.outbound, lost = link, session.lost
         if lost is not None:
             link.close(lost)
         link.start()
 
-    def _deliver(self, incarnation: _Incarnation, slot: Slot, header: Header, step: Step) -> None:
+    def _deliver(self, session: RingSession, slot: Slot, header: Header, step: Step) -> None:
         raise NotImplementedError
 
-    def _state(self, highest: Epoch) -> StationState:
+    def _state(self, highest: Epoch) -> CommunicatorState:
         with self._lock:
-            incarnation = self._incarnation
-            return StationState(
-                epoch=incarnation.epoch if incarnation else None,
+            session = self._session
+            return CommunicatorState(
+                epoch=session.epoch if session else None,
                 highest=highest,
-                reason="" if incarnation else self._reason,
+                reason="" if session else self._reason,
                 dropped_frames=self._dropped,
             )
 
 
-class StageStation(_Station):
+class StageCommunicator(_Communicator):
     """A stage's place in the ring. `receive` and `forward` belong to one thread, the ring thread.
 
     It serves one epoch after another: when the ring is down, `receive` just waits for the next hello. `kv_id`
@@ -316,7 +324,7 @@ class StageStation(_Station):
         return self._is_last
 
     @property
-    def state(self) -> StationState:
+    def state(self) -> CommunicatorState:
         return self._state(self._highest)
 
     def rows_forward(self, batch: Batch) -> int:
@@ -338,7 +346,7 @@ class StageStation(_Station):
                 return None
             if inbound is None:
                 continue  # a hello was offered
-            if inbound.incarnation is self._incarnation:
+            if inbound.session is self._session:
                 return inbound
             inbound.release()
             self._count_dropped()
@@ -349,9 +357,9 @@ class StageStation(_Station):
         wrong size.
         """
         try:
-            incarnation = inbound.incarnation
-            outbound = incarnation.outbound
-            if incarnation is not self._incarnation or outbound is None:
+            session = inbound.session
+            outbound = session.outbound
+            if session is not self._session or outbound is None:
                 self._count_dropped()
                 return
             limits, slot, header = self._limits, inbound.slot, inbound.header
@@ -370,7 +378,7 @@ class StageStation(_Station):
             try:
                 _send(outbound, slot.view, begin, tensor)
             except LinkLost as lost:
-                self._end(incarnation, lost.news)
+                self._end(session, lost.close_reason)
         finally:
             inbound.release()
 
@@ -379,19 +387,19 @@ class StageStation(_Station):
         self._closed = True
         self._acceptor.close()
         with self._lock:
-            incarnation, pending, self._pending = self._incarnation, self._pending, None
+            session, pending, self._pending = self._session, self._pending, None
         if pending is not None:
             pending[0].close(0)
-        if incarnation is not None:
-            self._leave(incarnation)
+        if session is not None:
+            self._leave(session)
         self._queue.put(None)
 
     def _offer(self, connection: Connection, hello: Hello) -> Close | None:
         with self._lock:
             if self._closed:
-                return self._news("shutdown", "is shutting down")
+                return self._close_reason("shutdown", "is shutting down")
             seen = self._highest
-            refusal = judge_hello(self._ring, hello, seen)
+            refusal = validate_hello(self._ring, hello, seen)
             if refusal is not None:
                 return refusal
             self._highest = hello.epoch
@@ -405,29 +413,29 @@ class StageStation(_Station):
         """Between steps: end the old epoch, begin the one that was offered, say hello to the successor."""
         with self._lock:
             pending, self._pending = self._pending, None
-            old = self._incarnation
+            old = self._session
         if pending is None:
             return
         connection, hello, seen = pending
         if old is not None:
-            self._end(old, self._news("superseded", f"epoch {hello.epoch} replaces {old.epoch}", hello.epoch))
+            self._end(old, self._close_reason("superseded", f"epoch {hello.epoch} replaces {old.epoch}", hello.epoch))
         # The slots of the old epoch come back: from its reader, then from the queue.
         if self._last_inbound is not None:
             self._last_inbound.wait_quiet(self._timing.silence_seconds)
         self._drain()
-        incarnation = _Incarnation(hello.epoch)
+        session = RingSession(hello.epoch)
         with self._lock:
-            self._incarnation = incarnation
+            self._session = session
         EPOCH.set(hello.counter)
-        self._attach_inbound(incarnation, connection)
-        self._last_inbound = incarnation.inbound
+        self._attach_inbound(session, connection)
+        self._last_inbound = session.inbound
         entry = self._ring.own_entry(kv_id=self._kv_id, seen=seen)
         try:
             onward = dial(self._transport, self._successor_address, self._ring, hello.with_entry(entry), self._timing)
         except LinkLost as lost:
-            self._end(incarnation, lost.news)
+            self._end(session, lost.close_reason)
             return
-        self._attach_outbound(incarnation, onward)
+        self._attach_outbound(session, onward)
 
     def _drain(self) -> None:
         while True:
@@ -439,27 +447,27 @@ class StageStation(_Station):
                 inbound.release()
                 self._count_dropped()
 
-    def _deliver(self, incarnation: _Incarnation, slot: Slot, header: Header, step: Step) -> None:
-        self._queue.put(Inbound(incarnation, slot, header, step))
+    def _deliver(self, session: RingSession, slot: Slot, header: Header, step: Step) -> None:
+        self._queue.put(Inbound(session, slot, header, step))
 
 
 class _Lost:
     """Stands in the End Model's queue behind the last frame of an epoch that was lost."""
 
-    def __init__(self, incarnation: _Incarnation) -> None:
-        self.incarnation = incarnation
+    def __init__(self, session: RingSession) -> None:
+        self.session = session
 
 
 class _Home:
-    """The hello that came home, with the last stage's connection."""
+    """The hello that returned, with the last stage's connection."""
 
-    def __init__(self, incarnation: _Incarnation, connection: Connection, hello: Hello) -> None:
-        self.incarnation = incarnation
+    def __init__(self, session: RingSession, connection: Connection, hello: Hello) -> None:
+        self.session = session
         self.connection = connection
         self.hello = hello
 
 
-class EndStation(_Station):
+class EndModelCommunicator(_Communicator):
     """The End Model's place in the ring. `connect`, `send` and `receive` belong to the engine's thread."""
 
     def __init__(
@@ -485,79 +493,77 @@ class EndStation(_Station):
         self._frame = SlotPool(self._limits).take() or Slot(self._slots, self._limits.max_frame_bytes)
         self._expected: deque[tuple[int, int]] = deque()  # (step, rows) of frames that are out
         self._unreleased: list[Returned] = []
-        self._joined: _Incarnation | None = None  # the epoch that send and receive belong to
+        self._joined: RingSession | None = None  # the epoch that send and receive belong to
 
     @property
-    def state(self) -> StationState:
+    def state(self) -> CommunicatorState:
         return self._state(Epoch(self._epochs.highest, self._epochs.id))
 
     @property
     def frames_out(self) -> int:
-        """Frames that were sent and are not home."""
+        """Frames that were sent and have not returned."""
         return len(self._expected)
 
     def connect(self) -> RingInfo:
         """Open an epoch: one attempt, which goes above any higher counter that stages report.
 
-        Returns when the hello is home. Raises RingDown(reason, code) with the root cause within
-        connect_seconds, SupersededError if another End Model has the chain and this process must exit.
+        Returns when the hello has returned. Raises RingDown(reason, code) with the root cause within
+        connect_seconds, SupersededError if another End Model has the replica and this process must exit.
         """
         self.start()
         self._joined = None
         deadline = time.monotonic() + self._timing.connect_seconds
         with self._lock:
-            old = self._incarnation
+            old = self._session
         if old is not None:
             self._end(
                 old,
-                self._news("superseded", "opens a new epoch", Epoch(self._epochs.highest + 1, self._epochs.id)),
+                self._close_reason("superseded", "opens a new epoch", Epoch(self._epochs.highest + 1, self._epochs.id)),
             )
         if self._last_inbound is not None:
             self._last_inbound.wait_quiet(self._timing.silence_seconds)
         self._drain()
         # Each stage can be behind once by what another one has seen; beyond that two End Models race.
-        for _ in range(len(self._ring.stations) + 1):
+        for _ in range(len(self._ring.members) + 1):
             epoch = self._epochs.next()
-            incarnation = _Incarnation(epoch)
+            session = RingSession(epoch)
             try:
-                return self._open(incarnation, deadline)
+                return self._open(session, deadline)
             except LinkLost as lost:
-                self._end(incarnation, lost.news)
-                news = incarnation.lost or lost.news
-            verdict = self._epochs.judge(news, opened=epoch)
-            if verdict is Verdict.EXIT:
-                raise SupersededError(str(news))
-            if verdict is Verdict.GIVE_UP or time.monotonic() >= deadline:
+                self._end(session, lost.close_reason)
+                close_reason = session.lost or lost.close_reason
+            decision = self._epochs.decide(close_reason, opened=epoch)
+            if decision is Decision.EXIT:
+                raise SupersededError(str(close_reason))
+            if decision is Decision.GIVE_UP or time.monotonic() >= deadline:
                 break
-        raise RingDown(str(news), news.code)
+        raise RingDown(str(close_reason), close_reason.code)
 
-    def _open(self, incarnation: _Incarnation, deadline: float) -> RingInfo:
+    def _open(self, session: RingSession, deadline: float) -> RingInfo:
         with self._lock:
-            self._incarnation = incarnation
-        entry = self._ring.own_entry(kv_id=self._kv_id, seen=Epoch(incarnation.epoch.counter - 1, NO_EPOCH.id))
-        hello = new_hello(self._ring.plan, self._ring.identity, incarnation.epoch).with_entry(entry)
-        self._attach_outbound(
-            incarnation, dial(self._transport, self._successor_address, self._ring, hello, self._timing)
-        )
+            self._session = session
+        entry = self._ring.own_entry(kv_id=self._kv_id, seen=Epoch(session.epoch.counter - 1, NO_EPOCH.id))
+        hello = new_hello(self._ring.plan, self._ring.identity, session.epoch).with_entry(entry)
+        self._attach_outbound(session, dial(self._transport, self._successor_address, self._ring, hello, self._timing))
         while True:
             try:
                 item = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
                 seconds = self._timing.connect_seconds
-                news = self._news("unreachable", f"the hello did not come home within {seconds:.1f} s")
-                raise LinkLost(news) from None
-            if item.incarnation is not incarnation:
+                close_reason = self._close_reason("unreachable", f"the hello did not return within {seconds:.1f} s")
+                raise LinkLost(close_reason) from None
+            if item.session is not session:
                 _discard(item)
             elif isinstance(item, _Lost):
-                raise LinkLost(incarnation.lost or self._news("lost", "the ring was lost"))
+                raise LinkLost(session.lost or self._close_reason("lost", "the ring was lost"))
             elif isinstance(item, _Home):
                 self._expected.clear()
-                self._attach_inbound(incarnation, item.connection)
-                self._last_inbound = incarnation.inbound
+                self._attach_inbound(session, item.connection)
+                self._last_inbound = session.inbound
                 self._epochs.held = True
-                EPOCH.set(incarnation.epoch.counter)
-                self._joined = incarnation
-                return RingInfo(incarnation.epoch, tuple(item.hello.entries))
+                EPOCH.set(session.epoch.counter)
+                self._joined = session
+                return RingInfo(session.epoch, tuple(item.hello.entries))
 
     def send(self, step: int, batch: Batch, hidden: Buffer, tokens: int) -> None:
         """Send a step round the ring. hidden: bytes [tokens × hidden_size × itemsize], C-contiguous.
@@ -565,7 +571,7 @@ class EndStation(_Station):
         Raises RingDown or SupersededError if the ring is lost; FrameError, and nothing is sent, if the batch
         breaks the plan's limits, or if more than `frames_in_flight` frames would be out.
         """
-        incarnation = self._require()
+        session = self._require()
         limits, slot = self._limits, self._frame
         self._unreleased = [returned for returned in self._unreleased if returned._held]
         if len(self._expected) >= limits.frames_in_flight or len(self._unreleased) > 1:
@@ -575,27 +581,27 @@ class EndStation(_Station):
             )
         if tokens != batch.tokens:
             raise FrameError(f"hidden has {tokens} rows, the batch has {batch.tokens} tokens")
-        header = build_step(slot.view, slot.ints, limits=limits, epoch=incarnation.epoch, step=step, batch=batch)
+        header = build_step(slot.view, slot.ints, limits=limits, epoch=session.epoch, step=step, batch=batch)
         tensor = _as_bytes(hidden)
         if len(tensor) != (expected := tokens * limits.row_bytes):
             raise FrameError(f"hidden has {len(tensor)} bytes, {tokens} rows of {limits.hidden_size} take {expected}")
         self._expected.append((step, limits.home_rows(tokens=tokens, rows=header.rows)))
-        outbound = incarnation.outbound
-        assert outbound is not None  # noqa: S101 (set before the hello came home)
+        outbound = session.outbound
+        assert outbound is not None  # noqa: S101 (set before the hello returned)
         try:
             _send(outbound, slot.view, tensor_offset(value_count(header)), tensor)
         except LinkLost as lost:
-            self._end(incarnation, lost.news)
-            self._raise(incarnation)
+            self._end(session, lost.close_reason)
+            self._raise(session)
 
     def receive(self, timeout_seconds: float) -> Returned | None:
-        """The next frame that came home, in the order sent; None after the time.
+        """The next frame that returned, in the order sent; None after the time.
 
-        Raises RingDown, or SupersededError, once the ring is lost and all frames that came home before were
+        Raises RingDown, or SupersededError, once the ring is lost and all frames that returned before were
         received.
         """
-        incarnation = self._joined
-        if incarnation is None:
+        session = self._joined
+        if session is None:
             raise RingDown(self._reason)
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -603,22 +609,22 @@ class EndStation(_Station):
                 item = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
             except Empty:
                 return None
-            if item.incarnation is not incarnation or isinstance(item, _Home):
+            if item.session is not session or isinstance(item, _Home):
                 _discard(item)
                 continue
             if isinstance(item, _Lost):
-                self._raise(incarnation)
+                self._raise(session)
             expected = self._expected.popleft() if self._expected else None
             if expected != (item.step, item.rows):
                 item.release()
                 self._end(
-                    incarnation,
-                    self._news(
+                    session,
+                    self._close_reason(
                         "bad_frame",
-                        f"step {item.step} with {item.rows} rows came home, step and rows {expected} were due",
+                        f"step {item.step} with {item.rows} rows returned, step and rows {expected} were due",
                     ),
                 )
-                self._raise(incarnation)
+                self._raise(session)
             self._unreleased.append(item)
             return item
 
@@ -627,53 +633,53 @@ class EndStation(_Station):
         it.
         """
         with self._lock:
-            incarnation = self._incarnation
-        if incarnation is not None:
-            self._end(incarnation, self._news("deadline", reason))
+            session = self._session
+        if session is not None:
+            self._end(session, self._close_reason("deadline", reason))
 
     def close(self) -> None:
         """Leave the ring, telling the stages, and stop listening. Any thread."""
         self._closed = True
         self._acceptor.close()
         with self._lock:
-            incarnation = self._incarnation
-        if incarnation is not None:
-            self._leave(incarnation)
+            session = self._session
+        if session is not None:
+            self._leave(session)
 
-    def _require(self) -> _Incarnation:
-        incarnation = self._joined
-        if incarnation is None:
+    def _require(self) -> RingSession:
+        session = self._joined
+        if session is None:
             raise RingDown(self._reason)
-        if incarnation.lost is not None:
-            self._raise(incarnation)
-        return incarnation
+        if session.lost is not None:
+            self._raise(session)
+        return session
 
-    def _raise(self, incarnation: _Incarnation) -> NoReturn:
+    def _raise(self, session: RingSession) -> NoReturn:
         self._joined = None
-        news = incarnation.lost or self._news("lost", "the ring was lost")
-        if self._epochs.judge(news, opened=incarnation.epoch) is Verdict.EXIT:
-            raise SupersededError(str(news))
-        raise RingDown(str(news), news.code)
+        close_reason = session.lost or self._close_reason("lost", "the ring was lost")
+        if self._epochs.decide(close_reason, opened=session.epoch) is Decision.EXIT:
+            raise SupersededError(str(close_reason))
+        raise RingDown(str(close_reason), close_reason.code)
 
-    def _on_lost(self, incarnation: _Incarnation) -> None:
-        self._queue.put(_Lost(incarnation))
+    def _on_lost(self, session: RingSession) -> None:
+        self._queue.put(_Lost(session))
 
     def _offer(self, connection: Connection, hello: Hello) -> Close | None:
         with self._lock:
-            incarnation = self._incarnation
-            if self._closed or incarnation is None:
-                return self._news("stale_epoch", f"refused: epoch {hello.epoch} is over")
-            refusal = judge_hello(self._ring, hello, incarnation.epoch)
-            if refusal is None and incarnation.hello is not None:
-                refusal = self._news("stale_epoch", f"refused: epoch {hello.epoch} is open already")
+            session = self._session
+            if self._closed or session is None:
+                return self._close_reason("stale_epoch", f"refused: epoch {hello.epoch} is over")
+            refusal = validate_hello(self._ring, hello, session.epoch)
+            if refusal is None and session.hello is not None:
+                refusal = self._close_reason("stale_epoch", f"refused: epoch {hello.epoch} is open already")
             if refusal is not None:
                 return refusal
-            incarnation.hello = hello
-        self._queue.put(_Home(incarnation, connection, hello))
+            session.hello = hello
+        self._queue.put(_Home(session, connection, hello))
         return None
 
-    def _deliver(self, incarnation: _Incarnation, slot: Slot, header: Header, step: Step) -> None:
-        self._queue.put(Returned(incarnation, slot, header, step))
+    def _deliver(self, session: RingSession, slot: Slot, header: Header, step: Step) -> None:
+        self._queue.put(Returned(session, slot, header, step))
 
     def _drain(self) -> None:
         while True:
