@@ -12,7 +12,7 @@ from typing import Any
 
 from languagepipes_api.quantity import parse_resource_quantity
 
-from languagepipes_operator.observe.snapshot import Manifest
+from languagepipes_operator.kube.kinds import Manifest
 
 # Lists that server-side apply merges by key (x-kubernetes-list-map-keys), by the field that holds them.
 _MERGE_KEYS: dict[str, tuple[str, ...]] = {

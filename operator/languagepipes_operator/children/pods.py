@@ -13,12 +13,11 @@ from typing import Any
 
 from languagepipes_api.member_settings import MemberSettings
 from languagepipes_api.names import LABEL_REPLICA, TELEMETRY_PORT
-from languagepipes_api.template import PodTemplate
 
-from languagepipes_operator.children import names
+from languagepipes_operator import names
 from languagepipes_operator.children.labels import metadata, ring_selector
-from languagepipes_operator.children.settings import ManifestSettings
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
 
 USER_ID = 65532
 # How long a pod stays bound to a node that is not ready or cannot be reached. Kubernetes' own default is 300 s.
@@ -69,16 +68,6 @@ def secret_files(name: str, secret: str, path: str, *, key: str | None = None, a
     """A Secret's keys as files, or one `key` of it as `as_file`. Whole directories: a subPath is never renewed."""
     items = {} if key is None else {"items": [{"key": key, "path": as_file}]}
     return Files(name, {"secret": {"secretName": secret, "defaultMode": _SECRET_MODE, **items}}, path)
-
-
-def template_fields(template: PodTemplate | None) -> dict[str, Any]:
-    """A `template` as a manifest, with what its author wrote alone; {} where there is none."""
-    if template is None:
-        return {}
-    found: dict[str, Any] = template.pod_fields()
-    if template.resources is not None:
-        found["resources"] = template.resources.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return found
 
 
 def deployment(
@@ -138,11 +127,6 @@ def pod_spec(
         if template.get(key):
             spec[key] = template[key]
     return spec
-
-
-def inputs_of(settings: ManifestSettings) -> dict[str, Any]:
-    """Which of the operator's settings shape every pod, for `rendered`: only where they are not at their default."""
-    return {} if settings.fixed_ids else {"fixed_ids": False}
 
 
 def tolerations(asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

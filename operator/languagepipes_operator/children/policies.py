@@ -29,10 +29,12 @@ from languagepipes_api.names import (
     TELEMETRY_PORT,
 )
 
-from languagepipes_operator.children import names
+from languagepipes_operator import names
 from languagepipes_operator.children.labels import OPERATOR_LABELS, labels, labels_of_pipe, metadata, ring_selector
-from languagepipes_operator.children.settings import ManifestSettings
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
+from languagepipes_operator.observe.stored_plans import StoredPlan
+from languagepipes_operator.settings import OperatorSettings
 
 Peer = dict[str, Any]
 Rule = dict[str, Any]
@@ -43,7 +45,7 @@ _DNS_PORTS = [{"protocol": protocol, "port": port} for port in (53, 5353) for pr
 _HTTP_PORT, _HTTPS_PORT = 80, 443
 
 
-def store_policy(snapshot: Snapshot, settings: ManifestSettings) -> Manifest:
+def store_policy(snapshot: Snapshot, settings: OperatorSettings) -> Manifest:
     """Members and the operator in; the model's source and DNS out."""
     pipe = snapshot.pipe.name
     readers: list[Peer] = [{"podSelector": ring_selector(pipe)}]
@@ -57,10 +59,10 @@ def store_policy(snapshot: Snapshot, settings: ManifestSettings) -> Manifest:
     )
 
 
-def ring_policies(snapshot: Snapshot, kept: StoredPlan | None) -> list[Manifest]:
+def ring_policies(snapshot: Snapshot, stored: StoredPlan | None) -> list[Manifest]:
     """The End Model's, and one for each stage."""
     pipe = snapshot.pipe.name
-    counts = _stage_counts(snapshot, kept)
+    counts = _stage_counts(snapshot, stored)
     if not counts:
         return []
     end_model: Peer = {"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "end-model"}}}
@@ -98,7 +100,7 @@ def ring_policies(snapshot: Snapshot, kept: StoredPlan | None) -> list[Manifest]
     return found
 
 
-def _stage_counts(snapshot: Snapshot, kept: StoredPlan | None) -> list[int]:
+def _stage_counts(snapshot: Snapshot, stored: StoredPlan | None) -> list[int]:
     """How many stages the plans in force have, ascending: the wanted one, and those whose members are still there."""
     live: dict[str, int] = {}
     children = snapshot.children
@@ -108,8 +110,8 @@ def _stage_counts(snapshot: Snapshot, kept: StoredPlan | None) -> list[int]:
         if place.isdecimal():
             plan = found.get(LABEL_PLAN, "")
             live[plan] = max(live.get(plan, 0), int(place))
-    if kept is not None:
-        live[kept.plan.hash] = len(kept.plan.stages)
+    if stored is not None:
+        live[stored.plan.hash] = len(stored.plan.stages)
     return sorted(set(live.values()))
 
 
@@ -117,7 +119,7 @@ def _stage(pipe: str, place: int) -> Peer:
     return {"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "stage", LABEL_STAGE: str(place)}}}
 
 
-def _operator(settings: ManifestSettings) -> list[Peer]:
+def _operator(settings: OperatorSettings) -> list[Peer]:
     """The operator's pods. Outside a cluster it has none, and comes through a proxy that no policy can name."""
     if not settings.pod_namespace:
         return []

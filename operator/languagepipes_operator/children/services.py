@@ -6,9 +6,10 @@ from typing import Any
 
 from languagepipes_api.names import API_PORT, LABEL_ROLE, RING_PORT, STORE_PORT
 
-from languagepipes_operator.children import names
+from languagepipes_operator import names
 from languagepipes_operator.children.labels import labels, labels_of_pipe, metadata
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
 
 
 def api_service(snapshot: Snapshot) -> Manifest:

@@ -12,9 +12,8 @@ from languagepipes_api.names import API_GROUP, KIND, LABEL_MANAGED_BY, LABEL_PIP
 
 from languagepipes_operator.kube.client import Kube, KubeError
 from languagepipes_operator.kube.informer import Informer, ObjectKey, key_of, trimmed, trimmed_pod
-from languagepipes_operator.kube.kinds import CHILDREN, NODE, POD, Kind
+from languagepipes_operator.kube.kinds import CHILDREN, NODE, POD, Kind, Manifest
 from languagepipes_operator.metrics import Metrics
-from languagepipes_operator.observe.snapshot import Manifest
 
 _OURS = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 
 from languagepipes_api.names import TELEMETRY_PORT
 
+from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.ownership import container_state, container_statuses, is_active
-from languagepipes_operator.observe.snapshot import Manifest
 
 PERIOD_SECONDS = 3.0
 _ANSWER_SECONDS = 1.5

@@ -21,7 +21,7 @@ import httpx
 from languagepipes_api.names import STORE_PORT, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
 from pydantic import ValidationError
 
-from languagepipes_operator.certificates.secrets import Credentials
+from languagepipes_operator.certificates.authority import Credentials
 from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.snapshot import StoreReport

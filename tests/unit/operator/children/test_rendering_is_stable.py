@@ -8,11 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from languagepipes_operator.apply.surplus import surplus_children
 from languagepipes_operator.certificates.authority import new_ca
-from languagepipes_operator.children import store_children, stored_plan
 from languagepipes_operator.decide.last_applied import pack, unpack
-from languagepipes_operator.observe.snapshot import Manifest, StoreReport
-from languagepipes_operator.reconcile import decide
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import StoreReport
+from languagepipes_operator.observe.stored_plans import stored_plan
+from languagepipes_operator.settings import OperatorSettings
 from support.example_pipes import (
     container_of,
     living,
@@ -22,6 +24,7 @@ from support.example_pipes import (
     pod_of_deployment,
     rendered,
     settings,
+    store_children,
     stored_plan_of,
     waiting,
     with_pods,
@@ -87,7 +90,7 @@ def test_a_deployment_edited_by_hand_is_wanted_as_it_was() -> None:
         pytest.param(lambda manifest: pack({"padding": "x" * 2**20}), id="too large"),
     ],
 )
-def test_a_rendering_that_is_not_of_this_deployment_is_not_silence_timeout(spoil: Any) -> None:
+def test_a_rendering_that_is_not_of_this_deployment_is_not_applied(spoil: Any) -> None:
     snapshot = pipe_snapshot()
     before = rendered(snapshot)
     spoiled = json.loads(json.dumps(before))
@@ -168,15 +171,15 @@ def test_a_store_that_ran_waits_for_its_image_for_two_minutes_before_it_takes_an
 
 def test_a_planned_pipes_store_alone_takes_the_operators_image_where_its_own_is_gone() -> None:
     snapshot = pipe_snapshot()
-    kept = stored_plan_of(snapshot)
-    before = rendered(snapshot, kept)
+    stored = stored_plan_of(snapshot)
+    before = rendered(snapshot, stored)
     stuck = with_pods(living(snapshot, before), [pod_of_deployment(store_of(before), state=waiting("ErrImagePull"))])
 
-    after = rendered(stuck, kept, node_image="languagepipes-node:2")
+    after = rendered(stuck, stored, node_image="languagepipes-node:2")
 
     assert [one for one in after if one not in before] == [store_of(after)]
     assert container_of(store_of(after))["image"] == "languagepipes-node:2"
-    assert rendered(living(snapshot, after), kept, node_image="languagepipes-node:2") == after
+    assert rendered(living(snapshot, after), stored, node_image="languagepipes-node:2") == after
 
 
 def test_a_mirror_of_the_hub_is_told_to_stores_of_hub_sources_alone() -> None:
@@ -241,17 +244,19 @@ def test_other_authorities_roll_the_store_alone_and_none_bring_back_what_was() -
 @pytest.mark.parametrize("planned", [False, True])
 def test_authorities_that_are_no_longer_trusted_are_pruned(planned: bool) -> None:
     snapshot, old = pipe_snapshot(), settings(hub_ca_bundle=authorities("one"))
-    kept = stored_plan_of(snapshot)
-    before = rendered(snapshot, kept, hub_ca_bundle=old.hub_ca_bundle) if planned else store_children(snapshot, old)
+    stored = stored_plan_of(snapshot)
+    before = rendered(snapshot, stored, hub_ca_bundle=old.hub_ca_bundle) if planned else store_children(snapshot, old)
     (config_map,) = of_kind(before, "ConfigMap", "store")
 
-    unchanged, changed = (
-        decide(living(snapshot, before), told, kept if planned else None)
-        for told in (old, settings(hub_ca_bundle=authorities("another")))
-    )
+    def pruned(operator: OperatorSettings) -> list[Manifest]:
+        live = living(snapshot, before)
+        wanted = (
+            rendered(live, stored, hub_ca_bundle=operator.hub_ca_bundle) if planned else store_children(live, operator)
+        )
+        return of_kind(surplus_children(wanted, live.children, planned=planned), "ConfigMap")
 
-    assert [item for item in unchanged.surplus if item["kind"] == "ConfigMap"] == []
-    assert [item for item in changed.surplus if item["kind"] == "ConfigMap"] == [config_map]
+    assert pruned(old) == []
+    assert pruned(settings(hub_ca_bundle=authorities("another"))) == [config_map]
 
 
 def test_a_store_edited_by_hand_before_there_is_a_plan_is_wanted_as_it_was() -> None:
@@ -282,14 +287,14 @@ def told_revision(manifests: list[Manifest]) -> str:
 
 def test_a_store_that_lost_its_volume_after_its_branch_moved_is_told_the_plans_commit() -> None:
     snapshot = pipe_snapshot()
-    kept = stored_plan_of(snapshot)
-    before = rendered(snapshot, kept)
-    same = StoreReport(answered=True, facts=kept.facts)
-    moved = StoreReport(answered=True, facts=replace(kept.facts, revision="another"))
+    stored = stored_plan_of(snapshot)
+    before = rendered(snapshot, stored)
+    same = StoreReport(answered=True, facts=stored.facts)
+    moved = StoreReport(answered=True, facts=replace(stored.facts, revision="another"))
 
-    at_first = rendered(replace(living(snapshot, before), store=same), kept)
-    then = rendered(replace(living(snapshot, before), store=moved), kept)
-    later = rendered(replace(living(snapshot, then), store=None), kept)
+    at_first = rendered(replace(living(snapshot, before), store=same), stored)
+    then = rendered(replace(living(snapshot, before), store=moved), stored)
+    later = rendered(replace(living(snapshot, then), store=None), stored)
 
     assert (told_revision(at_first), told_revision(then), told_revision(later)) == ("main", "c0ffee", "c0ffee")
     assert at_first == before
@@ -317,10 +322,10 @@ def test_a_plan_for_the_new_image_takes_the_store_along() -> None:
 
 def test_other_reasons_for_the_same_plan_change_no_deployment_and_no_config_map() -> None:
     snapshot = pipe_snapshot()
-    kept = stored_plan_of(snapshot)
-    before = rendered(snapshot, kept)
-    stages = tuple(replace(stage, reason="because") for stage in kept.plan.stages)
-    reworded = replace(kept, plan=replace(kept.plan, reasons=("other words",), stages=stages))
+    stored = stored_plan_of(snapshot)
+    before = rendered(snapshot, stored)
+    stages = tuple(replace(stage, reason="because") for stage in stored.plan.stages)
+    reworded = replace(stored, plan=replace(stored.plan, reasons=("other words",), stages=stages))
 
     assert inputs_of(rendered(snapshot, reworded)) == inputs_of(before)
     assert rendered(living(snapshot, before), reworded) == before
@@ -342,11 +347,11 @@ def test_other_reasons_for_the_same_plan_change_no_deployment_and_no_config_map(
     ],
 )
 def test_a_changed_field_rolls_only_the_pods_that_it_shapes(change: dict[str, Any], rolled: set[str]) -> None:
-    kept = stored_plan_of(pipe_snapshot())
-    before = rendered(pipe_snapshot(), kept)
+    stored = stored_plan_of(pipe_snapshot())
+    before = rendered(pipe_snapshot(), stored)
     live = living(pipe_snapshot(**change), before).children
 
-    after = rendered(pipe_snapshot(**change, children=live), kept)
+    after = rendered(pipe_snapshot(**change, children=live), stored)
 
     old = {manifest["metadata"]["name"]: manifest for manifest in of_kind(before, "Deployment")}
     changed = {
@@ -359,11 +364,11 @@ def test_a_changed_field_rolls_only_the_pods_that_it_shapes(change: dict[str, An
 
 def test_the_plan_comes_back_from_its_config_map_as_it_went_in() -> None:
     snapshot = pipe_snapshot()
-    kept = stored_plan_of(snapshot)
+    stored = stored_plan_of(snapshot)
 
-    (config_map,) = of_kind(rendered(snapshot, kept), "ConfigMap")
+    (config_map,) = of_kind(rendered(snapshot, stored), "ConfigMap")
 
-    assert stored_plan(config_map) == kept
+    assert stored_plan(config_map) == stored
 
 
 @pytest.mark.parametrize("spoil", [{}, {"plan.json": "{}"}, {"plan.json": "nothing"}])
