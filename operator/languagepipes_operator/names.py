@@ -55,7 +55,7 @@ def cache_claim(pipe: str) -> str:
 
 
 def api_service(pipe: str) -> str:
-    """The Service that clients use. Its name is in everybody's URL, so it is the pipe's, without a hash."""
+    """The Service that clients use. Its name is in the URL, so it is the pipe's, without a hash."""
     return pipe
 
 

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 class Wanted:
     """A decision as manifests. children: all that must exist, but Secrets; surplus: live children that must not.
 
-    surplus_secrets: of members that no longer exist. Where the pipe is paused, certificates alone are kept up to date.
+    surplus_secrets: of members that no longer exist. Where the pipe is paused, only certificates are kept up to date.
     """
 
     children: tuple[Manifest, ...]
@@ -97,7 +97,7 @@ class Reconciler:
         self.refused: set[ObjectKey] = set()
 
     def rest(self) -> None:
-        """Another replica acts from now on, and renews certificates."""
+        """Another replica of the operator leads from now on, and it renews the certificates."""
         self._metrics.certificate_seconds.clear()
 
     async def __call__(self, key: ObjectKey) -> float | None:

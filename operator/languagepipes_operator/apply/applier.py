@@ -36,7 +36,7 @@ from languagepipes_operator.observe.ownership import owned_by, title
 # Hash of the manifest as last applied: another hash is applied even if the live object holds all of it, since fields
 # that are no longer asked for must go.
 APPLIED_ANNOTATION = f"{API_GROUP}/applied"
-# Answers about this one object: others can still be written, and the status says which it was.
+# Answers about this one object: the others can still be written, and the status reports which was refused.
 _REFUSALS = (Invalid, Forbidden, Broken)
 
 
@@ -159,14 +159,14 @@ class Applier:
             self._settled[after["metadata"]["uid"]] = (_hash_of(manifest), _fingerprint(after))
 
     async def _count_as_applied(self, live: Manifest, kind: Kind) -> None:
-        """What our create set, so that the apply that follows takes away what it no longer asks for.
+        """Count what our create set as applied, so that the next apply removes what is no longer wanted.
 
         Raises Conflict, also where the object is another one by now.
         """
         now = await self._look(live, kind)
         entries = as_applied(now["metadata"].get("managedFields") or (), FIELD_MANAGER)
         if entries is None or now["metadata"]["uid"] != live["metadata"]["uid"]:
-            return  # of another one, the apply says so
+            return  # the apply reports that it is another object
         operations = [
             {"op": "replace", "path": "/metadata/managedFields", "value": entries},
             {"op": "replace", "path": "/metadata/resourceVersion", "value": now["metadata"]["resourceVersion"]},

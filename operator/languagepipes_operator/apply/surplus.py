@@ -1,4 +1,4 @@
-"""Which live children are no longer wanted. Pure. Secrets are not judged here: they follow the identities."""
+"""Which live children are no longer wanted. Pure. Secrets are left out: those follow the decision's identities."""
 
 from __future__ import annotations
 

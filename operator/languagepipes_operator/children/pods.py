@@ -1,8 +1,8 @@
 """The shape that all pods of a pipe share: restricted security, probes, files, and what a template may say.
 
 Pods meet the restricted profile of the Pod Security Standards
-(https://kubernetes.io/docs/concepts/security/pod-security-standards/), hold no service-account token and write to /tmp
-alone. Budgets of probes are constants, since changing them would roll pods.
+(https://kubernetes.io/docs/concepts/security/pod-security-standards/), hold no service-account token and write only to
+/tmp. Budgets of probes are constants, since changing them would roll pods.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Container:
-    """A pod's one container. environment: beside what its settings say."""
+    """A pod's one container. environment: further variables, beside its settings."""
 
     image: str
     pull_policy: str
@@ -130,7 +130,7 @@ def pod_spec(
 
 
 def tolerations(asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The template's, and ours for lost nodes unless it speaks of those itself."""
+    """The template's, and ours for lost nodes unless the template has its own for those."""
     ours = [
         {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
         for taint in _LOST_NODE_TAINTS
@@ -145,7 +145,7 @@ def tolerations(asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def ring_placement(pipe: str, replica: int, template: Mapping[str, Any], *, node: str | None) -> dict[str, Any]:
     """Where a ring member would rather be: on the plan's node, away from other members and other replicas.
 
-    All of it is soft. The template's own spread constraints stand in place of ours; its affinity stands before ours.
+    All of it is a preference. The template's spread constraints replace ours; its affinity comes before ours.
     """
     affinity = {key: dict(value) for key, value in template.get("affinity", {}).items()}
     if node is not None:
@@ -165,7 +165,7 @@ def ring_placement(pipe: str, replica: int, template: Mapping[str, Any], *, node
     spread = template.get("topologySpreadConstraints") or [
         {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
     ]
-    # The ring alone: a store that happens to be on one of two nodes would draw all stages to the other.
+    # Only members of the ring count: a store on one of two nodes would move all stages to the other.
     counted = {"labelSelector": ring_selector(pipe)}
     return {"affinity": affinity, "topologySpreadConstraints": [{**counted, **constraint} for constraint in spread]}
 
@@ -196,7 +196,7 @@ def _container(container: Container, files: Sequence[Files]) -> Manifest:
         },
         # The process answers once Python is up; importing torch from a cold disk delays it. 5 minutes.
         "startupProbe": _probe("/healthz", period=2, failures=150, timeout=5),
-        # A minute without progress while loading is the process's to judge; it depends on no other pod.
+        # The process itself decides when loading makes no progress (a minute); that depends on no other pod.
         "livenessProbe": _probe("/healthz", period=10, failures=3, timeout=10),
         "readinessProbe": _probe("/readyz", period=2, failures=2, timeout=3),
         "terminationMessagePath": "/dev/termination-log",

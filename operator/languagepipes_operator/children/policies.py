@@ -1,10 +1,10 @@
 """NetworkPolicies: who may open a connection to whom. One for each place in the ring, and one for the store.
 
 What the ring opens: the End Model dials stage 1, each stage dials its successor, and the last stage dials the End
-Model; everyone dials the store. So a place accepts the ring's port from its predecessor alone and may leave to its
-successor, the store and DNS. A selector of labels cannot say "of the same replica" without a policy for each replica
-and stage, which for 16 replicas of 64 stages were a thousand objects: here a place may reach its neighbours of any
-replica of the pipe, and the certificates, which name the replica, refuse the rest.
+Model; all dial the store. So a place accepts connections to the ring's port only from its predecessor, and opens
+connections only to its successor, the store and DNS. A selector of labels cannot express "of the same replica" without
+a policy for each replica and stage, which for 16 replicas of 64 stages were a thousand objects: here a place may reach
+its neighbours of any replica of the pipe, and the certificates, which name the replica, refuse the rest.
 
 A plan that goes away must not be cut off while its pods serve: the numbers of stages of all plans that still have
 Deployments or pods are in force together.
@@ -59,12 +59,10 @@ def store_policy(snapshot: Snapshot, settings: OperatorSettings) -> Manifest:
     )
 
 
-def ring_policies(snapshot: Snapshot, stored: StoredPlan | None) -> list[Manifest]:
+def ring_policies(snapshot: Snapshot, stored: StoredPlan) -> list[Manifest]:
     """The End Model's, and one for each stage."""
     pipe = snapshot.pipe.name
     counts = _stage_counts(snapshot, stored)
-    if not counts:
-        return []
     end_model: Peer = {"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "end-model"}}}
     to_store = _rule(
         "to", [{"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "store"}}}], STORE_PORT
@@ -76,7 +74,7 @@ def ring_policies(snapshot: Snapshot, stored: StoredPlan | None) -> list[Manifes
             {**labels_of_pipe(pipe), LABEL_ROLE: "end-model"},
             [
                 _rule("from", [_stage(pipe, last) for last in counts], RING_PORT),
-                # Clients, and whatever stands in front of them: an ingress controller may be on the host's network.
+                # Clients and ingress controllers, which may be on the host's network.
                 {"ports": [_tcp(API_PORT)]},
                 _telemetry(),
             ],
@@ -100,7 +98,7 @@ def ring_policies(snapshot: Snapshot, stored: StoredPlan | None) -> list[Manifes
     return found
 
 
-def _stage_counts(snapshot: Snapshot, stored: StoredPlan | None) -> list[int]:
+def _stage_counts(snapshot: Snapshot, stored: StoredPlan) -> list[int]:
     """How many stages the plans in force have, ascending: the wanted one, and those whose members are still there."""
     live: dict[str, int] = {}
     children = snapshot.children
@@ -110,8 +108,7 @@ def _stage_counts(snapshot: Snapshot, stored: StoredPlan | None) -> list[int]:
         if place.isdecimal():
             plan = found.get(LABEL_PLAN, "")
             live[plan] = max(live.get(plan, 0), int(place))
-    if stored is not None:
-        live[stored.plan.hash] = len(stored.plan.stages)
+    live[stored.plan.hash] = len(stored.plan.stages)
     return sorted(set(live.values()))
 
 
@@ -151,7 +148,7 @@ def _way_out(source: str, hub_endpoint: str) -> list[Rule]:
 
 
 def _port(parts: SplitResult) -> int | None:
-    """None also for one that does not exist, which a source may name: that is for the store to say."""
+    """None also for a port that cannot exist, which a source may name: the store reports that."""
     try:
         return parts.port
     except ValueError:

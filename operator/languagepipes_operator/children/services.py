@@ -13,7 +13,7 @@ from languagepipes_operator.observe.snapshot import Snapshot
 
 
 def api_service(snapshot: Snapshot) -> Manifest:
-    """Every End Model that is ready, of any replica and plan: ready means that a token went round its ring."""
+    """Every End Model that is ready, of any replica and plan: ready means that its ring's health check passed."""
     return _service(
         snapshot,
         names.api_service(snapshot.pipe.name),
@@ -38,7 +38,7 @@ def ring_service(snapshot: Snapshot) -> Manifest:
 
 
 def store_service(snapshot: Snapshot) -> Manifest:
-    """Also while the store is not ready: it tells its progress from the start."""
+    """Also while the store is not ready: it reports its progress from the start."""
     return _service(
         snapshot,
         names.store(snapshot.pipe.name),

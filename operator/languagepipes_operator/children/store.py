@@ -64,7 +64,7 @@ def hub_authorities(snapshot: Snapshot, settings: OperatorSettings) -> Manifest 
 def store_deployment(
     snapshot: Snapshot, decided: DeploymentDecision, settings: OperatorSettings, *, revision: str | None
 ) -> Manifest:
-    """revision: which of the model's revisions the store is told."""
+    """revision: of the model; None for a source that has none."""
     pipe = snapshot.pipe
     model = pipe.spec.model
     template = store_template(pipe.spec)

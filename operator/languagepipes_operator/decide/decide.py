@@ -40,7 +40,7 @@ def decide_with_plan(snapshot: Snapshot, settings: OperatorSettings, choice: Pla
     # 3. The replicas and their members. Without a plan for the spec as it stands, an older plan's replicas stay.
     replicas = () if choice.stored is None else replica_numbers(snapshot.children, snapshot.pipe.spec.replicas)
     members = () if choice.stored is None else decide_members(snapshot, choice.stored, settings, replicas=replicas)
-    # 4. Who needs a certificate: all that are wanted, and all that are still there.
+    # 4. Certificates are for all members that are wanted, and all that still exist.
     wanted = (store.deployment.identity, *(member.identity for member in members))
     return Decision(
         plan=choice.stored,
@@ -50,7 +50,7 @@ def decide_with_plan(snapshot: Snapshot, settings: OperatorSettings, choice: Pla
         store_revision=store.revision,
         replicas=replicas,
         members=members,
-        identities=_in_order({*wanted, *_there(snapshot)}),
+        identities=_in_order({*wanted, *_existing(snapshot)}),
         paused=snapshot.pipe.spec.paused,
     )
 
@@ -64,8 +64,8 @@ def _reported_facts(snapshot: Snapshot, settings: OperatorSettings) -> ModelFact
     return snapshot.store.facts if inputs_of(live) == wanted else None
 
 
-def _there(snapshot: Snapshot) -> Iterable[Identity]:
-    """Of the members of any plan that have a Deployment."""
+def _existing(snapshot: Snapshot) -> Iterable[Identity]:
+    """Stages and End Models of any plan that have a Deployment."""
     found = (identity_of(item, snapshot.pipe) for item in snapshot.children.deployments.values())
     return (identity for identity in found if identity is not None)
 

@@ -32,9 +32,10 @@ class DeploymentDecision:
 @dataclass(frozen=True)
 class Decision:
     """plan: the one in force for the spec as it stands; None with `refusal`, or while facts are awaited. plan_is_new:
-    whether it was made by this decision. store_revision: which revision the store is told. replicas: their numbers.
-    members: of all replicas, in the order of the ring, the End Model last; empty without a plan. identities: everyone
-    who needs a certificate: who is wanted, and who is still there. paused: the children are left as they are.
+    whether it was made by this decision. store_revision: which revision of the model the store
+    serves. replicas: their numbers. members: of all replicas, in the order of the ring, the End Model last; empty
+    without a plan. identities: all that need a certificate: the members that are wanted, and those that still exist.
+    paused: the children are left as they are.
     """
 
     store: DeploymentDecision

@@ -27,7 +27,7 @@ from languagepipes_operator.settings import OperatorSettings
 
 @dataclass(frozen=True)
 class StoreDecision:
-    """The store's Deployment, and the revision that it is told."""
+    """The store's Deployment, and the revision of the model that it serves."""
 
     deployment: DeploymentDecision
     revision: str | None
@@ -92,8 +92,8 @@ def _store_pods(snapshot: Snapshot) -> list[Manifest]:
 
 
 def _pinned_commit(snapshot: Snapshot, stored: StoredPlan | None, before: Manifest | None) -> str | None:
-    """The plan's commit, where the store must be told: its volume was lost and the branch has moved on since. Once told
-    it stays so; before that, telling it would cost a restart in the middle of the download.
+    """The plan's commit, where the store's settings must name it: its volume was lost, and the branch has moved on
+    since. Once named it stays; naming it earlier would cost a restart in the middle of the download.
     """
     if stored is None or not snapshot.pipe.spec.model.source.startswith("hf://"):
         return None

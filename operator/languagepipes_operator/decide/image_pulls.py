@@ -21,7 +21,7 @@ from languagepipes_operator.observe.ownership import (
     time_of,
 )
 
-# How long a pod waits for an image that others have run.
+# How long a pod may wait for an image that another pod has run.
 PATIENCE = timedelta(minutes=2)
 # As kubelet 1.37 spells them (pkg/kubelet/images/types.go).
 _REASONS = frozenset(
@@ -51,7 +51,7 @@ def cannot_be_pulled(image: str, deployments: Iterable[Manifest], pods: Iterable
 
 
 def image_of(owner: Manifest, pod_spec: Any) -> str:
-    """What the member's container runs, of `owner` or its template; others may be injected. "" if there is none."""
+    """The image of the member's own container in this pod (or template); sidecars may be injected. "" if none."""
     role = label(owner, LABEL_ROLE)
     containers = (pod_spec or {}).get("containers") or ()
     return next((str(each.get("image", "")) for each in containers if each.get("name") == role), "")

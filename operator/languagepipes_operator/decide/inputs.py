@@ -41,7 +41,7 @@ def member_inputs(pipe: LanguagePipe, stored: StoredPlan, identity: Identity, se
 
 
 def store_inputs(pipe: LanguagePipe, settings: OperatorSettings, *, pinned: str | None) -> str:
-    """Of the weights store. pinned: the commit that it is told in place of the spec's revision."""
+    """Of the weights store. pinned: the commit that it serves in place of the spec's revision."""
     model = pipe.spec.model
     token = model.token_secret_ref
     inputs: dict[str, Any] = {
@@ -90,7 +90,7 @@ def hub_authorities(pipe: LanguagePipe, settings: OperatorSettings) -> str:
 
 
 def hub_authorities_name(pipe: LanguagePipe, settings: OperatorSettings) -> str | None:
-    """The name of their ConfigMap, which follows from its content: others are another ConfigMap, and so another pod."""
+    """The name of their ConfigMap. It follows from the content: other authorities are another name, and another pod."""
     bundle = hub_authorities(pipe, settings)
     return names.hub_ca(pipe.name, digest(bundle)) if bundle else None
 
@@ -105,7 +105,7 @@ def _of_every_pod(settings: OperatorSettings) -> dict[str, Any]:
 
 
 def _template_fields(template: PodTemplate | None) -> dict[str, Any]:
-    """A `template` as a manifest, with what its author wrote alone; {} where there is none."""
+    """A `template` as a manifest, with only the fields that its author wrote; {} where there is none."""
     if template is None:
         return {}
     found: dict[str, Any] = template.pod_fields()

@@ -36,8 +36,8 @@ class LastApplied:
 def last_applied(snapshot: Snapshot, name: str) -> LastApplied | None:
     """How the live Deployment of that name was rendered; None if there is none, or if nothing usable is stored.
 
-    It counts only if it is the manifest of this very Deployment of this pipe: whoever may edit a Deployment must not
-    get the operator to write anything else.
+    Usable is only a manifest of this very Deployment of this pipe: a user who may edit a Deployment must not get the
+    operator to write anything else.
     """
     live = snapshot.children.deployments.get(name)
     manifest = rendering_of(live)

@@ -1,7 +1,7 @@
 """Which plan is in force: once made, a plan stays until a field of the spec that matters to it changes. Pure.
 
 The revision is pinned the same way: a stored plan has its model's facts, and as long as source and revision of the spec
-are those it was made for, nobody resolves them again. So is the node image, which all members of a pipe run: another
+are those it was made for, they are not resolved again. So is the node image, which all members of a pipe run: another
 one is another `StoredPlan` with the same layers.
 """
 

@@ -23,9 +23,9 @@ def replica_numbers(children: Children, replicas: int) -> tuple[int, ...]:
             continue
         ready = found.get(LABEL_ROLE) == "end-model" and live.get("status", {}).get("readyReplicas", 0) > 0
         answering[int(number)] = answering.get(int(number), False) or ready
-    kept = sorted(answering, key=lambda replica: (not answering[replica], replica))[:replicas]
-    free = (number for number in range(replicas + len(kept)) if number not in kept)
-    return tuple(sorted([*kept, *(next(free) for _ in range(replicas - len(kept)))]))
+    staying = sorted(answering, key=lambda replica: (not answering[replica], replica))[:replicas]
+    free = (number for number in range(replicas + len(staying)) if number not in staying)
+    return tuple(sorted([*staying, *(next(free) for _ in range(replicas - len(staying)))]))
 
 
 def ring(pipe: LanguagePipe, plan: Plan, replica: int) -> list[Identity]:

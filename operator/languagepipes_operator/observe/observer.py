@@ -1,6 +1,6 @@
-"""From caches to a Snapshot. In the steady state this asks nobody anything.
+"""Takes snapshots of pipes from the caches. In the steady state this sends no request.
 
-Only where something is not well are the API server (for Events) or members (for the bundle they use) asked.
+Only where something is not well it reads Events from the API server, or members' own /status.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from languagepipes_operator.planning.nodes import Node
 # A pod that is not ready for so long may have Events that say why.
 _UNWELL_AFTER = timedelta(seconds=5)
 _EVENTS_KEPT_SECONDS, _OLD_EVENTS_KEPT_SECONDS = 5.0, 30.0
-_NEWS_SECONDS = 300.0
+_RECENT_SECONDS = 300.0
 _ANSWER_SECONDS = 2.0
 
 
@@ -82,8 +82,8 @@ class _Warnings:
 
     def is_old(self, now: float) -> bool:
         """What has been unwell for long is looked at less often: each read is a whole list."""
-        kept = _EVENTS_KEPT_SECONDS if now - self.since < _NEWS_SECONDS else _OLD_EVENTS_KEPT_SECONDS
-        return now - self.read_at > kept
+        valid_seconds = _EVENTS_KEPT_SECONDS if now - self.since < _RECENT_SECONDS else _OLD_EVENTS_KEPT_SECONDS
+        return now - self.read_at > valid_seconds
 
 
 class Observer:
@@ -149,7 +149,7 @@ class Observer:
         return pod.get("spec", {}).get("nodeName") in self._reachability.lost
 
     def _seen(self, pod: Manifest) -> Manifest:
-        """On a node that does not answer: as the node controller will tell of it, half a minute later."""
+        """On a node that does not answer: not ready, as the node controller will mark it half a minute later."""
         if not self._is_lost(pod) or not is_ready(pod):
             return pod
         others = [each for each in pod["status"]["conditions"] if each.get("type") != "Ready"]
@@ -160,7 +160,7 @@ class Observer:
         found = self._caches.nodes
         if found is None or not wanted:
             return None
-        # Only members of pipes are watched: where strangers fill a node, the scheduler says so.
+        # Only members of pipes are watched: where other pods fill a node, the scheduler reports it.
         others: dict[str, list[Manifest]] = defaultdict(list)
         for pod in self._caches.pods():
             if pipe not in pipes_of(pod):
@@ -169,12 +169,12 @@ class Observer:
         return tuple(sorted(nodes, key=lambda node: node.name))
 
     async def _members(self, children: Children, now: datetime) -> dict[str, MemberReport]:
-        """All of them while the CA is rotated; else those that run and are not ready, for their own words."""
-        everybody = ca_is_rotated(children.secrets)
+        """Reports of all members while the CA is rotated; else of those that run and are not ready, for the reason."""
+        all_members = ca_is_rotated(children.secrets)
         pods = [
             pod
             for pod in children.pods.values()
-            if is_active(pod) and _ip(pod) and not self._is_lost(pod) and (everybody or _has_something_to_say(pod, now))
+            if is_active(pod) and _ip(pod) and not self._is_lost(pod) and (all_members or _explains_itself(pod, now))
         ]
         reports = await asyncio.gather(*(self._report(_ip(pod)) for pod in pods))
         return {
@@ -185,10 +185,10 @@ class Observer:
         where = f"[{host}]" if ":" in host else host
         try:
             answer = await self._http.get(f"http://{where}:{TELEMETRY_PORT}/status", timeout=_ANSWER_SECONDS)
-            said = _Status.model_validate_json(answer.content)
+            status = _Status.model_validate_json(answer.content)
         except (httpx.HTTPError, ValidationError):
             return None
-        return MemberReport(**said.model_dump())
+        return MemberReport(**status.model_dump())
 
     async def _events(self, namespace: str, about: Sequence[str]) -> dict[str, tuple[Manifest, ...]]:
         now, known = time.monotonic(), self._warnings.get(namespace)
@@ -210,8 +210,8 @@ class Observer:
         return {name: known.by_object[name] for name in about if name in known.by_object}
 
 
-def _has_something_to_say(pod: Manifest, now: datetime) -> bool:
-    """An End Model whose ring is down says why at once; a stage that goes on loading has nothing to explain."""
+def _explains_itself(pod: Manifest, now: datetime) -> bool:
+    """An End Model whose ring is down reports why at once; a stage that is still loading has nothing to report."""
     runs = any(container_state(each, "running") for each in container_statuses(pod))
     if not runs or is_ready(pod):
         return False
@@ -220,7 +220,7 @@ def _has_something_to_say(pod: Manifest, now: datetime) -> bool:
 
 
 def store_address(children: Children) -> Address | None:
-    """Where to ask the store, once the pod of its present form runs."""
+    """Where to ask the store, once a pod of its current Deployment runs."""
     store = store_of(children)
     if store.pod is None or not store.rolled_out or not _ip(store.pod):
         return None
@@ -237,7 +237,7 @@ def unwell(children: Children, now: datetime) -> list[str]:
 
 
 def unfinished(children: Children) -> bool:
-    """Whether something is on its way, or has stopped on it: then time alone may change what is to be said."""
+    """Whether something is still starting, or is stuck: then the status may change with time alone."""
     return not all(map(is_ready, children.pods.values())) or not all(map(_is_bound, children.claims.values()))
 
 
@@ -250,7 +250,7 @@ def _is_unscheduled(children: Children) -> bool:
 
 
 def _is_growing(pipe: LanguagePipe, children: Children) -> bool:
-    """Whether replicas are about to be made, which would rather be where others are not."""
+    """Whether replicas are about to be made, which prefer nodes without other replicas."""
     there = {label(item, LABEL_REPLICA) for item in children.deployments.values()} - {""}
     return 1 < pipe.spec.replicas > len(there)
 

@@ -29,9 +29,9 @@ from languagepipes_operator.observe.snapshot import Children, Snapshot
 
 @dataclass(frozen=True)
 class Member:
-    """One member, as wanted. stage: 1-based place, 0 for others; title: what people call it.
+    """One member, as wanted. stage: 1-based place, 0 for others; title: its name in messages.
 
-    pod: the one that counts (the newest that is neither ending nor over), if any. past: the others, newest first.
+    pod: the newest that is neither being deleted nor finished, if any. past: the others, newest first.
     """
 
     title: str

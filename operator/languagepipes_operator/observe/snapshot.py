@@ -17,7 +17,7 @@ from languagepipes_operator.planning.nodes import Node
 
 @dataclass(frozen=True)
 class StoreReport:
-    """What the pipe's store said when last asked, over mTLS.
+    """The pipe's store's last answer, over mTLS.
 
     facts: once it has them. phase: as /v1/progress spells it. reason and message: the source's error; final where
     `failed`, else the store tries again. answered: whether it answered this time; misses: how often not, in a row.
@@ -50,7 +50,7 @@ class MemberReport:
 @dataclass(frozen=True)
 class Children:
     """Live objects whose controller is this pipe's UID, by name. `foreign`: objects that carry a name that a child
-    needs and belong to somebody else, as "Kind/name": those are never touched.
+    needs and belong to another owner, as "Kind/name": those are never touched.
     """
 
     deployments: Mapping[str, Manifest] = field(default_factory=dict)
