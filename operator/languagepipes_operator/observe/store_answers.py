@@ -1,4 +1,4 @@
-"""A weights store's answers, as `up` and the operator on a cluster both read them: who answers, and what the answer holds.
+"""A weights store's answers, as `up` and the operator on a cluster both read them: who answers, and with what.
 
 The callers hold the connections: one asks with threads, the other in an event loop.
 """

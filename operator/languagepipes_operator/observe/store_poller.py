@@ -75,7 +75,7 @@ class Stores:
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def watch(self, pipe: ObjectKey, store: Identity, address: Address, client: Credentials) -> None:
-        """Ask that store from now on; no change if it is asked already with credentials that are not due for renewal."""
+        """Ask that store from now on; no change if it is asked already and the credentials are not due for renewal."""
         known = self._watched.get(pipe)
         same = known is not None and known.address == address
         if known is not None and same and known.client.bundle == client.bundle and not _is_old(known.client):
