@@ -26,8 +26,9 @@ from cluster import ControlPlane  # noqa: E402
 from languagepipes_api.spec import ModelSpec, parse_pipe  # noqa: E402
 from languagepipes_operator.children.plan_config import plan_config_map  # noqa: E402
 from languagepipes_operator.cli.model_facts import read_facts  # noqa: E402
-from languagepipes_operator.decide.plan_choice import inputs_of  # noqa: E402
-from languagepipes_operator.observe.snapshot import Children, Snapshot, StoredPlan  # noqa: E402
+from languagepipes_operator.observe.snapshot import Children, Snapshot  # noqa: E402
+from languagepipes_operator.observe.stored_plans import StoredPlan  # noqa: E402
+from languagepipes_operator.planning.inputs import plan_inputs  # noqa: E402
 from languagepipes_operator.planning.plan import plan  # noqa: E402
 from support.local_model import write_tiny_llama  # noqa: E402
 from support.operator_world import OperatorProcess, World, eventually, install_crd, settled  # noqa: E402
@@ -65,7 +66,7 @@ def _row(control_plane: ControlPlane, count: int, facts: Any) -> str:
 
         def make(number: int) -> None:
             raw = world.apply_pipe(f"pipe-{number}")
-            world.api.create(world.path("ConfigMap"), _kept(raw, facts))
+            world.api.create(world.path("ConfigMap"), _stored_plan(raw, facts))
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(make, range(count)))
@@ -89,11 +90,11 @@ def _row(control_plane: ControlPlane, count: int, facts: Any) -> str:
         world.close()
 
 
-def _kept(raw: dict[str, Any], facts: Any) -> dict[str, Any]:
+def _stored_plan(raw: dict[str, Any], facts: Any) -> dict[str, Any]:
     """The ConfigMap of the plan that follows from these facts."""
     pipe = parse_pipe(raw, local=False)
-    kept = StoredPlan(plan(pipe.spec, facts), facts, "languagepipes-node:test", inputs_of(pipe.spec))
-    return plan_config_map(Snapshot(pipe, raw, Children(), datetime.now(UTC)), kept)
+    stored = StoredPlan(plan(pipe.spec, facts), facts, "languagepipes-node:test", plan_inputs(pipe.spec))
+    return plan_config_map(Snapshot(pipe, raw, Children(), datetime.now(UTC)), stored)
 
 
 def _cpu(operator: OperatorProcess) -> float:

@@ -1,6 +1,7 @@
-"""One idempotent reconcile of one pipe: observe → decide → apply → report.
+"""One reconcile of one pipe: observe → decide → render → apply → report.
 
-Every event takes this one path, and so do a restart and a take-over: what is done follows from what is there.
+Every event takes this one path, and so do a restart and a take-over of the Lease: each step follows from what is
+observed, so that doing it again changes nothing.
 """
 
 from __future__ import annotations
@@ -8,75 +9,62 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE, LABEL_STAGE, Identity
+from languagepipes_api.names import Identity
 from languagepipes_api.resource_errors import ResourceError
 
-from languagepipes_operator import children as manifests
 from languagepipes_operator.apply.applier import Applied, Applier, ConflictError
-from languagepipes_operator.certificates import secrets as pki
-from languagepipes_operator.children.labels import ANNOTATION_INPUTS
-from languagepipes_operator.decide import plan_choice as plans
+from languagepipes_operator.apply.surplus import surplus_children
+from languagepipes_operator.certificates import secrets as certificates
+from languagepipes_operator.children import render
+from languagepipes_operator.decide.decide import decide
+from languagepipes_operator.decide.decision import Decision
+from languagepipes_operator.decide.requeue import seconds_to_next
 from languagepipes_operator.kube.client import Kube, NotFound
 from languagepipes_operator.kube.informer import ObjectKey
-from languagepipes_operator.kube.kinds import PIPE
+from languagepipes_operator.kube.kinds import PIPE, Manifest
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.observer import Observer, store_address, unfinished
 from languagepipes_operator.observe.pipes import Pipes
-from languagepipes_operator.observe.snapshot import Children, Decision, Manifest, Snapshot, StoredPlan
+from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.observe.store_poller import Stores
+from languagepipes_operator.observe.stored_plans import StoredPlan
 from languagepipes_operator.settings import OperatorSettings
 from languagepipes_operator.status.conditions import condition_in, status_of, unreadable_status
 from languagepipes_operator.status.event_recorder import EventRecorder
-
-# When to look again although nothing was heard: while something is not well, that its Events say why; while somebody
-# stands in the way, that they may have gone; while a pipe is not Ready, since more can change than is watched.
-_UNWELL_SECONDS = 5.0
-_BLOCKED_SECONDS = 30.0
-_NOT_READY_SECONDS = 60.0
-_LONGEST_SECONDS = 3600.0
+from languagepipes_operator.status.outcome import Outcome
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a snapshot asks for. children: all that must be, but Secrets; surplus: what must not be."""
+class Wanted:
+    """A decision as manifests. children: all that must exist, but Secrets; surplus: live children that must not.
 
-    chosen: plans.Chosen
+    surplus_secrets: of members that no longer exist. Where the pipe is paused, only certificates are kept up to date.
+    """
+
     children: tuple[Manifest, ...]
     surplus: tuple[Manifest, ...]
-    pki: pki.PkiDecision
-    stale_secrets: tuple[Manifest, ...] = ()
-    paused: bool = False
+    certificates: certificates.PkiDecision
+    surplus_secrets: tuple[Manifest, ...] = ()
 
 
-def decide(snapshot: Snapshot, settings: OperatorSettings, remembered: StoredPlan | None = None) -> Work:
-    """Pure, but for new keys. Takes milliseconds, so it belongs into a thread."""
-    paused = snapshot.pipe.spec.paused
-    # 1. The plan: the one that is kept, or a new one once the store of this very model has told its facts.
-    store = manifests.store_children(snapshot, settings)
-    chosen = plans.choose(
-        snapshot, facts=_facts(snapshot, store), node_image=settings.node_image, remembered=remembered
-    )
-    if paused and chosen.made:
-        chosen = plans.Chosen()
-    # 2. The children. Without a plan for the spec as it stands, an older plan's replicas go on as they are.
-    children = manifests.store_children(snapshot, settings, chosen.kept)
-    if chosen.kept is not None:
-        children += manifests.plan_children(snapshot, chosen.kept, settings)
-    surplus = [] if paused else _surplus(children, snapshot.children, all_roles=chosen.kept is not None)
-    # 3. Certificates for all that are wanted and all that are still there.
-    members = _identities(snapshot, [*children, *snapshot.children.deployments.values()])
-    certificates = pki.decide(snapshot, members)
-    named = {secret["metadata"]["name"] for secret in certificates.secrets}
-    stale = tuple(item for name, item in snapshot.children.secrets.items() if name not in named)
-    return Work(
-        chosen, () if paused else tuple(children), tuple(surplus), certificates, () if paused else stale, paused
+def wanted_of(snapshot: Snapshot, decision: Decision, settings: OperatorSettings) -> Wanted:
+    """Pure, but for new keys."""
+    secrets = certificates.decide(snapshot, decision.identities)
+    if decision.paused:
+        return Wanted((), (), secrets)
+    children = render(snapshot, decision, settings)
+    named = {secret["metadata"]["name"] for secret in secrets.secrets}
+    return Wanted(
+        children=tuple(children),
+        surplus=tuple(surplus_children(children, snapshot.children, planned=decision.plan is not None)),
+        certificates=secrets,
+        surplus_secrets=tuple(item for name, item in snapshot.children.secrets.items() if name not in named),
     )
 
 
@@ -109,7 +97,7 @@ class Reconciler:
         self.refused: set[ObjectKey] = set()
 
     def rest(self) -> None:
-        """Another replica acts from now on, and renews certificates."""
+        """Another replica of the operator leads from now on, and it renews the certificates."""
         self._metrics.certificate_seconds.clear()
 
     async def __call__(self, key: ObjectKey) -> float | None:
@@ -130,36 +118,44 @@ class Reconciler:
             self._forget(key)
             return None
         self._remember(key, raw)
+        # 1. Observe: from the caches of the watches; where something is not well, also from Events and members.
         try:
             snapshot = await self._observer.observe(raw)
         except ResourceError as error:
             await self._write_status(raw, unreadable_status(raw, str(error), raw.get("status"), now=datetime.now(UTC)))
             return None
-        work = await asyncio.to_thread(decide, snapshot, self._settings, self._plans.get(snapshot.uid))
-        applied = await self._apply(snapshot, work)
-        if work.chosen.kept is not None:
-            self._plans[snapshot.uid] = work.chosen.kept
-        (self.refused.discard if work.chosen.refusal is None else self.refused.add)(key)
-        return await self._report(key, snapshot, work, applied)
+        # 2. Decide, and 3. render: pure. They take milliseconds, so a thread does it.
+        decision, wanted = await asyncio.to_thread(self._decide_and_render, snapshot)
+        # 4. Apply: the one step that changes the cluster.
+        applied = await self._apply(snapshot, wanted)
+        if decision.plan is not None:
+            self._plans[snapshot.uid] = decision.plan
+        (self.refused.discard if decision.refusal is None else self.refused.add)(key)
+        # 5. Report: the status, Events, metrics.
+        return await self._report(key, snapshot, decision, wanted, applied)
 
-    async def _apply(self, snapshot: Snapshot, work: Work) -> Applied:
+    def _decide_and_render(self, snapshot: Snapshot) -> tuple[Decision, Wanted]:
+        decision = decide(snapshot, self._settings, self._plans.get(snapshot.uid))
+        return decision, wanted_of(snapshot, decision, self._settings)
+
+    async def _apply(self, snapshot: Snapshot, wanted: Wanted) -> Applied:
         """Certificates first, since pods mount them; then what must go; then what must be."""
         applied, uid = Applied(), snapshot.uid
-        secrets = self._applier.pending(work.pki.secrets, uid)
-        children = self._applier.pending(work.children, uid)
-        if not secrets and not children and not work.surplus and not work.stale_secrets:
+        secrets = self._applier.pending(wanted.certificates.secrets, uid)
+        children = self._applier.pending(wanted.children, uid)
+        if not secrets and not children and not wanted.surplus and not wanted.surplus_secrets:
             return applied
         await self._check_alive(snapshot)
         await self._applier.write_in_turn(secrets, uid, applied)
-        await self._applier.prune(work.surplus, applied)
-        if not work.surplus:
+        await self._applier.prune(wanted.surplus, applied)
+        if not wanted.surplus:
             # Members that have only just been deleted may still be talking.
-            await self._applier.prune(work.stale_secrets, applied)
+            await self._applier.prune(wanted.surplus_secrets, applied)
         await self._applier.write(children, uid, applied)
         if applied.writes:
             log.info("%s/%s: %s", snapshot.pipe.namespace, snapshot.pipe.name, ", ".join(applied.writes))
-        for words in (*applied.denied, *applied.non_blocking_errors):
-            log.warning("%s/%s: refused: %s", snapshot.pipe.namespace, snapshot.pipe.name, words)
+        for message in (*applied.blocking_errors, *applied.non_blocking_errors):
+            log.warning("%s/%s: refused: %s", snapshot.pipe.namespace, snapshot.pipe.name, message)
         return applied
 
     async def _check_alive(self, snapshot: Snapshot) -> None:
@@ -174,36 +170,45 @@ class Reconciler:
             self._pipes.seen(live)
             raise ConflictError("the pipe is another one now, or being deleted")
 
-    async def _report(self, key: ObjectKey, snapshot: Snapshot, work: Work, applied: Applied) -> float:
-        """Write what holds now, ask the store on or leave it be, and say when to look again."""
+    async def _report(
+        self, key: ObjectKey, snapshot: Snapshot, decision: Decision, wanted: Wanted, applied: Applied
+    ) -> float:
+        """Write what holds now, and answer in how many seconds to look again."""
         children = self._observer.children(key, snapshot.uid)
         children = replace(children, foreign={**children.foreign, **applied.foreign})
         after = replace(snapshot, children=children)
-        decision = Decision(
-            plan=work.chosen.kept,
-            refusal=work.chosen.refusal,
+        outcome = Outcome(
+            plan=decision.plan,
+            refusal=decision.refusal,
             conflicts=tuple(sorted(applied.foreign)),
-            denied=tuple(applied.denied),
+            blocking_errors=tuple(applied.blocking_errors),
             non_blocking_errors=tuple(applied.non_blocking_errors),
-            paused=work.paused,
+            paused=decision.paused,
         )
         status = status_of(
-            after, decision, snapshot.raw.get("status"), progress_written=self._progress_written.get(snapshot.uid)
+            after, outcome, snapshot.raw.get("status"), progress_written=self._progress_written.get(snapshot.uid)
         )
         await self._write_status(snapshot.raw, status)
         ready = condition_in(status, "Ready").get("status") == "True"
-        self._ask_store(key, after, work, ready=ready)
-        expires = work.pki.leaves_expire_at.timestamp()
+        self._poll_store(key, after, wanted, ready=ready)
+        expires = wanted.certificates.leaves_expire_at.timestamp()
         self._metrics.certificate_seconds.labels(*key).set_function(lambda: expires - time.time())
-        blocked = bool(applied.foreign or applied.denied or applied.non_blocking_errors)
-        return _again(after, work, ready=ready, blocked=blocked, leaving=bool(applied.leaving))
+        refused = applied.foreign or applied.blocking_errors or applied.non_blocking_errors
+        return seconds_to_next(
+            now=snapshot.now,
+            certificates_due=wanted.certificates.requeue_at,
+            ready=ready,
+            unwell=bool(applied.leaving) or (not ready and unfinished(children)),
+            blocked=bool(refused) or decision.refusal is not None,
+        )
 
-    def _ask_store(self, key: ObjectKey, snapshot: Snapshot, work: Work, *, ready: bool) -> None:
+    def _poll_store(self, key: ObjectKey, snapshot: Snapshot, wanted: Wanted, *, ready: bool) -> None:
+        """A store is asked only while its pipe is not Ready."""
         address = store_address(snapshot.children)
         if ready or address is None:
             self._stores.leave(key)
         else:
-            self._stores.watch(key, Identity(*key, -1, "store"), address, work.pki.client)
+            self._stores.watch(key, Identity(*key, -1, "store"), address, wanted.certificates.client)
 
     async def _write_status(self, raw: Manifest, status: dict[str, Any]) -> None:
         """Only if it says something else than before; Events tell what turned."""
@@ -244,66 +249,3 @@ class Reconciler:
             self._progress_written.pop(uid, None)
             self._event_recorder.forget(uid)
             self._metrics.forget_pipe(*key)
-
-
-def _facts(snapshot: Snapshot, store: Iterable[Manifest]) -> Any:
-    """What the store said, if it is the store of the spec as it stands and not the one that is about to be replaced."""
-    if snapshot.store is None:
-        return None
-    for wanted in store:
-        if wanted["kind"] == "Deployment":
-            live = snapshot.children.deployments.get(wanted["metadata"]["name"])
-            if live is not None and _inputs(live) == _inputs(wanted):
-                return snapshot.store.facts
-    return None
-
-
-def _inputs(deployment: Manifest) -> str:
-    return str((deployment["metadata"].get("annotations") or {}).get(ANNOTATION_INPUTS, ""))
-
-
-def _surplus(wanted: Sequence[Manifest], children: Children, *, all_roles: bool) -> list[Manifest]:
-    """What nobody asks for any more, Deployments first; Secrets are not judged here."""
-    asked = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in wanted}
-    found: list[Manifest] = []
-    for kind, items in (
-        ("Deployment", children.deployments),
-        ("PodDisruptionBudget", children.budgets),
-        ("NetworkPolicy", children.policies),
-        ("PersistentVolumeClaim", children.claims),
-        ("Service", children.services),
-        ("ConfigMap", children.config_maps),
-    ):
-        for name, item in items.items():
-            role = (item["metadata"].get("labels") or {}).get(LABEL_ROLE)
-            gone = "deletionTimestamp" in item["metadata"]
-            if (kind, name) not in asked and not gone and (all_roles or role == "store"):
-                found.append(item)
-    return found
-
-
-def _identities(snapshot: Snapshot, items: Iterable[Manifest]) -> list[Identity]:
-    """Of everybody who has a Deployment, or is to have one, in a fixed order; the store is always among them."""
-    namespace, pipe = snapshot.pipe.namespace, snapshot.pipe.name
-    found = {Identity(namespace, pipe, -1, "store")}
-    for item in items:
-        labels = item["metadata"].get("labels") or {}
-        role, replica, stage = labels.get(LABEL_ROLE), labels.get(LABEL_REPLICA, ""), labels.get(LABEL_STAGE, "0")
-        if item["kind"] != "Deployment" or not replica.isdecimal() or not stage.isdecimal():
-            continue
-        if role == "stage":
-            found.add(Identity(namespace, pipe, int(replica), "stage", int(stage)))
-        elif role == "end-model":
-            found.add(Identity(namespace, pipe, int(replica), "end-model"))
-    return sorted(found, key=lambda identity: (identity.replica, identity.role, identity.index))
-
-
-def _again(snapshot: Snapshot, work: Work, *, ready: bool, blocked: bool, leaving: bool) -> float:
-    seconds = [_LONGEST_SECONDS, max(0.0, (work.pki.requeue_at - snapshot.now).total_seconds())]
-    if leaving or (not ready and unfinished(snapshot.children)):
-        seconds.append(_UNWELL_SECONDS)
-    if blocked or work.chosen.refusal is not None:
-        seconds.append(_BLOCKED_SECONDS)
-    if not ready:
-        seconds.append(_NOT_READY_SECONDS)
-    return min(seconds)

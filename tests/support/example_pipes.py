@@ -7,8 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from languagepipes_api.spec import parse_pipe
-from languagepipes_operator.children import plan_children, store_children
-from languagepipes_operator.observe.snapshot import Children, Manifest, Snapshot, StoredPlan
+from languagepipes_operator.children import render
+from languagepipes_operator.decide.decide import decide_with_plan
+from languagepipes_operator.decide.plan_choice import PlanChoice
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Children, Snapshot
+from languagepipes_operator.observe.stored_plans import StoredPlan
 from languagepipes_operator.planning import plan
 from languagepipes_operator.settings import OperatorSettings
 
@@ -52,11 +56,18 @@ def stored_plan_of(snapshot: Snapshot, *, image: str = "languagepipes-node:1") -
     return StoredPlan(plan=plan(snapshot.pipe.spec, FACTS), facts=FACTS, node_image=image, inputs="0123456789abcdef")
 
 
-def rendered(snapshot: Snapshot, kept: StoredPlan | None = None, **changed: Any) -> list[Manifest]:
-    """All children; changed: of the operator's settings."""
-    kept = kept or stored_plan_of(snapshot)
+def rendered(snapshot: Snapshot, stored: StoredPlan | None = None, **changed: Any) -> list[Manifest]:
+    """All children but Secrets, where this plan is in force; changed: of the operator's settings."""
     operator = settings(**changed)
-    return [*store_children(snapshot, operator, kept), *plan_children(snapshot, kept, operator)]
+    return render(
+        snapshot, decide_with_plan(snapshot, operator, PlanChoice(stored or stored_plan_of(snapshot))), operator
+    )
+
+
+def store_children(snapshot: Snapshot, operator: OperatorSettings, stored: StoredPlan | None = None) -> list[Manifest]:
+    """Those that a pipe has with and without a plan: the store and the Services."""
+    children = render(snapshot, decide_with_plan(snapshot, operator, PlanChoice(stored)), operator)
+    return [each for each in children if each["metadata"]["labels"]["languagepipes.io/role"] in ("store", "api")]
 
 
 def of_kind(manifests: list[Manifest], kind: str, role: str | None = None) -> list[Manifest]:

@@ -202,7 +202,7 @@ def foreign_service(owner: dict[str, Any] | None) -> Spoil:
 
 def denied(words: str) -> Spoil:
     def spoil(world: World) -> None:
-        world.denied = (words,)
+        world.blocking_errors = (words,)
 
     return spoil
 

@@ -22,11 +22,13 @@ from languagepipes_api.names import (
     MANAGED_BY,
 )
 from languagepipes_api.spec import parse_pipe
-from languagepipes_operator.observe.snapshot import Children, Decision, MemberReport, Snapshot, StoredPlan, StoreReport
+from languagepipes_operator.observe.snapshot import Children, MemberReport, Snapshot, StoreReport
+from languagepipes_operator.observe.stored_plans import StoredPlan
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.nodes import Node
 from languagepipes_operator.planning.plan import plan
 from languagepipes_operator.status.conditions import condition_in, status_of
+from languagepipes_operator.status.outcome import Outcome
 
 from support import smollm2_facts
 
@@ -73,7 +75,7 @@ class World:
     store: StoreReport | None = None
     refusal: PlanError | None = None
     conflicts: tuple[str, ...] = ()
-    denied: tuple[str, ...] = ()
+    blocking_errors: tuple[str, ...] = ()
     paused: bool = False
     planned: bool = True
 
@@ -87,13 +89,13 @@ class World:
         return world
 
     def add_replica(self, replica: int) -> None:
-        for place, stage in enumerate(self.kept.plan.stages, start=1):
+        for place, stage in enumerate(self.stored.plan.stages, start=1):
             self.add("stage", replica=replica, stage=place, stage_name=stage.name, node=f"n{1 + place % 2}")
         self.add("end-model", replica=replica, node="n2")
 
     def add(self, role: str, *, replica: int = 0, stage: int = 0, stage_name: str = "", node: str = "n1") -> None:
         name = member_name(role, replica, stage)
-        labels = labels_of(role, replica, stage, stage_name, self.kept.plan.hash)
+        labels = labels_of(role, replica, stage, stage_name, self.stored.plan.hash)
         self.deployments[name] = deployment(name, labels)
         self.pods[f"{name}-7c9d-x2x4p"] = pod(f"{name}-7c9d-x2x4p", labels, node=node)
 
@@ -107,7 +109,7 @@ class World:
         del self.pods[f"{member_name(role, replica, stage)}-7c9d-x2x4p"]
 
     @property
-    def kept(self) -> StoredPlan:
+    def stored(self) -> StoredPlan:
         spec = parse_pipe(self.raw, local=False).spec
         return StoredPlan(plan=plan(spec, FACTS), facts=FACTS, node_image=IMAGE, inputs="0f0f0f0f")
 
@@ -131,17 +133,17 @@ class World:
         )
 
     @property
-    def decision(self) -> Decision:
-        return Decision(
-            plan=self.kept if self.planned and self.refusal is None else None,
+    def outcome(self) -> Outcome:
+        return Outcome(
+            plan=self.stored if self.planned and self.refusal is None else None,
             refusal=self.refusal,
             conflicts=self.conflicts,
-            denied=self.denied,
+            blocking_errors=self.blocking_errors,
             paused=self.paused,
         )
 
     def status(self, previous: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-        return status_of(self.snapshot, self.decision, previous, **more)
+        return status_of(self.snapshot, self.outcome, previous, **more)
 
 
 def triple(status: dict[str, Any], kind: str) -> tuple[str, str, str]:

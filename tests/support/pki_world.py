@@ -19,8 +19,8 @@ from cryptography import x509
 from languagepipes_api.names import Identity
 from languagepipes_api.spec import LanguagePipe
 from languagepipes_node.net.tls import TlsFiles, peer_identity
+from languagepipes_operator import names
 from languagepipes_operator.certificates import secrets as pki
-from languagepipes_operator.children import names
 from languagepipes_operator.observe.snapshot import Children, MemberReport, Snapshot
 
 STORE = Identity("default", "qwen3", -1, "store")

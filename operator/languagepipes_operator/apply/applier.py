@@ -1,8 +1,8 @@
-"""Carries out what was decided: children are created, repaired or deleted. Decides nothing but who owns what.
+"""Carries out what was decided: children are created, repaired or deleted. Decides only whose an object is.
 
-The first write of a name is a create, so that nobody's object is ever overtaken; from then on server-side apply with
-the UID that was seen, and deletes with UID and version. So a decision upon an old snapshot ends in ConflictError,
-not in damage.
+The first write of a name is a create, so that no object of another owner is ever changed; from then on server-side
+apply with the UID that was seen, and deletes with UID and version. So a decision upon an old snapshot ends in
+ConflictError, not in damage.
 
 ConflictError       the cluster is not as the snapshot had it: look again
 """
@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from languagepipes_api.names import API_GROUP, KIND
+from languagepipes_api.names import API_GROUP
 
 from languagepipes_operator.apply.drift import differences
 from languagepipes_operator.apply.managed_fields import as_applied
@@ -29,14 +29,14 @@ from languagepipes_operator.kube.client import (
     NotFound,
 )
 from languagepipes_operator.kube.informer import key_of
-from languagepipes_operator.kube.kinds import BUDGET, BY_NAME, CHILDREN, CLAIM, POLICY, Kind
+from languagepipes_operator.kube.kinds import BUDGET, BY_NAME, CHILDREN, CLAIM, POLICY, Kind, Manifest
 from languagepipes_operator.observe.caches import Caches
-from languagepipes_operator.observe.snapshot import Manifest
+from languagepipes_operator.observe.ownership import owned_by, title
 
 # Hash of the manifest as last applied: another hash is applied even if the live object holds all of it, since fields
 # that are no longer asked for must go.
 APPLIED_ANNOTATION = f"{API_GROUP}/applied"
-# Answers about this one object: others can still be written, and the status says which it was.
+# Answers about this one object: the others can still be written, and the status reports which was refused.
 _REFUSALS = (Invalid, Forbidden, Broken)
 
 
@@ -46,30 +46,20 @@ class ConflictError(Exception):
 
 @dataclass
 class Applied:
-    """foreign: what others hold under a name that a child needs, as "Kind/name".
+    """What one round of writes came to. foreign: objects of other owners under a name that a child needs, by
+    "Kind/name".
 
-    leaving: own children that are being deleted, and must be gone before they can be made again. denied: "Kind/name:
-    words" that the API server refuses; denied_aside: the same of what no member needs to run: a surplus that may not be
-    deleted, a volume that may not grow. writes: "verb Kind/name", in order.
+    leaving: own children that are being deleted, and must be gone before they can be made again. blocking_errors:
+    "Kind/name: message" for each child that the API server refuses; non_blocking_errors: the same for what no member
+    needs in order to run: a surplus that may not be deleted, a volume that may not grow. writes: "verb Kind/name", in
+    order.
     """
 
     foreign: dict[str, Manifest] = field(default_factory=dict)
     leaving: list[str] = field(default_factory=list)
-    denied: list[str] = field(default_factory=list)
+    blocking_errors: list[str] = field(default_factory=list)
     non_blocking_errors: list[str] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)
-
-
-def controller_of(item: Manifest) -> Manifest | None:
-    """The owner reference that says whose it is."""
-    references = item["metadata"].get("ownerReferences") or ()
-    return next((reference for reference in references if reference.get("controller")), None)
-
-
-def owned_by(item: Manifest, uid: str) -> bool:
-    """Whether the pipe of that UID is its controller."""
-    controller = controller_of(item)
-    return controller is not None and controller.get("uid") == uid and controller.get("kind") == KIND
 
 
 class Applier:
@@ -94,8 +84,8 @@ class Applier:
             try:
                 await self._write(manifest, uid, applied)
             except _REFUSALS as error:
-                (applied.denied if self._is_needed(manifest) else applied.non_blocking_errors).append(
-                    f"{_title(manifest)}: {error}"
+                (applied.blocking_errors if self._is_needed(manifest) else applied.non_blocking_errors).append(
+                    f"{title(manifest)}: {error}"
                 )
 
     async def write_in_turn(self, manifests: Sequence[Manifest], uid: str, applied: Applied) -> None:
@@ -119,13 +109,13 @@ class Applier:
                     resource_version=metadata["resourceVersion"],
                 )
             except Conflict as error:
-                raise ConflictError(f"{_title(item)} changed before it was deleted") from error
+                raise ConflictError(f"{title(item)} changed before it was deleted") from error
             except _REFUSALS as error:
-                applied.non_blocking_errors.append(f"{_title(item)}: {error}")
+                applied.non_blocking_errors.append(f"{title(item)}: {error}")
                 continue
             self._caches.of(kind, metadata["namespace"]).drop(key_of(item), metadata["uid"])
             self._settled.pop(metadata["uid"], None)
-            applied.writes.append(f"delete {_title(item)}")
+            applied.writes.append(f"delete {title(item)}")
 
     def _differs(self, manifest: Manifest, uid: str) -> bool:
         live = self._caches.of(_kind(manifest), manifest["metadata"]["namespace"]).get(key_of(manifest))
@@ -142,41 +132,41 @@ class Applier:
         if live is None:
             try:
                 cache.remember(await self._kube.create(manifest, kind))
-                applied.writes.append(f"create {_title(manifest)}")
+                applied.writes.append(f"create {title(manifest)}")
                 return
             except AlreadyExists:
                 live = await self._look(manifest, kind)
                 if owned_by(live, uid):
                     # Ours: an earlier try that went unheard, or its labels were taken away.
                     cache.remember(live)
-                    raise ConflictError(f"{_title(manifest)} is there already") from None
+                    raise ConflictError(f"{title(manifest)} is there already") from None
         if not owned_by(live, uid):
-            applied.foreign[_title(manifest)] = live
+            applied.foreign[title(manifest)] = live
             return
         if "deletionTimestamp" in live["metadata"]:
-            applied.leaving.append(_title(manifest))
+            applied.leaving.append(title(manifest))
             return
         asked = {**manifest, "metadata": {**metadata, "uid": live["metadata"]["uid"]}}
         try:
             await self._count_as_applied(live, kind)
             after = await self._kube.apply(asked, kind)
         except Conflict as error:
-            raise ConflictError(f"{_title(manifest)} changed before it was applied") from error
+            raise ConflictError(f"{title(manifest)} changed before it was applied") from error
         cache.remember(after)
-        applied.writes.append(f"apply {_title(manifest)}")
+        applied.writes.append(f"apply {title(manifest)}")
         self._settled.pop(after["metadata"]["uid"], None)
         if differences(manifest, after):
             self._settled[after["metadata"]["uid"]] = (_hash_of(manifest), _fingerprint(after))
 
     async def _count_as_applied(self, live: Manifest, kind: Kind) -> None:
-        """What our create set, so that the apply that follows takes away what it no longer asks for.
+        """Count what our create set as applied, so that the next apply removes what is no longer wanted.
 
         Raises Conflict, also where the object is another one by now.
         """
         now = await self._look(live, kind)
         entries = as_applied(now["metadata"].get("managedFields") or (), FIELD_MANAGER)
         if entries is None or now["metadata"]["uid"] != live["metadata"]["uid"]:
-            return  # of another one, the apply says so
+            return  # the apply reports that it is another object
         operations = [
             {"op": "replace", "path": "/metadata/managedFields", "value": entries},
             {"op": "replace", "path": "/metadata/resourceVersion", "value": now["metadata"]["resourceVersion"]},
@@ -194,7 +184,7 @@ class Applier:
         try:
             return await self._kube.get(kind, metadata["name"], namespace=metadata["namespace"])
         except NotFound as error:
-            raise ConflictError(f"{_title(manifest)} went away just now") from error
+            raise ConflictError(f"{title(manifest)} went away just now") from error
 
 
 def marked(manifest: Manifest) -> Manifest:
@@ -203,15 +193,6 @@ def marked(manifest: Manifest) -> Manifest:
     plain = {**manifest, "metadata": {key: value for key, value in metadata.items() if key != "resourceVersion"}}
     annotations = {**metadata.get("annotations", {}), APPLIED_ANNOTATION: _digest(plain)}
     return {**manifest, "metadata": {**metadata, "annotations": annotations}}
-
-
-def title(item: Manifest) -> str:
-    """ "Kind/name"."""
-    return _title(item)
-
-
-def _title(item: Manifest) -> str:
-    return f"{item['kind']}/{item['metadata']['name']}"
 
 
 def _kind(item: Manifest) -> Kind:

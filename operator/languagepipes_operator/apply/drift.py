@@ -1,6 +1,6 @@
-"""Does a live object still hold all that was asked of it? Pure.
+"""Whether a live object still holds all that was applied to it. Pure.
 
-What others added beside is theirs and no drift, and so is what the API server filled in. Lists of named things are
+Fields that others added, or that the API server filled in, are no drift. Lists of named things are
 compared by name, all other lists as a whole (as server-side apply owns them). Quantities are compared by amount.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from languagepipes_api.quantity import parse_resource_quantity
 
-from languagepipes_operator.observe.snapshot import Manifest
+from languagepipes_operator.kube.kinds import Manifest
 
 # Lists that server-side apply merges by key (x-kubernetes-list-map-keys), by the field that holds them.
 _MERGE_KEYS: dict[str, tuple[str, ...]] = {
@@ -49,7 +49,7 @@ def differences(desired: Manifest, live: Manifest) -> list[str]:
 
 def _missing(desired: Any, live: Any, *, path: str, field: str) -> Iterator[str]:
     if desired is None or desired in ({}, []):
-        # An empty selector selects all, an empty list says none: only a fuller one is another.
+        # An empty selector selects all, an empty list means none: it differs only from one that is not empty.
         if live not in (None, {}, []) and (field in _ATOMIC_MAPS or isinstance(desired, list)):
             yield path
     elif isinstance(desired, Mapping):
@@ -114,7 +114,7 @@ def _same(desired: Any, live: Any, *, quantity: bool) -> bool:
 
 
 def _amount(value: Any) -> Fraction | str:
-    """A quantity's amount where it is one (250m, 0.25, 1Gi), else as it stands."""
+    """A quantity's amount where it is one (250m, 0.25, 1Gi), else the text."""
     try:
         return parse_resource_quantity(value)
     except (ValueError, TypeError):

@@ -46,6 +46,14 @@ class KeyPair:
         return begin + (end - begin) * 2 / 3
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """The operator's own certificate, kept in memory, and whom it trusts (PEM)."""
+
+    bundle: bytes
+    leaf: KeyPair
+
+
 def new_ca(namespace: str, pipe: str, *, now: datetime | None = None, lifetime: timedelta = CA_LIFETIME) -> KeyPair:
     """A self-signed authority that may sign members of one pipe and no further authorities."""
     # 64 characters is the limit of a common name (X.520 ub-common-name); it is for people alone.

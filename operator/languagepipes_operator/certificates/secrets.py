@@ -29,16 +29,17 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from languagepipes_api.names import (
     API_GROUP,
-    LABEL_ROLE,
     TLS_CA_FILE,
     TLS_CERTIFICATE_FILE,
     TLS_KEY_FILE,
     Identity,
 )
 
-from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca
-from languagepipes_operator.children import labels, names
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot
+from languagepipes_operator import names
+from languagepipes_operator.certificates.authority import Credentials, KeyPair, issue, new_ca
+from languagepipes_operator.children import labels
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
 
 # Set on the CA Secret by a person: any value that was not there before asks for a new CA.
 ROTATE_ANNOTATION = f"{API_GROUP}/rotate"
@@ -57,14 +58,6 @@ _KUBELET_SYNC = timedelta(minutes=5)
 _LAST_CALL_CA = timedelta(days=30)
 _LAST_CALL_LEAF = timedelta(days=7)
 _MAX_OLD = 4
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """The operator's own certificate, kept in memory, and whom it trusts (PEM)."""
-
-    bundle: bytes
-    leaf: KeyPair
 
 
 @dataclass(frozen=True)
@@ -130,14 +123,6 @@ class _Leaf:
 def bundle_hash(bundle: bytes) -> str:
     """What a member reports of its ca.crt (`MemberReport.bundle`)."""
     return hashlib.sha256(bundle).hexdigest()
-
-
-def wants_reports(secrets: Mapping[str, Manifest]) -> bool:
-    """Whether members must be asked for their /status: the CA is being rotated."""
-    for secret in secrets.values():
-        if (secret["metadata"].get("labels") or {}).get(LABEL_ROLE) == "ca":
-            return len(_certificates(_data(secret).get(TLS_CA_FILE, b""))) != 1
-    return False
 
 
 def credentials(snapshot: Snapshot) -> Credentials | None:

@@ -1,54 +1,56 @@
-"""Every child of a pipe as a manifest. Pure: a snapshot in, manifests out, the same bytes for the same snapshot.
+"""Every child of a pipe as a manifest. Pure: the same snapshot, decision and settings give the same bytes.
 
-Certificates are made elsewhere (`cluster.pki`); here their Secrets are mounted by name.
+Nothing is decided here: which plan, which image, which replicas, and which Deployments keep their last applied manifest
+is in the decision. Secrets of certificates are made in `certificates`; here they are mounted by name.
 """
 
 from __future__ import annotations
 
-from functools import cache
-
-from languagepipes_operator.children import budget, end_model, members, policies, services, stage, store
-from languagepipes_operator.children.plan_config import plan_config_map, stored_plan
-from languagepipes_operator.children.settings import ManifestSettings
-from languagepipes_operator.decide.replicas import replica_numbers
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
-from languagepipes_operator.planning.plan import place
-
-__all__ = ["ManifestSettings", "stored_plan", "plan_children", "store_children"]
+from languagepipes_operator.children import budget, end_model, plan_config, policies, services, stage, store
+from languagepipes_operator.children.deployments import deployment_of
+from languagepipes_operator.decide.decision import Decision
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
+from languagepipes_operator.observe.stored_plans import StoredPlan
+from languagepipes_operator.settings import OperatorSettings
 
 
-def store_children(snapshot: Snapshot, settings: ManifestSettings, kept: StoredPlan | None = None) -> list[Manifest]:
-    """What a pipe has before there is a plan and as long as it lives: the store, and the Services.
+def render(snapshot: Snapshot, decision: Decision, settings: OperatorSettings) -> list[Manifest]:
+    """All children but Secrets."""
+    found = _of_the_pipe(snapshot, decision, settings)
+    if decision.plan is not None:
+        found += _of_the_plan(snapshot, decision, decision.plan, settings)
+    return found
 
-    kept: the plan in force, if there is one: then the store runs its image.
-    """
+
+def _of_the_pipe(snapshot: Snapshot, decision: Decision, settings: OperatorSettings) -> list[Manifest]:
+    """What a pipe has before there is a plan and as long as it exists: the weights store, and the Services."""
     found = [
         services.store_service(snapshot),
         services.api_service(snapshot),
         store.cache_claim(snapshot),
         store.hub_authorities(snapshot, settings),
         policies.store_policy(snapshot, settings) if snapshot.pipe.spec.network_policy.enabled else None,
-        store.store_deployment(snapshot, kept, settings),
+        deployment_of(
+            decision.store,
+            lambda: store.store_deployment(snapshot, decision.store, settings, revision=decision.store_revision),
+        ),
     ]
     return [manifest for manifest in found if manifest is not None]
 
 
-def plan_children(snapshot: Snapshot, kept: StoredPlan, settings: ManifestSettings) -> list[Manifest]:
+def _of_the_plan(
+    snapshot: Snapshot, decision: Decision, plan: StoredPlan, settings: OperatorSettings
+) -> list[Manifest]:
     """What a plan asks for: its ConfigMap, the ring's names, budget and policies, and every replica's members."""
     found = [
-        plan_config_map(snapshot, kept),
+        plan_config.plan_config_map(snapshot, plan),
         services.ring_service(snapshot),
         budget.disruption_budget(snapshot),
     ]
     if snapshot.pipe.spec.network_policy.enabled:
-        found += policies.ring_policies(snapshot, kept)
-
-    @cache
-    def assignments(replica: int) -> dict[str, str]:
-        return place(kept.plan, snapshot.pipe.spec, snapshot.nodes or (), replica=replica)
-
-    for replica in replica_numbers(snapshot.children, snapshot.pipe.spec.replicas):
-        for identity in members.ring(snapshot.pipe, kept.plan, replica):
-            make = stage.stage_deployment if identity.role == "stage" else end_model.end_model_deployment
-            found.append(make(snapshot, kept, settings, identity, assignments))
+        found += policies.ring_policies(snapshot, plan)
+    for member in decision.members:
+        make = stage.stage_deployment if member.identity.role == "stage" else end_model.end_model_deployment
+        found.append(deployment_of(member, lambda: make(snapshot, plan, member, settings)))  # noqa: B023 (called at once)
     return found

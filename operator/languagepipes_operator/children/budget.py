@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from languagepipes_operator.children import names
+from languagepipes_operator import names
 from languagepipes_operator.children.labels import labels, metadata, ring_selector
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
 
 
 def disruption_budget(snapshot: Snapshot) -> Manifest:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from languagepipes_api.member_settings import MemberSettings
-from languagepipes_api.names import API_PORT, RING_PORT, TELEMETRY_PORT, Identity
+from languagepipes_api.names import API_PORT, RING_PORT, TELEMETRY_PORT
 
-from languagepipes_operator.children import members, names, pods, resources
-from languagepipes_operator.children.settings import ManifestSettings
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
-from languagepipes_operator.planning.stages import END_MODEL
+from languagepipes_operator import names
+from languagepipes_operator.children import members, pods, resources
+from languagepipes_operator.decide.decision import DeploymentDecision
+from languagepipes_operator.decide.inputs import member_template
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
+from languagepipes_operator.observe.stored_plans import StoredPlan
+from languagepipes_operator.settings import OperatorSettings
 
 # Until its address has left the Service everywhere, it goes on accepting; then answers that are under way may end
 # (25 s, `languagepipes_node.end_model.openai.server`), and connections close.
@@ -19,25 +23,21 @@ _GRACE_SECONDS = 45
 
 
 def end_model_deployment(
-    snapshot: Snapshot,
-    kept: StoredPlan,
-    settings: ManifestSettings,
-    identity: Identity,
-    assignments: members.Assignments,
+    snapshot: Snapshot, stored: StoredPlan, decided: DeploymentDecision, settings: OperatorSettings
 ) -> Manifest:
-    pipe, end_model = snapshot.pipe, kept.plan.end_model
+    pipe, identity, end_model = snapshot.pipe, decided.identity, stored.plan.end_model
     server = pipe.spec.server
-    template = pods.template_fields(pipe.spec.end_model.template)
+    template = member_template(pipe.spec, stored.plan, identity)
     keys = server.api_keys_secret_ref
-    files = members.member_files(pipe, kept, identity)
+    files = members.member_files(pipe, stored, identity)
     if keys is not None:
         files.append(pods.secret_files("keys", keys.name, str(names.KEYS_DIR)))
     container = pods.Container(
-        image=kept.node_image,
+        image=decided.image,
         pull_policy=settings.image_pull_policy,
         settings=MemberSettings(
             role="end-model",
-            successor=members.successor(pipe, kept.plan, identity),
+            successor=members.successor(pipe, stored.plan, identity),
             device=end_model.device,
             threads=resources.threads(template.get("resources", {})),
             api_listen=f"{settings.every_address}:{API_PORT}",
@@ -60,18 +60,11 @@ def end_model_deployment(
     )
     return members.member_deployment(
         snapshot,
-        kept,
-        identity,
+        stored.plan,
+        decided,
         container,
         settings,
         template=template,
         grace_seconds=_GRACE_SECONDS,
-        node=lambda: assignments(identity.replica).get(END_MODEL),
         stage_name=None,
-        inputs={
-            "served_name": pipe.served_name,
-            "keys": None if keys is None else keys.name,
-            "max_concurrent_requests": server.max_concurrent_requests,
-            "max_queued_requests": server.max_queued_requests,
-        },
     )

@@ -1,13 +1,10 @@
-"""Labels, annotations and owner references of children. The label keys are api's (`languagepipes_api.names`)."""
+"""Labels and metadata of children. The keys of labels are api's (`languagepipes_api.names`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from languagepipes_api.names import (
-    API_GROUP,
-    API_VERSION,
-    KIND,
     LABEL_MANAGED_BY,
     LABEL_PIPE,
     LABEL_PLAN,
@@ -18,14 +15,8 @@ from languagepipes_api.names import (
     MANAGED_BY,
 )
 
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot
-
-# Hash of what shaped a Deployment's pods, or a plan; see `rendered` and `plan`.
-ANNOTATION_INPUTS = f"{API_GROUP}/inputs"
-# The Deployment as it was first applied for those inputs.
-ANNOTATION_RENDERED = f"{API_GROUP}/rendered"
-# On a pipe, by people: each new value asks once for the operator's node image. On a plan: the last that was answered.
-ANNOTATION_UPGRADE = f"{API_GROUP}/upgrade"
+from languagepipes_operator.observe.ownership import owner_reference
+from languagepipes_operator.observe.snapshot import Snapshot
 
 # How policies know the operator's own pods: what the chart sets whatever the release is called.
 OPERATOR_LABELS = {"app.kubernetes.io/part-of": "languagepipes", "app.kubernetes.io/component": "operator"}
@@ -75,15 +66,4 @@ def metadata(snapshot: Snapshot, name: str, child_labels: dict[str, str]) -> dic
         "namespace": snapshot.pipe.namespace,
         "labels": child_labels,
         "ownerReferences": [owner_reference(snapshot)],
-    }
-
-
-def owner_reference(snapshot: Snapshot) -> Manifest:
-    return {
-        "apiVersion": f"{API_GROUP}/{API_VERSION}",
-        "kind": KIND,
-        "name": snapshot.pipe.name,
-        "uid": snapshot.uid,
-        "controller": True,
-        "blockOwnerDeletion": False,
     }

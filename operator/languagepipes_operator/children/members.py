@@ -1,8 +1,8 @@
-"""What the Deployments of a replica have in common: who is next in the ring, and what each is told."""
+"""What the Deployments of a replica have in common: the settings, files and labels of every member of its ring."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -10,15 +10,15 @@ from languagepipes_api.names import RING_PORT, TELEMETRY_PORT, Identity
 from languagepipes_api.plan import Plan
 from languagepipes_api.spec import LanguagePipe
 
-from languagepipes_operator.children import names, pods
-from languagepipes_operator.children import plan_config as plans
+from languagepipes_operator import names
+from languagepipes_operator.children import plan_config, pods
 from languagepipes_operator.children.labels import labels
-from languagepipes_operator.children.settings import ManifestSettings
-from languagepipes_operator.decide import last_applied as rendered
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
-
-# By replica (0 is the first) and member's name: the node where the planner would have it.
-Assignments = Callable[[int], Mapping[str, str]]
+from languagepipes_operator.decide.decision import DeploymentDecision
+from languagepipes_operator.decide.replicas import ring
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
+from languagepipes_operator.observe.stored_plans import StoredPlan
+from languagepipes_operator.settings import OperatorSettings
 
 
 class Common(TypedDict):
@@ -34,7 +34,7 @@ class Common(TypedDict):
     ring_listen: str
 
 
-def common_settings(pipe: LanguagePipe, replica: int, settings: ManifestSettings) -> Common:
+def common_settings(pipe: LanguagePipe, replica: int, settings: OperatorSettings) -> Common:
     return {
         "namespace": pipe.namespace,
         "pipe": pipe.name,
@@ -47,12 +47,6 @@ def common_settings(pipe: LanguagePipe, replica: int, settings: ManifestSettings
     }
 
 
-def ring(pipe: LanguagePipe, plan: Plan, replica: int) -> list[Identity]:
-    """A replica's members in the order of the pass: the stages, then the End Model."""
-    stages = [Identity(pipe.namespace, pipe.name, replica, "stage", place) for place in range(1, len(plan.stages) + 1)]
-    return [*stages, Identity(pipe.namespace, pipe.name, replica, "end-model")]
-
-
 def successor(pipe: LanguagePipe, plan: Plan, identity: Identity) -> str:
     """The address that this member dials: the next in the ring, which the End Model closes."""
     members = ring(pipe, plan, identity.replica)
@@ -60,65 +54,36 @@ def successor(pipe: LanguagePipe, plan: Plan, identity: Identity) -> str:
     return names.ring_address(after, plan.hash)
 
 
-def member_files(pipe: LanguagePipe, kept: StoredPlan, identity: Identity) -> list[pods.Files]:
+def member_files(pipe: LanguagePipe, stored: StoredPlan, identity: Identity) -> list[pods.Files]:
     """Its certificate and its plan."""
     return [
         pods.secret_files("tls", names.leaf_secret(identity), str(names.TLS_DIR)),
-        pods.Files("plan", {"configMap": {"name": plans.config_name(pipe.name, kept)}}, str(names.PLAN_DIR)),
+        pods.Files("plan", {"configMap": {"name": plan_config.config_name(pipe.name, stored)}}, str(names.PLAN_DIR)),
     ]
 
 
 def member_deployment(
     snapshot: Snapshot,
-    kept: StoredPlan,
-    identity: Identity,
+    plan: Plan,
+    decided: DeploymentDecision,
     container: pods.Container,
-    settings: ManifestSettings,
+    settings: OperatorSettings,
     *,
     template: Mapping[str, Any],
     grace_seconds: int,
-    node: Callable[[], str | None],
     stage_name: str | None,
-    inputs: Mapping[str, Any],
 ) -> Manifest:
-    """inputs: what shapes this member's pod beside its plan, its image and its template. node: asked only where the
-    Deployment is rendered anew: a preference says something else each time, and must make no running pod another.
-    """
-    pipe, plan = snapshot.pipe, kept.plan
-    name = names.member(identity, plan.hash)
-    live = snapshot.children.deployments.get(name)
-    everything = {
-        "identity": identity.uri,
-        "plan": plan.hash,
-        "content": plans.content_hash(kept),
-        "template": dict(template),
-        **pods.inputs_of(settings),
-        **inputs,
-    }
-    # The first replica's is the plan's own.
-    anew = identity.replica == 0 or not rendered.is_for(live, everything)
-    selector = labels(
-        pipe.name,
-        identity.role,
-        replica=identity.replica,
-        stage=identity.index if identity.role == "stage" else None,
-        plan=plan.hash,
-    )
-    own = labels(
-        pipe.name,
-        identity.role,
-        replica=identity.replica,
-        stage=identity.index if identity.role == "stage" else None,
-        stage_name=stage_name,
-        plan=plan.hash,
-    )
+    """stage_name: as the plan has it, for people; it is no part of the selector, which never changes."""
+    pipe, identity = snapshot.pipe.name, decided.identity
+    stage = identity.index if identity.role == "stage" else None
+    selector = labels(pipe, identity.role, replica=identity.replica, stage=stage, plan=plan.hash)
+    own = labels(pipe, identity.role, replica=identity.replica, stage=stage, stage_name=stage_name, plan=plan.hash)
     pod = pods.pod_spec(
         container,
         template=template,
         grace_seconds=grace_seconds,
-        placement=pods.ring_placement(pipe.name, identity.replica, template, node=node() if anew else None),
-        host={"hostname": names.hostname(identity, plan.hash), "subdomain": names.ring_service(pipe.name)},
+        placement=pods.ring_placement(pipe, identity.replica, template, node=decided.node),
+        host={"hostname": names.hostname(identity, plan.hash), "subdomain": names.ring_service(pipe)},
         fixed_ids=settings.fixed_ids,
     )
-    wanted = pods.deployment(snapshot, name, labels=own, selector=selector, pod=pod)
-    return rendered.settled(wanted, everything, live)
+    return pods.deployment(snapshot, decided.name, labels=own, selector=selector, pod=pod)

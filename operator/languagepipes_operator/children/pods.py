@@ -1,8 +1,8 @@
 """The shape that all pods of a pipe share: restricted security, probes, files, and what a template may say.
 
 Pods meet the restricted profile of the Pod Security Standards
-(https://kubernetes.io/docs/concepts/security/pod-security-standards/), hold no service-account token and write to /tmp
-alone. Budgets of probes are constants, since changing them would roll pods.
+(https://kubernetes.io/docs/concepts/security/pod-security-standards/), hold no service-account token and write only to
+/tmp. Budgets of probes are constants, since changing them would roll pods.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any
 
 from languagepipes_api.member_settings import MemberSettings
 from languagepipes_api.names import LABEL_REPLICA, TELEMETRY_PORT
-from languagepipes_api.template import PodTemplate
 
-from languagepipes_operator.children import names
+from languagepipes_operator import names
 from languagepipes_operator.children.labels import metadata, ring_selector
-from languagepipes_operator.children.settings import ManifestSettings
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
 
 USER_ID = 65532
 # How long a pod stays bound to a node that is not ready or cannot be reached. Kubernetes' own default is 300 s.
@@ -53,7 +52,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Container:
-    """A pod's one container. environment: beside what its settings say."""
+    """A pod's one container. environment: further variables, beside its settings."""
 
     image: str
     pull_policy: str
@@ -69,16 +68,6 @@ def secret_files(name: str, secret: str, path: str, *, key: str | None = None, a
     """A Secret's keys as files, or one `key` of it as `as_file`. Whole directories: a subPath is never renewed."""
     items = {} if key is None else {"items": [{"key": key, "path": as_file}]}
     return Files(name, {"secret": {"secretName": secret, "defaultMode": _SECRET_MODE, **items}}, path)
-
-
-def template_fields(template: PodTemplate | None) -> dict[str, Any]:
-    """A `template` as a manifest, with what its author wrote alone; {} where there is none."""
-    if template is None:
-        return {}
-    found: dict[str, Any] = template.pod_fields()
-    if template.resources is not None:
-        found["resources"] = template.resources.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return found
 
 
 def deployment(
@@ -140,13 +129,8 @@ def pod_spec(
     return spec
 
 
-def inputs_of(settings: ManifestSettings) -> dict[str, Any]:
-    """Which of the operator's settings shape every pod, for `rendered`: only where they are not at their default."""
-    return {} if settings.fixed_ids else {"fixed_ids": False}
-
-
 def tolerations(asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The template's, and ours for lost nodes unless it speaks of those itself."""
+    """The template's, and ours for lost nodes unless the template has its own for those."""
     ours = [
         {"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
         for taint in _LOST_NODE_TAINTS
@@ -161,7 +145,7 @@ def tolerations(asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def ring_placement(pipe: str, replica: int, template: Mapping[str, Any], *, node: str | None) -> dict[str, Any]:
     """Where a ring member would rather be: on the plan's node, away from other members and other replicas.
 
-    All of it is soft. The template's own spread constraints stand in place of ours; its affinity stands before ours.
+    All of it is a preference. The template's spread constraints replace ours; its affinity comes before ours.
     """
     affinity = {key: dict(value) for key, value in template.get("affinity", {}).items()}
     if node is not None:
@@ -181,7 +165,7 @@ def ring_placement(pipe: str, replica: int, template: Mapping[str, Any], *, node
     spread = template.get("topologySpreadConstraints") or [
         {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway"}
     ]
-    # The ring alone: a store that happens to be on one of two nodes would draw all stages to the other.
+    # Only members of the ring count: a store on one of two nodes would move all stages to the other.
     counted = {"labelSelector": ring_selector(pipe)}
     return {"affinity": affinity, "topologySpreadConstraints": [{**counted, **constraint} for constraint in spread]}
 
@@ -212,7 +196,7 @@ def _container(container: Container, files: Sequence[Files]) -> Manifest:
         },
         # The process answers once Python is up; importing torch from a cold disk delays it. 5 minutes.
         "startupProbe": _probe("/healthz", period=2, failures=150, timeout=5),
-        # A minute without progress while loading is the process's to judge; it depends on no other pod.
+        # The process itself decides when loading makes no progress (a minute); that depends on no other pod.
         "livenessProbe": _probe("/healthz", period=10, failures=3, timeout=10),
         "readinessProbe": _probe("/readyz", period=2, failures=2, timeout=3),
         "terminationMessagePath": "/dev/termination-log",

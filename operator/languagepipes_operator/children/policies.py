@@ -1,10 +1,10 @@
 """NetworkPolicies: who may open a connection to whom. One for each place in the ring, and one for the store.
 
 What the ring opens: the End Model dials stage 1, each stage dials its successor, and the last stage dials the End
-Model; everyone dials the store. So a place accepts the ring's port from its predecessor alone and may leave to its
-successor, the store and DNS. A selector of labels cannot say "of the same replica" without a policy for each replica
-and stage, which for 16 replicas of 64 stages were a thousand objects: here a place may reach its neighbours of any
-replica of the pipe, and the certificates, which name the replica, refuse the rest.
+Model; all dial the store. So a place accepts connections to the ring's port only from its predecessor, and opens
+connections only to its successor, the store and DNS. A selector of labels cannot express "of the same replica" without
+a policy for each replica and stage, which for 16 replicas of 64 stages were a thousand objects: here a place may reach
+its neighbours of any replica of the pipe, and the certificates, which name the replica, refuse the rest.
 
 A plan that goes away must not be cut off while its pods serve: the numbers of stages of all plans that still have
 Deployments or pods are in force together.
@@ -29,10 +29,12 @@ from languagepipes_api.names import (
     TELEMETRY_PORT,
 )
 
-from languagepipes_operator.children import names
+from languagepipes_operator import names
 from languagepipes_operator.children.labels import OPERATOR_LABELS, labels, labels_of_pipe, metadata, ring_selector
-from languagepipes_operator.children.settings import ManifestSettings
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
+from languagepipes_operator.observe.stored_plans import StoredPlan
+from languagepipes_operator.settings import OperatorSettings
 
 Peer = dict[str, Any]
 Rule = dict[str, Any]
@@ -43,7 +45,7 @@ _DNS_PORTS = [{"protocol": protocol, "port": port} for port in (53, 5353) for pr
 _HTTP_PORT, _HTTPS_PORT = 80, 443
 
 
-def store_policy(snapshot: Snapshot, settings: ManifestSettings) -> Manifest:
+def store_policy(snapshot: Snapshot, settings: OperatorSettings) -> Manifest:
     """Members and the operator in; the model's source and DNS out."""
     pipe = snapshot.pipe.name
     readers: list[Peer] = [{"podSelector": ring_selector(pipe)}]
@@ -57,12 +59,10 @@ def store_policy(snapshot: Snapshot, settings: ManifestSettings) -> Manifest:
     )
 
 
-def ring_policies(snapshot: Snapshot, kept: StoredPlan | None) -> list[Manifest]:
+def ring_policies(snapshot: Snapshot, stored: StoredPlan) -> list[Manifest]:
     """The End Model's, and one for each stage."""
     pipe = snapshot.pipe.name
-    counts = _stage_counts(snapshot, kept)
-    if not counts:
-        return []
+    counts = _stage_counts(snapshot, stored)
     end_model: Peer = {"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "end-model"}}}
     to_store = _rule(
         "to", [{"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "store"}}}], STORE_PORT
@@ -74,7 +74,7 @@ def ring_policies(snapshot: Snapshot, kept: StoredPlan | None) -> list[Manifest]
             {**labels_of_pipe(pipe), LABEL_ROLE: "end-model"},
             [
                 _rule("from", [_stage(pipe, last) for last in counts], RING_PORT),
-                # Clients, and whatever stands in front of them: an ingress controller may be on the host's network.
+                # Clients and ingress controllers, which may be on the host's network.
                 {"ports": [_tcp(API_PORT)]},
                 _telemetry(),
             ],
@@ -98,7 +98,7 @@ def ring_policies(snapshot: Snapshot, kept: StoredPlan | None) -> list[Manifest]
     return found
 
 
-def _stage_counts(snapshot: Snapshot, kept: StoredPlan | None) -> list[int]:
+def _stage_counts(snapshot: Snapshot, stored: StoredPlan) -> list[int]:
     """How many stages the plans in force have, ascending: the wanted one, and those whose members are still there."""
     live: dict[str, int] = {}
     children = snapshot.children
@@ -108,8 +108,7 @@ def _stage_counts(snapshot: Snapshot, kept: StoredPlan | None) -> list[int]:
         if place.isdecimal():
             plan = found.get(LABEL_PLAN, "")
             live[plan] = max(live.get(plan, 0), int(place))
-    if kept is not None:
-        live[kept.plan.hash] = len(kept.plan.stages)
+    live[stored.plan.hash] = len(stored.plan.stages)
     return sorted(set(live.values()))
 
 
@@ -117,7 +116,7 @@ def _stage(pipe: str, place: int) -> Peer:
     return {"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "stage", LABEL_STAGE: str(place)}}}
 
 
-def _operator(settings: ManifestSettings) -> list[Peer]:
+def _operator(settings: OperatorSettings) -> list[Peer]:
     """The operator's pods. Outside a cluster it has none, and comes through a proxy that no policy can name."""
     if not settings.pod_namespace:
         return []
@@ -149,7 +148,7 @@ def _way_out(source: str, hub_endpoint: str) -> list[Rule]:
 
 
 def _port(parts: SplitResult) -> int | None:
-    """None also for one that does not exist, which a source may name: that is for the store to say."""
+    """None also for a port that cannot exist, which a source may name: the store reports that."""
     try:
         return parts.port
     except ValueError:

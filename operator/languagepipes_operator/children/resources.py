@@ -1,4 +1,4 @@
-"""What a container asks of its node. The plan's bytes decide; whatever the template says wins.
+"""The requests and limits of a container. They follow from the plan's bytes; the template's take precedence.
 
 The planner counts what a member allocates. A CPU member's memory limit is `memory` where the spec has one, and
 otherwise what was counted and an eighth more, for what cannot be counted (the allocator's fragments, page tables).
@@ -18,7 +18,7 @@ from languagepipes_operator.planning.kubernetes_nodes import GPU_RESOURCE, stand
 _GIB = 2**30
 _MIB = 2**20
 
-# Changing any of these rolls no running pod (see `rendered`), but every later one differs.
+# Changing any of these rolls no running pod (see `decide.last_applied`), but every later one differs.
 MEMBER_CPU_REQUEST = "500m"
 STORE_CPU_REQUEST = "100m"
 # A GPU member's main memory: the process, CUDA's libraries and the buffers that weights pass through.
@@ -57,8 +57,8 @@ def store_resources() -> dict[str, dict[str, str]]:
 
 
 def threads(template: Mapping[str, Any]) -> int | None:
-    """Compute threads where the node must be told: a CPU request without a limit. A limit it reads from its cgroup;
-    with neither it takes every CPU that it finds.
+    """Compute threads where the process cannot find the number itself: a CPU request without a limit. It reads a limit
+    from its cgroup; with neither it takes every CPU that it finds.
     """
     if "cpu" in template.get("limits", {}) or "cpu" not in template.get("requests", {}):
         return None
@@ -67,7 +67,7 @@ def threads(template: Mapping[str, Any]) -> int | None:
 
 
 def _names_gpus(template: Mapping[str, Any]) -> bool:
-    """Whether it asks for GPUs by itself, of whatever kind."""
+    """Whether the template requests GPUs itself, of any kind."""
     return any(map(stands_for_gpus, {*template.get("limits", {}), *template.get("requests", {})}))
 
 

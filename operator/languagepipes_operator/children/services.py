@@ -6,13 +6,14 @@ from typing import Any
 
 from languagepipes_api.names import API_PORT, LABEL_ROLE, RING_PORT, STORE_PORT
 
-from languagepipes_operator.children import names
+from languagepipes_operator import names
 from languagepipes_operator.children.labels import labels, labels_of_pipe, metadata
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
 
 
 def api_service(snapshot: Snapshot) -> Manifest:
-    """Every End Model that is ready, of any replica and plan: ready means that a token went round its ring."""
+    """Every End Model that is ready, of any replica and plan: ready means that its ring's health check passed."""
     return _service(
         snapshot,
         names.api_service(snapshot.pipe.name),
@@ -37,7 +38,7 @@ def ring_service(snapshot: Snapshot) -> Manifest:
 
 
 def store_service(snapshot: Snapshot) -> Manifest:
-    """Also while the store is not ready: it tells its progress from the start."""
+    """Also while the store is not ready: it reports its progress from the start."""
     return _service(
         snapshot,
         names.store(snapshot.pipe.name),

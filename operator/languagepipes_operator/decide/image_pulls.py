@@ -1,6 +1,6 @@
-"""Whether the image that members run can be had, from what Kubernetes says of their pods. Pure.
+"""Whether the image that members run can be pulled, as the status of their pods shows it. Pure.
 
-An image that pods have run is not given up for one failed pull: a registry may be away for a moment.
+An image that pods have run is not given up for one failed pull: a registry may be unreachable for a moment.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from languagepipes_api.names import LABEL_ROLE
 
+from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import (
     container_state,
     container_statuses,
@@ -19,9 +20,8 @@ from languagepipes_operator.observe.ownership import (
     pod_condition,
     time_of,
 )
-from languagepipes_operator.observe.snapshot import Manifest
 
-# How long a pod waits for an image that others have run.
+# How long a pod may wait for an image that another pod has run.
 PATIENCE = timedelta(minutes=2)
 # As kubelet 1.37 spells them (pkg/kubelet/images/types.go).
 _REASONS = frozenset(
@@ -37,9 +37,9 @@ _REASONS = frozenset(
 
 
 def cannot_be_pulled(image: str, deployments: Iterable[Manifest], pods: Iterable[Manifest], *, now: datetime) -> bool:
-    """Whether a pod waits in vain for this image: one that nobody has run, or one that it has awaited for PATIENCE.
+    """Whether a pod waits in vain for this image: no pod has run it, or the pod has waited for as long as PATIENCE.
 
-    deployments, pods: those of the members that it is asked for.
+    deployments, pods: of the members that are to run the image.
     """
     asking = [pod for pod in pods if image_of(pod, pod.get("spec")) == image]
     waiting = [pod for pod in asking if is_active(pod) and _waits(pod)]
@@ -51,7 +51,7 @@ def cannot_be_pulled(image: str, deployments: Iterable[Manifest], pods: Iterable
 
 
 def image_of(owner: Manifest, pod_spec: Any) -> str:
-    """What the member's container runs, of `owner` or its template; others may be injected. "" if there is none."""
+    """The image of the member's own container in this pod (or template); sidecars may be injected. "" if none."""
     role = label(owner, LABEL_ROLE)
     containers = (pod_spec or {}).get("containers") or ()
     return next((str(each.get("image", "")) for each in containers if each.get("name") == role), "")

@@ -1,9 +1,8 @@
-"""An upgraded operator restarts nothing: a Deployment is rendered anew only when what shapes its pods changes.
+"""An upgraded operator restarts no pod: a Deployment is rendered again only when what shapes its pods changes. Pure.
 
-Each Deployment carries a hash of its inputs and itself as first rendered. While a live one's inputs are the wanted
-ones, its own rendering is the wanted one, whatever this version would render; drift is repaired against that. So the
-inputs must never hold the operator's version, nor anything that changes with it; what goes into them is part of the
-contract between versions.
+Each Deployment carries a hash of its inputs (`decide.inputs`) and the manifest as it was rendered for them. While the
+hash stays, that manifest is applied again, whatever this version of the operator would render; edits by others are
+repaired against it.
 """
 
 from __future__ import annotations
@@ -11,27 +10,56 @@ from __future__ import annotations
 import base64
 import binascii
 import gzip
-import hashlib
 import io
 import json
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
-from languagepipes_operator.children.labels import ANNOTATION_INPUTS, ANNOTATION_RENDERED
-from languagepipes_operator.observe.snapshot import Manifest
+from languagepipes_operator.digest import canonical_json
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.names import ANNOTATION_INPUTS, ANNOTATION_RENDERED
+from languagepipes_operator.observe.ownership import owner_reference
+from languagepipes_operator.observe.snapshot import Snapshot
 
 # Far above any Deployment, far below what would hurt: the annotation may have been edited.
 _MAX_RENDERED_BYTES = 512 * 1024
 
 
-def digest(value: object) -> str:
-    """16 hex digits of a JSON value's SHA-256, the same for the same value."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+@dataclass(frozen=True)
+class LastApplied:
+    """A Deployment as it was rendered, and the same manifest packed, as its annotation holds it."""
+
+    manifest: Manifest
+    packed: str
 
 
-def canonical_json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+def last_applied(snapshot: Snapshot, name: str) -> LastApplied | None:
+    """How the live Deployment of that name was rendered; None if there is none, or if nothing usable is stored.
+
+    Usable is only a manifest of this very Deployment of this pipe: a user who may edit a Deployment must not get the
+    operator to write anything else.
+    """
+    live = snapshot.children.deployments.get(name)
+    manifest = rendering_of(live)
+    if manifest is None or not _is_of(manifest, snapshot, name):
+        return None
+    return LastApplied(manifest, _annotations(live)[ANNOTATION_RENDERED])
+
+
+def inputs_of(live: Manifest | None) -> str | None:
+    """The hash of the inputs that a live Deployment was rendered for."""
+    return _annotations(live).get(ANNOTATION_INPUTS)
+
+
+def rendering_of(live: Manifest | None) -> Manifest | None:
+    """The manifest in a live Deployment's annotation, unchecked; None if none can be read."""
+    annotations = _annotations(live)
+    if not {ANNOTATION_INPUTS, ANNOTATION_RENDERED} <= annotations.keys():
+        return None
+    try:
+        return unpack(annotations[ANNOTATION_RENDERED])
+    except ValueError:
+        return None
 
 
 def pack(manifest: Manifest) -> str:
@@ -55,56 +83,17 @@ def unpack(text: str) -> Manifest:
     return manifest
 
 
-def settled(rendered: Manifest, inputs: Mapping[str, Any], live: Manifest | None) -> Manifest:
-    """The manifest to apply: `rendered` for these inputs, or the live object's own rendering for the same.
-
-    The live one's is believed only where it is about the same object of the same owner: whoever may edit a
-    Deployment must not get the operator to write anything else.
-    """
-    wanted = digest(inputs)
-    kept = rendering_of(live)
-    if kept is not None and _same_object(kept, rendered) and _annotations(live)[ANNOTATION_INPUTS] == wanted:
-        return _annotated(kept, wanted, _annotations(live)[ANNOTATION_RENDERED])
-    return _annotated(rendered, wanted, pack(rendered))
-
-
-def is_for(live: Manifest | None, inputs: Mapping[str, Any]) -> bool:
-    """Whether a live object was rendered for these inputs."""
-    return _annotations(live).get(ANNOTATION_INPUTS) == digest(inputs)
-
-
-def rendering_of(live: Manifest | None) -> Manifest | None:
-    """What a live object says it was rendered as; None if it says nothing that can be read."""
-    annotations = _annotations(live)
-    if not {ANNOTATION_INPUTS, ANNOTATION_RENDERED} <= annotations.keys():
-        return None
-    try:
-        return unpack(annotations[ANNOTATION_RENDERED])
-    except ValueError:
-        return None
-
-
 def _annotations(live: Manifest | None) -> dict[str, str]:
     return dict(((live or {}).get("metadata") or {}).get("annotations") or {})
 
 
-def _annotated(manifest: Manifest, inputs: str, packed: str) -> Manifest:
-    metadata = manifest["metadata"]
-    annotations = {**metadata.get("annotations", {}), ANNOTATION_INPUTS: inputs, ANNOTATION_RENDERED: packed}
-    return {**manifest, "metadata": {**metadata, "annotations": annotations}}
-
-
-def _same_object(kept: Manifest, rendered: Manifest) -> bool:
-    def key(manifest: Manifest) -> tuple[object, ...]:
-        metadata = manifest.get("metadata")
-        if not isinstance(metadata, dict):
-            return ()
-        return (
-            manifest.get("apiVersion"),
-            manifest.get("kind"),
-            metadata.get("namespace"),
-            metadata.get("name"),
-            metadata.get("ownerReferences"),
-        )
-
-    return key(kept) == key(rendered)
+def _is_of(manifest: Manifest, snapshot: Snapshot, name: str) -> bool:
+    metadata = manifest.get("metadata")
+    return (
+        isinstance(metadata, dict)
+        and manifest.get("apiVersion") == "apps/v1"
+        and manifest.get("kind") == "Deployment"
+        and metadata.get("namespace") == snapshot.pipe.namespace
+        and metadata.get("name") == name
+        and metadata.get("ownerReferences") == [owner_reference(snapshot)]
+    )

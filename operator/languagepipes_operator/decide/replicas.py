@@ -1,17 +1,19 @@
-"""Which replicas a pipe has: their numbers. A replica keeps its number as long as it lives."""
+"""Which replicas a pipe has, and who belongs to each. A replica keeps its number as long as it exists. Pure."""
 
 from __future__ import annotations
 
-from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE
+from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE, Identity
+from languagepipes_api.plan import Plan
+from languagepipes_api.spec import LanguagePipe
 
 from languagepipes_operator.observe.snapshot import Children
 
 
 def replica_numbers(children: Children, replicas: int) -> tuple[int, ...]:
-    """As many as `spec.replicas` asks for, in order. Whoever asks about a pipe's replicas asks here.
+    """The numbers of as many replicas as `spec.replicas` asks for, ascending.
 
-    Of the replicas that are there, those that answer stay first, then the lower numbers; new ones take the lowest
-    numbers that are free.
+    Of the replicas that exist, those that answer stay first, then the lower numbers; new ones take the lowest numbers
+    that are free.
     """
     answering: dict[int, bool] = {}
     for live in children.deployments.values():
@@ -21,6 +23,12 @@ def replica_numbers(children: Children, replicas: int) -> tuple[int, ...]:
             continue
         ready = found.get(LABEL_ROLE) == "end-model" and live.get("status", {}).get("readyReplicas", 0) > 0
         answering[int(number)] = answering.get(int(number), False) or ready
-    kept = sorted(answering, key=lambda replica: (not answering[replica], replica))[:replicas]
-    free = (number for number in range(replicas + len(kept)) if number not in kept)
-    return tuple(sorted([*kept, *(next(free) for _ in range(replicas - len(kept)))]))
+    staying = sorted(answering, key=lambda replica: (not answering[replica], replica))[:replicas]
+    free = (number for number in range(replicas + len(staying)) if number not in staying)
+    return tuple(sorted([*staying, *(next(free) for _ in range(replicas - len(staying)))]))
+
+
+def ring(pipe: LanguagePipe, plan: Plan, replica: int) -> list[Identity]:
+    """A replica's members in the order of the pass: the stages, then the End Model."""
+    stages = [Identity(pipe.namespace, pipe.name, replica, "stage", place) for place in range(1, len(plan.stages) + 1)]
+    return [*stages, Identity(pipe.namespace, pipe.name, replica, "end-model")]

@@ -35,9 +35,8 @@ import aiohttp
 from kubernetes_asyncio import config as kube_config
 from kubernetes_asyncio.client import Configuration
 
-from languagepipes_operator.kube.kinds import Kind
+from languagepipes_operator.kube.kinds import Kind, Manifest
 from languagepipes_operator.metrics import Metrics
-from languagepipes_operator.observe.snapshot import Manifest
 
 FIELD_MANAGER = "languagepipes"
 _ATTEMPTS = 5

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from languagepipes_operator.kube.client import Expired, Forbidden, Kube, KubeError, NotFound, back_off
-from languagepipes_operator.kube.kinds import Kind
+from languagepipes_operator.kube.kinds import Kind, Manifest
 from languagepipes_operator.metrics import Metrics
-from languagepipes_operator.observe.snapshot import Manifest
 
 # Bookmarks come about once a minute: more silence than that is a watch that died without a word.
 SILENCE_SECONDS = 75.0

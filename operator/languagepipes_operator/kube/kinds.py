@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from languagepipes_api.names import API_GROUP, API_VERSION
 from languagepipes_api.names import KIND as LANGUAGE_PIPE
+
+# An object as the API server reads and writes it in JSON.
+Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)

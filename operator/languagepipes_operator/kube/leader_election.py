@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from languagepipes_operator.kube.client import AlreadyExists, Conflict, Kube, KubeError, NotFound
-from languagepipes_operator.kube.kinds import LEASE
-from languagepipes_operator.observe.snapshot import Manifest
+from languagepipes_operator.kube.kinds import LEASE, Manifest
 
 log = logging.getLogger(__name__)
 

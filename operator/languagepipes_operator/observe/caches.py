@@ -1,6 +1,6 @@
 """The informers of everything that pipes are made of, for one namespace, several, or all.
 
-A child is found by its label first and by its owner second: what has our label and no owner of ours is nobody's child.
+An object is found by its label, and counts as a child only if a pipe owns it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from languagepipes_api.names import API_GROUP, KIND, LABEL_MANAGED_BY, LABEL_PIP
 
 from languagepipes_operator.kube.client import Kube, KubeError
 from languagepipes_operator.kube.informer import Informer, ObjectKey, key_of, trimmed, trimmed_pod
-from languagepipes_operator.kube.kinds import CHILDREN, NODE, POD, Kind
+from languagepipes_operator.kube.kinds import CHILDREN, NODE, POD, Kind, Manifest
 from languagepipes_operator.metrics import Metrics
-from languagepipes_operator.observe.snapshot import Manifest
 
 _OURS = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
 
 
 def pipes_of(item: Manifest) -> set[ObjectKey]:
-    """Whom a change of it may matter to: the pipe that its label names, and the one that owns it."""
+    """The pipes that a change of the object may matter to: the one its label names, and the one that owns it."""
     metadata = item["metadata"]
     namespace = metadata.get("namespace", "")
     found = set()
@@ -80,27 +79,27 @@ class Caches:
         self._on_change = on_change
         self._cluster_wide = places == (None,)
         for informer in self._informers.values():
-            informer.listeners.append(self._tell)
+            informer.listeners.append(self._report)
         self._nodes = Informer(kube, NODE, metrics, trim=trimmed_node) if self._cluster_wide else None
         self._on_nodes = on_nodes
-        self._told_nodes: dict[ObjectKey, Manifest] = {}
+        self._reported_nodes: dict[ObjectKey, Manifest] = {}
         if self._nodes is not None:
-            self._nodes.listeners.append(self._tell_of_node)
+            self._nodes.listeners.append(self._report_node)
 
-    def _tell(self, item: Manifest) -> None:
+    def _report(self, item: Manifest) -> None:
         for pipe in pipes_of(item):
             self._on_change(pipe)
 
-    def _tell_of_node(self, item: Manifest) -> None:
-        """Kubelets say every few minutes that nothing has changed; that is no news."""
+    def _report_node(self, item: Manifest) -> None:
+        """Kubelets write every few minutes although nothing has changed; that is not reported."""
         key, now = key_of(item), self._nodes.get(key_of(item)) if self._nodes is not None else None
         if now is None:
-            self._told_nodes.pop(key, None)
+            self._reported_nodes.pop(key, None)
         else:
             plain = {"labels": now["metadata"].get("labels"), "spec": now["spec"], "status": now["status"]}
-            if self._told_nodes.get(key) == plain:
+            if self._reported_nodes.get(key) == plain:
                 return
-            self._told_nodes[key] = plain
+            self._reported_nodes[key] = plain
         self._on_nodes()
 
     def of(self, kind: Kind, namespace: str) -> Informer:

@@ -1,7 +1,7 @@
-"""Which nodes have stopped to answer, seconds after they did: Kubernetes itself calls a node lost after 40 s or more.
+"""Which nodes have stopped answering, seconds after they did: Kubernetes marks a node as lost after 40 s or more.
 
-Until then every pod of a node that is cut off keeps its last word, so that a pipe would be called Ready whose End Model
-nobody reaches. One connection a node every few seconds tells, however many pods are on it.
+Until then the pods of such a node keep their last status, so that a pipe would be Ready whose End Model cannot be
+reached. One connection to each node every few seconds finds out, however many pods are on it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable
 
 from languagepipes_api.names import TELEMETRY_PORT
 
+from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.ownership import container_state, container_statuses, is_active
-from languagepipes_operator.observe.snapshot import Manifest
 
 PERIOD_SECONDS = 3.0
 _ANSWER_SECONDS = 1.5
-# Kubernetes has its own word by then. Who is silent for longer is cut off from this operator, not from the cluster.
+# By then Kubernetes has marked a lost node itself: one that it has not marked is cut off from this operator alone.
 SILENCE_TIMEOUT_SECONDS = 180.0
 # Tries in a row without an answer, to different pods where a node has several.
 _TRIES = 2
@@ -27,25 +27,25 @@ _AT_ONCE = 64
 
 
 class Reachability:
-    """pods: those of all members, as cached. on_news: called with a node that was lost, or is back.
+    """pods: those of all members, as cached. on_change: called with a node that was lost, or is back.
 
-    A node counts as lost only if it answered before: who never answers may be behind a NetworkPolicy, or this operator
-    may run outside the cluster. If all of several fall silent at once, it is this operator that is cut off. After
-    `silence_timeout_seconds` of silence the node counts as one that never answered.
+    A node counts as lost only if it answered before: one that never answers may be behind a NetworkPolicy, or this
+    operator may run outside the cluster. If several nodes fall silent and none answers, it is this operator that is cut
+    off. After `silence_timeout_seconds` of silence a node counts as one that never answered.
     """
 
     def __init__(
         self,
         metrics: Metrics,
         pods: Callable[[], Iterable[Manifest]],
-        on_news: Callable[[str], None],
+        on_change: Callable[[str], None],
         *,
         port: int = TELEMETRY_PORT,
         silence_timeout_seconds: float = SILENCE_TIMEOUT_SECONDS,
     ) -> None:
         self._metrics = metrics
         self._pods = pods
-        self._on_news = on_news
+        self._on_change = on_change
         self._port = port
         self._silence_timeout = silence_timeout_seconds
         # When each node answered last, by our clock.
@@ -61,7 +61,7 @@ class Reachability:
                 await asyncio.sleep(PERIOD_SECONDS)
         finally:
             self._answered.clear()
-            self._tell(frozenset())
+            self._publish(frozenset())
 
     async def _look(self) -> None:
         hosts = _hosts_by_node(self._pods())
@@ -72,13 +72,13 @@ class Reachability:
         self._answered = known | answering
         silent = known.keys() - answering.keys()
         isolated = not answering and len(silent) > 1
-        self._tell(self.lost & hosts.keys() if isolated else frozenset(silent))
+        self._publish(self.lost & hosts.keys() if isolated else frozenset(silent))
 
-    def _tell(self, lost: frozenset[str]) -> None:
+    def _publish(self, lost: frozenset[str]) -> None:
         changed, self.lost = self.lost ^ lost, lost
         self._metrics.lost_nodes.set(len(lost))
         for node in changed:
-            self._on_news(node)
+            self._on_change(node)
 
     async def _answers(self, addresses: list[str]) -> bool:
         async with self._slots:
@@ -88,7 +88,7 @@ class Reachability:
         return False
 
     async def _connects(self, host: str) -> bool:
-        """Whether something there answers, be it with a refusal: only the node's silence is of interest."""
+        """Whether something there answers, also with a refusal: only whether the node answers matters."""
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 _, writer = await asyncio.open_connection(host, self._port)

@@ -1,6 +1,6 @@
-"""From caches to a Snapshot. In the steady state this asks nobody anything.
+"""Takes snapshots of pipes from the caches. In the steady state this sends no request.
 
-Only where something is not well are the API server (for Events) or members (for the bundle they use) asked.
+Only where something is not well it reads Events from the API server, or members' own /status.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE, TELEMETRY_PORT
 from languagepipes_api.spec import LanguagePipe, parse_pipe
 from pydantic import BaseModel, ValidationError
 
-from languagepipes_operator.apply.applier import owned_by, title
-from languagepipes_operator.certificates import secrets as pki
-from languagepipes_operator.decide import plan_choice as plans
 from languagepipes_operator.kube.client import Kube, KubeError
 from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.kube.kinds import (
@@ -34,19 +31,32 @@ from languagepipes_operator.kube.kinds import (
     SECRET,
     SERVICE,
     Kind,
+    Manifest,
 )
-from languagepipes_operator.observe import ownership as membership
+from languagepipes_operator.observe.ca_rotation import ca_is_rotated
 from languagepipes_operator.observe.caches import Caches, pipes_of
 from languagepipes_operator.observe.node_probe import Reachability
-from languagepipes_operator.observe.snapshot import Children, Manifest, MemberReport, Snapshot
+from languagepipes_operator.observe.ownership import (
+    container_state,
+    container_statuses,
+    is_active,
+    is_ready,
+    label,
+    owned_by,
+    pod_condition,
+    store_of,
+    title,
+)
+from languagepipes_operator.observe.snapshot import Children, MemberReport, Snapshot
 from languagepipes_operator.observe.store_poller import Address, Stores
+from languagepipes_operator.observe.stored_plans import is_planned
 from languagepipes_operator.planning.kubernetes_nodes import node_of
 from languagepipes_operator.planning.nodes import Node
 
 # A pod that is not ready for so long may have Events that say why.
 _UNWELL_AFTER = timedelta(seconds=5)
 _EVENTS_KEPT_SECONDS, _OLD_EVENTS_KEPT_SECONDS = 5.0, 30.0
-_NEWS_SECONDS = 300.0
+_RECENT_SECONDS = 300.0
 _ANSWER_SECONDS = 2.0
 
 
@@ -72,8 +82,8 @@ class _Warnings:
 
     def is_old(self, now: float) -> bool:
         """What has been unwell for long is looked at less often: each read is a whole list."""
-        kept = _EVENTS_KEPT_SECONDS if now - self.since < _NEWS_SECONDS else _OLD_EVENTS_KEPT_SECONDS
-        return now - self.read_at > kept
+        valid_seconds = _EVENTS_KEPT_SECONDS if now - self.since < _RECENT_SECONDS else _OLD_EVENTS_KEPT_SECONDS
+        return now - self.read_at > valid_seconds
 
 
 class Observer:
@@ -104,7 +114,7 @@ class Observer:
             now=now,
             nodes=self._nodes(
                 key,
-                wanted=not plans.is_planned(pipe.spec, children.config_maps.values())
+                wanted=not is_planned(pipe.spec, children.config_maps.values())
                 or _is_unscheduled(children)
                 or _is_growing(pipe, children),
             ),
@@ -139,8 +149,8 @@ class Observer:
         return pod.get("spec", {}).get("nodeName") in self._reachability.lost
 
     def _seen(self, pod: Manifest) -> Manifest:
-        """On a node that does not answer: as the node controller will tell of it, half a minute later."""
-        if not self._is_lost(pod) or not membership.is_ready(pod):
+        """On a node that does not answer: not ready, as the node controller will mark it half a minute later."""
+        if not self._is_lost(pod) or not is_ready(pod):
             return pod
         others = [each for each in pod["status"]["conditions"] if each.get("type") != "Ready"]
         return {**pod, "status": {**pod["status"], "conditions": [*others, {"type": "Ready", "status": "False"}]}}
@@ -150,7 +160,7 @@ class Observer:
         found = self._caches.nodes
         if found is None or not wanted:
             return None
-        # Only members of pipes are watched: where strangers fill a node, the scheduler says so.
+        # Only members of pipes are watched: where other pods fill a node, the scheduler reports it.
         others: dict[str, list[Manifest]] = defaultdict(list)
         for pod in self._caches.pods():
             if pipe not in pipes_of(pod):
@@ -159,15 +169,12 @@ class Observer:
         return tuple(sorted(nodes, key=lambda node: node.name))
 
     async def _members(self, children: Children, now: datetime) -> dict[str, MemberReport]:
-        """All of them while the CA is rotated; else those that run and are not ready, for their own words."""
-        everybody = pki.wants_reports(children.secrets)
+        """Reports of all members while the CA is rotated; else of those that run and are not ready, for the reason."""
+        all_members = ca_is_rotated(children.secrets)
         pods = [
             pod
             for pod in children.pods.values()
-            if membership.is_active(pod)
-            and _ip(pod)
-            and not self._is_lost(pod)
-            and (everybody or _has_something_to_say(pod, now))
+            if is_active(pod) and _ip(pod) and not self._is_lost(pod) and (all_members or _explains_itself(pod, now))
         ]
         reports = await asyncio.gather(*(self._report(_ip(pod)) for pod in pods))
         return {
@@ -178,10 +185,10 @@ class Observer:
         where = f"[{host}]" if ":" in host else host
         try:
             answer = await self._http.get(f"http://{where}:{TELEMETRY_PORT}/status", timeout=_ANSWER_SECONDS)
-            said = _Status.model_validate_json(answer.content)
+            status = _Status.model_validate_json(answer.content)
         except (httpx.HTTPError, ValidationError):
             return None
-        return MemberReport(**said.model_dump())
+        return MemberReport(**status.model_dump())
 
     async def _events(self, namespace: str, about: Sequence[str]) -> dict[str, tuple[Manifest, ...]]:
         now, known = time.monotonic(), self._warnings.get(namespace)
@@ -203,18 +210,18 @@ class Observer:
         return {name: known.by_object[name] for name in about if name in known.by_object}
 
 
-def _has_something_to_say(pod: Manifest, now: datetime) -> bool:
-    """An End Model whose ring is down says why at once; a stage that goes on loading has nothing to explain."""
-    runs = any(membership.container_state(each, "running") for each in membership.container_statuses(pod))
-    if not runs or membership.is_ready(pod):
+def _explains_itself(pod: Manifest, now: datetime) -> bool:
+    """An End Model whose ring is down reports why at once; a stage that is still loading has nothing to report."""
+    runs = any(container_state(each, "running") for each in container_statuses(pod))
+    if not runs or is_ready(pod):
         return False
-    role = membership.label(pod, LABEL_ROLE)
+    role = label(pod, LABEL_ROLE)
     return role == "end-model" or (role == "stage" and now - _since(pod, now) >= _UNWELL_AFTER)
 
 
 def store_address(children: Children) -> Address | None:
-    """Where to ask the store, once the pod of its present form runs."""
-    store = membership.store_of(children)
+    """Where to ask the store, once a pod of its current Deployment runs."""
+    store = store_of(children)
     if store.pod is None or not store.rolled_out or not _ip(store.pod):
         return None
     return Address(_ip(store.pod), store.pod["metadata"]["uid"])
@@ -222,7 +229,7 @@ def store_address(children: Children) -> Address | None:
 
 def unwell(children: Children, now: datetime) -> list[str]:
     """Pods that are not ready for a while, and claims that are not bound, as "Kind/name"."""
-    found = [f"Pod/{name}" for name, pod in children.pods.items() if not membership.is_ready(pod)]
+    found = [f"Pod/{name}" for name, pod in children.pods.items() if not is_ready(pod)]
     found += [f"PersistentVolumeClaim/{name}" for name, claim in children.claims.items() if not _is_bound(claim)]
     things = {f"Pod/{name}": pod for name, pod in children.pods.items()}
     things |= {f"PersistentVolumeClaim/{name}": claim for name, claim in children.claims.items()}
@@ -230,10 +237,8 @@ def unwell(children: Children, now: datetime) -> list[str]:
 
 
 def unfinished(children: Children) -> bool:
-    """Whether something is on its way, or has stopped on it: then time alone may change what is to be said."""
-    return not all(map(membership.is_ready, children.pods.values())) or not all(
-        map(_is_bound, children.claims.values())
-    )
+    """Whether something is still starting, or is stuck: then the status may change with time alone."""
+    return not all(map(is_ready, children.pods.values())) or not all(map(_is_bound, children.claims.values()))
 
 
 def _is_bound(claim: Manifest) -> bool:
@@ -245,8 +250,8 @@ def _is_unscheduled(children: Children) -> bool:
 
 
 def _is_growing(pipe: LanguagePipe, children: Children) -> bool:
-    """Whether replicas are about to be made, which would rather be where others are not."""
-    there = {membership.label(item, LABEL_REPLICA) for item in children.deployments.values()} - {""}
+    """Whether replicas are about to be made, which prefer nodes without other replicas."""
+    there = {label(item, LABEL_REPLICA) for item in children.deployments.values()} - {""}
     return 1 < pipe.spec.replicas > len(there)
 
 
@@ -281,7 +286,7 @@ def _ip(pod: Manifest) -> str:
 
 def _since(item: Manifest, now: datetime) -> datetime:
     """Since when a pod has not been ready, or another object has been there."""
-    condition = membership.pod_condition(item, "Ready")
+    condition = pod_condition(item, "Ready")
     text = condition.get("lastTransitionTime") or item["metadata"].get("creationTimestamp")
     try:
         return datetime.fromisoformat(str(text))

@@ -1,6 +1,6 @@
-"""Whose pod is this? The members of a pipe (store, stages, End Models), each with its Deployment and its pods. Pure.
+"""Which pipe owns an object, and which member (store, stage, End Model) an object belongs to. Pure.
 
-Labels decide, never names: names are made by `manifests` and end in a hash.
+Owner references say whose an object is. Labels say which member it belongs to, never names: those end in a hash.
 """
 
 from __future__ import annotations
@@ -10,17 +10,28 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from languagepipes_api.names import LABEL_PLAN, LABEL_REPLICA, LABEL_ROLE, LABEL_STAGE
+from languagepipes_api.names import (
+    API_GROUP,
+    API_VERSION,
+    KIND,
+    LABEL_PLAN,
+    LABEL_REPLICA,
+    LABEL_ROLE,
+    LABEL_STAGE,
+    Identity,
+)
 from languagepipes_api.plan import Plan
+from languagepipes_api.spec import LanguagePipe
 
-from languagepipes_operator.observe.snapshot import Children, Manifest
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Children, Snapshot
 
 
 @dataclass(frozen=True)
 class Member:
-    """One member, as wanted. stage: 1-based place, 0 for others; title: what people call it.
+    """One member, as wanted. stage: 1-based place, 0 for others; title: its name in messages.
 
-    pod: the one that counts (the newest that is neither ending nor over), if any. past: the others, newest first.
+    pod: the newest that is neither being deleted nor finished, if any. past: the others, newest first.
     """
 
     title: str
@@ -52,6 +63,44 @@ class Member:
     @property
     def restarts(self) -> int:
         return 0 if self.pod is None else sum(status.get("restartCount", 0) for status in container_statuses(self.pod))
+
+
+def owner_reference(snapshot: Snapshot) -> Manifest:
+    """What every child of the pipe carries: it is deleted with the pipe, and deleting the pipe does not wait for it."""
+    return {
+        "apiVersion": f"{API_GROUP}/{API_VERSION}",
+        "kind": KIND,
+        "name": snapshot.pipe.name,
+        "uid": snapshot.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def controller_of(item: Manifest) -> Manifest | None:
+    """The owner reference of an object's controller."""
+    references = item["metadata"].get("ownerReferences") or ()
+    return next((reference for reference in references if reference.get("controller")), None)
+
+
+def owned_by(item: Manifest, uid: str) -> bool:
+    """Whether the pipe of that UID is its controller."""
+    controller = controller_of(item)
+    return controller is not None and controller.get("uid") == uid and controller.get("kind") == KIND
+
+
+def identity_of(deployment: Manifest, pipe: LanguagePipe) -> Identity | None:
+    """The stage or End Model whose Deployment it is; None for any other Deployment."""
+    role, replica, stage = (
+        label(deployment, LABEL_ROLE),
+        label(deployment, LABEL_REPLICA),
+        label(deployment, LABEL_STAGE),
+    )
+    if role == "stage" and replica.isdecimal() and stage.isdecimal():
+        return Identity(pipe.namespace, pipe.name, int(replica), "stage", int(stage))
+    if role == "end-model" and replica.isdecimal():
+        return Identity(pipe.namespace, pipe.name, int(replica), "end-model")
+    return None
 
 
 def store_of(children: Children) -> Member:
@@ -115,6 +164,11 @@ def container_statuses(pod: Manifest) -> tuple[dict[str, Any], ...]:
 def container_state(status: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Its state's "waiting", "running" or "terminated", or an empty mapping."""
     return dict((status.get("state") or {}).get(kind) or {})
+
+
+def title(item: Manifest) -> str:
+    """ "Kind/name"."""
+    return f"{item['kind']}/{item['metadata']['name']}"
 
 
 def name_of(thing: Manifest) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from languagepipes_operator.kube.informer import ObjectKey, key_of, trimmed
-from languagepipes_operator.observe.snapshot import Manifest
+from languagepipes_operator.kube.kinds import Manifest
 
 
 class Pipes:

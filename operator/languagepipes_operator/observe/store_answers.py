@@ -1,4 +1,4 @@
-"""A weights store's answers, as `up` and the operator on a cluster both read them: who answers, and what it says.
+"""A weights store's answers, as `up` and the operator on a cluster both read them: who answers, and with what.
 
 The callers hold the connections: one asks with threads, the other in an event loop.
 """
@@ -39,7 +39,7 @@ def client_context(bundle: str, *, certificate: Path, key: Path) -> ssl.SSLConte
     """TLS 1.3 towards a store, with a certificate and its key (PEM files). bundle: PEM of the authorities."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # The URI SAN says who it is; host names are in no certificate of ours.
+    # The URI SAN identifies the store; our certificates hold no host names.
     context.check_hostname = False
     context.load_verify_locations(cadata=bundle)
     context.load_cert_chain(certificate, key)
@@ -47,7 +47,7 @@ def client_context(bundle: str, *, certificate: Path, key: Path) -> ssl.SSLConte
 
 
 def is_from(response: httpx.Response, store: Identity) -> bool:
-    """Whether that store answers. To be asked while the response is open: afterwards nobody knows who it was."""
+    """Whether that store answers. Only while the response is open: its connection has the certificate."""
     connection = response.extensions["network_stream"].get_extra_info("ssl_object")
     names = (connection.getpeercert() or {}).get("subjectAltName", ())
     return bool(names == (("URI", store.uri),))
@@ -66,7 +66,7 @@ def facts_in(response: httpx.Response) -> ModelFacts | Problem:
 
 
 def refusal_of(response: httpx.Response) -> Problem:
-    """Why the store has no facts, in its own words where there are any."""
+    """Why the store has no facts: its own message where there is one."""
     try:
         return _Refusal.model_validate_json(response.content).error
     except ValidationError:

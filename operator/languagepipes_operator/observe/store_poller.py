@@ -1,6 +1,6 @@
 """Asks weights stores in the background, every few seconds for as long as their pipes are not Ready.
 
-Stores are asked at their pods' addresses, over mTLS, and are believed only as the store that their certificate names.
+Stores are asked at their pods' addresses, over mTLS; an answer counts only if the certificate names the pipe's store.
 Asking never raises and never blocks a reconcile, which reads the latest answer.
 """
 
@@ -21,7 +21,7 @@ import httpx
 from languagepipes_api.names import STORE_PORT, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
 from pydantic import ValidationError
 
-from languagepipes_operator.certificates.secrets import Credentials
+from languagepipes_operator.certificates.authority import Credentials
 from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.snapshot import StoreReport
@@ -35,7 +35,7 @@ from languagepipes_operator.observe.store_answers import (
 )
 
 ASK_SECONDS = 5.0
-# Bytes that come in are told at most this often, since each telling may write a status.
+# A change of the byte count alone is reported at most this often, since each report may write a status.
 _PROGRESS_SECONDS = 10.0
 _ANSWER_SECONDS = 3.0
 _AT_ONCE = 64
@@ -62,43 +62,43 @@ class _Watched:
     client: Credentials
     task: asyncio.Task[None] | None = None
     report: StoreReport | None = None
-    told_at: float = 0.0
+    reported_at: float = 0.0
 
 
 class Stores:
-    """on_news: called with the pipe whose store says something new."""
+    """on_change: called with the pipe whose store answers something new."""
 
-    def __init__(self, metrics: Metrics, on_news: Callable[[ObjectKey], None]) -> None:
+    def __init__(self, metrics: Metrics, on_change: Callable[[ObjectKey], None]) -> None:
         self._metrics = metrics
-        self._on_news = on_news
+        self._on_change = on_change
         self._watched: dict[ObjectKey, _Watched] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def watch(self, pipe: ObjectKey, store: Identity, address: Address, client: Credentials) -> None:
-        """From now on ask that store; nothing new if it is asked already, with a certificate that is good for long."""
+        """Ask that store from now on; no change if it is asked already and the credentials are not due for renewal."""
         known = self._watched.get(pipe)
         same = known is not None and known.address == address
         if known is not None and same and known.client.bundle == client.bundle and not _is_old(known.client):
             return
         self.leave(pipe)
-        # Another certificate of ours makes nothing untrue that this store said.
+        # The last answer of the same store stays valid under another certificate of ours.
         watched = _Watched(store, address, client, report=known.report if known is not None and same else None)
         watched.task = asyncio.create_task(self._ask_on(pipe, watched), name=f"store of {pipe}")
         self._watched[pipe] = watched
 
     def leave(self, pipe: ObjectKey) -> None:
-        """Ask no more, forget what it said."""
+        """Stop asking, and forget the last answer."""
         known = self._watched.pop(pipe, None)
         if known is not None and known.task is not None:
             known.task.cancel()
 
     def latest(self, pipe: ObjectKey, address: Address | None) -> StoreReport | None:
-        """What it said last; None while it was not asked yet, or if that was another pod."""
+        """Its last answer; None while it was not asked yet, or if another pod gave it."""
         known = self._watched.get(pipe)
         return None if known is None or known.address != address else known.report
 
     def credentials(self, pipe: ObjectKey) -> Credentials | None:
-        """With which that pipe's store is asked; None if it is not."""
+        """The credentials with which that pipe's store is asked; None if it is not asked."""
         known = self._watched.get(pipe)
         return None if known is None else known.client
 
@@ -107,15 +107,15 @@ class Stores:
             self.leave(pipe)
 
     async def _ask_on(self, pipe: ObjectKey, watched: _Watched) -> None:
-        """Until cancelled, whatever happens: nobody else would ask again."""
+        """Until cancelled, whatever happens: nothing else would start it again."""
         while True:
             try:
-                await self._ask_over_and_over(pipe, watched)
+                await self._ask_repeatedly(pipe, watched)
             except Exception:
                 log.exception("asking the store of %s/%s fails; tried again in %.0f s", *pipe, ASK_SECONDS)
             await asyncio.sleep(ASK_SECONDS)
 
-    async def _ask_over_and_over(self, pipe: ObjectKey, watched: _Watched) -> None:
+    async def _ask_repeatedly(self, pipe: ObjectKey, watched: _Watched) -> None:
         context = await asyncio.to_thread(_context, watched.client)
         async with httpx.AsyncClient(
             base_url=watched.address.url, verify=context, timeout=_ANSWER_SECONDS, trust_env=False
@@ -126,9 +126,9 @@ class Stores:
                 self._metrics.store_questions.labels("answered" if report.answered else "silent").inc()
                 before, now = watched.report, time.monotonic()
                 watched.report = report
-                if _is_news(before, report) or (before != report and now - watched.told_at >= _PROGRESS_SECONDS):
-                    watched.told_at = now
-                    self._on_news(pipe)
+                if _is_change(before, report) or (before != report and now - watched.reported_at >= _PROGRESS_SECONDS):
+                    watched.reported_at = now
+                    self._on_change(pipe)
                 await asyncio.sleep(ASK_SECONDS)
 
 
@@ -136,7 +136,7 @@ def _is_old(client: Credentials) -> bool:
     return client.leaf.renew_at() <= datetime.now(UTC)
 
 
-def _is_news(before: StoreReport | None, now: StoreReport) -> bool:
+def _is_change(before: StoreReport | None, now: StoreReport) -> bool:
     """Whether more changed than the count of bytes."""
     if before is None:
         return True
@@ -156,7 +156,7 @@ async def _ask(http: httpx.AsyncClient, store: Identity, before: StoreReport | N
         with contextlib.suppress(ValidationError):
             progress = StoreProgress.model_validate_json(answer.content)
     if progress is None:
-        # What it said last still holds; that it does not answer is said beside it.
+        # The facts of its last answer stay valid.
         return StoreReport(
             answered=False, facts=before.facts if before else None, misses=before.misses + 1 if before else 1
         )
@@ -198,7 +198,7 @@ async def _get(http: httpx.AsyncClient, store: Identity, path: str) -> httpx.Res
 
 
 def _context(client: Credentials) -> ssl.SSLContext:
-    # The ssl module reads a chain and its key from files alone.
+    # The ssl module reads a chain and its key only from files.
     with tempfile.TemporaryDirectory() as folder:
         certificate, key = Path(folder, TLS_CERTIFICATE_FILE), Path(folder, TLS_KEY_FILE)
         certificate.write_bytes(client.leaf.certificate)

@@ -1,4 +1,4 @@
-"""The seven conditions of a pipe, and its whole status: decided from one snapshot, one decision and the last status.
+"""The seven conditions of a pipe, and its whole status: decided from one snapshot, one outcome and the last status.
 
 The same input gives an equal status, so that an idle pipe writes nothing. `lastTransitionTime` stays while a
 condition's status does. What is wrong comes from `diagnosis`; this module says what follows from it.
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from languagepipes_api.status import Condition, ConditionType, LanguagePipeStatus, Phase
 
+from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import (
     Member,
     container_state,
@@ -20,10 +21,11 @@ from languagepipes_operator.observe.ownership import (
     pod_condition,
     time_of,
 )
-from languagepipes_operator.observe.snapshot import Decision, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.status.diagnosis import Diagnosis, diagnose
 from languagepipes_operator.status.failures import Failure, bounded, summary
 from languagepipes_operator.status.fields import progress_text, resolved_revision, selector_of, stage_statuses, url_of
+from languagepipes_operator.status.outcome import Outcome
 
 Status = Literal["True", "False", "Unknown"]
 ORDER: tuple[ConditionType, ...] = (
@@ -47,7 +49,7 @@ class ConditionState:
 
 def status_of(
     snapshot: Snapshot,
-    decision: Decision,
+    outcome: Outcome,
     previous: Mapping[str, Any] | None,
     *,
     progress_written: datetime | None = None,
@@ -59,10 +61,10 @@ def status_of(
     status as last read. progress_written: when `progress` was last written with another text; it stays for ten
     seconds, so a caller that remembers nothing (None) may write it at once.
     """
-    found = diagnose(snapshot, decision)
+    found = diagnose(snapshot, outcome)
     before = dict(previous or {})
     generation = snapshot.pipe.metadata.generation or 0
-    states = _states(snapshot, decision, found, before)
+    states = _states(snapshot, outcome, found, before)
     conditions = tuple(
         _condition(kind, states[kind], before, generation=generation, now=snapshot.now) for kind in ORDER
     )
@@ -71,7 +73,7 @@ def status_of(
         observed_generation=generation,
         phase=_phase(snapshot, found, states),
         url=url_of(snapshot),
-        resolved_revision=resolved_revision(snapshot, decision, before),
+        resolved_revision=resolved_revision(snapshot, outcome, before),
         plan_hash=None if found.plan is None else found.plan.hash,
         progress=progress_text(
             snapshot, before, written=progress_written, fetching=states["WeightsAvailable"].reason in _FETCHING
@@ -122,18 +124,18 @@ def condition_in(status: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
 
 
 def _states(
-    snapshot: Snapshot, decision: Decision, found: Diagnosis, before: Mapping[str, Any]
+    snapshot: Snapshot, outcome: Outcome, found: Diagnosis, before: Mapping[str, Any]
 ) -> dict[ConditionType, ConditionState]:
     weights = _weights_available(snapshot, found, before)
     stages = _stages_ready(snapshot, found, weights)
-    ready = _ready(snapshot, decision, found, weights, stages, before)
+    ready = _ready(snapshot, outcome, found, weights, stages, before)
     return {
         "Ready": ready,
         "Planned": _planned(found, weights),
         "WeightsAvailable": weights,
         "StagesReady": stages,
         "EndpointReady": _endpoint_ready(snapshot, found, ready),
-        "Progressing": _progressing(snapshot, decision, found, ready),
+        "Progressing": _progressing(snapshot, outcome, found, ready),
         "Degraded": _degraded(snapshot, found, ready, before),
     }
 
@@ -223,7 +225,7 @@ def _stages_ready(snapshot: Snapshot, found: Diagnosis, weights: ConditionState)
 
 def _ready(
     snapshot: Snapshot,
-    decision: Decision,
+    outcome: Outcome,
     found: Diagnosis,
     weights: ConditionState,
     stages: ConditionState,
@@ -239,7 +241,7 @@ def _ready(
     cause = summary(found.causes)
     if cause is not None:
         return _of(cause)
-    if decision.paused and found.plan is None:
+    if outcome.paused and found.plan is None:
         return ConditionState("False", "Paused", "spec.paused is true, and there is no plan: set it to false to go on")
     if found.plan is None:
         return ConditionState("False", weights.reason, weights.message)
@@ -271,11 +273,11 @@ def _endpoint_ready(snapshot: Snapshot, found: Diagnosis, ready: ConditionState)
     return ConditionState("False", ready.reason, ready.message)
 
 
-def _progressing(snapshot: Snapshot, decision: Decision, found: Diagnosis, ready: ConditionState) -> ConditionState:
+def _progressing(snapshot: Snapshot, outcome: Outcome, found: Diagnosis, ready: ConditionState) -> ConditionState:
     aside = summary(found.aside)
     if aside is not None:
         return _of(aside)
-    if decision.paused:
+    if outcome.paused:
         return ConditionState(
             "False", "Paused", "spec.paused is true: children stay as they are; set it to false to go on"
         )

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import Member, container_state, container_statuses, name_of, time_of
-from languagepipes_operator.observe.snapshot import Manifest
 from languagepipes_operator.status.container_waits import not_created
 from languagepipes_operator.status.failures import Failure, failure, quoted
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 
 from languagepipes_api.spec import PipeSpec
 
+from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import (
     Member,
     container_state,
@@ -19,7 +20,6 @@ from languagepipes_operator.observe.ownership import (
     pod_condition,
     time_of,
 )
-from languagepipes_operator.observe.snapshot import Manifest
 from languagepipes_operator.status.failures import Failure, failure, quoted
 
 # A first sandbox often fails while a node's network plugin starts.

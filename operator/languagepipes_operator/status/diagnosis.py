@@ -11,6 +11,7 @@ from languagepipes_api.names import LABEL_REPLICA, STORE_PORT
 from languagepipes_api.plan import Plan
 
 from languagepipes_operator.decide.replicas import replica_numbers as replica_numbers
+from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import (
     Member,
     end_models,
@@ -20,8 +21,9 @@ from languagepipes_operator.observe.ownership import (
     replica_of,
     store_of,
 )
-from languagepipes_operator.observe.snapshot import Decision, Manifest, Snapshot
+from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.status.failures import Failure, external_failure, failure, quoted, refusals, refused
+from languagepipes_operator.status.outcome import Outcome
 from languagepipes_operator.status.pods import pod_failures
 from languagepipes_operator.status.scheduling import unschedulable
 from languagepipes_operator.status.volumes import volume_failures
@@ -71,10 +73,10 @@ class Diagnosis:
         return tuple(tuple(replica[place] for replica in self.replicas) for place in range(count))
 
 
-def diagnose(snapshot: Snapshot, decision: Decision) -> Diagnosis:
+def diagnose(snapshot: Snapshot, outcome: Outcome) -> Diagnosis:
     """Looks at the members that the plan in force wants, and at the store; what is being replaced is not diagnosed."""
     children, spec = snapshot.children, snapshot.pipe.spec
-    plan = None if decision.plan is None else decision.plan.plan
+    plan = None if outcome.plan is None else outcome.plan.plan
     replicas: tuple[tuple[Member, ...], ...] = ()
     if plan is not None:
         numbers = replica_numbers(children, spec.replicas)
@@ -87,11 +89,9 @@ def diagnose(snapshot: Snapshot, decision: Decision) -> Diagnosis:
         answering=len({label(pod, LABEL_REPLICA) for pod in pods if is_ready(pod)}),
         existing=len({label(pod, LABEL_REPLICA) for pod in pods}),
         replaced=plan is not None and bool(other_plans(children, plan)),
-        of_names=_of_names(snapshot, decision),
-        aside=tuple(map(_denied, decision.non_blocking_errors)),
-        of_plan=()
-        if decision.refusal is None
-        else (external_failure(decision.refusal.reason, decision.refusal.message),),
+        of_names=_of_names(snapshot, outcome),
+        aside=tuple(map(_denied, outcome.non_blocking_errors)),
+        of_plan=() if outcome.refusal is None else (external_failure(outcome.refusal.reason, outcome.refusal.message),),
         of_store=_of_store(snapshot, store),
         of_stages=tuple(
             found for replica in replicas for stage in replica[:-1] if not stage.ready for found in _of(stage, snapshot)
@@ -100,9 +100,9 @@ def diagnose(snapshot: Snapshot, decision: Decision) -> Diagnosis:
     )
 
 
-def _of_names(snapshot: Snapshot, decision: Decision) -> tuple[Failure, ...]:
-    taken = [_conflict(snapshot, name) for name in sorted(decision.conflicts)]
-    return (*taken, *map(_denied, decision.denied))
+def _of_names(snapshot: Snapshot, outcome: Outcome) -> tuple[Failure, ...]:
+    taken = [_conflict(snapshot, name) for name in sorted(outcome.conflicts)]
+    return (*taken, *map(_denied, outcome.blocking_errors))
 
 
 def _denied(words: str) -> Failure:

@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from languagepipes_operator.kube.client import Kube, KubeError, Unavailable
-from languagepipes_operator.kube.kinds import EVENT, PIPE
-from languagepipes_operator.observe.snapshot import Manifest
+from languagepipes_operator.kube.kinds import EVENT, PIPE, Manifest
 from languagepipes_operator.status.events import Event, events_of
 
 COMPONENT = "languagepipes-operator"

@@ -12,8 +12,9 @@ from languagepipes_api.spec import LanguagePipe
 from languagepipes_api.status import StageStatus
 
 from languagepipes_operator.observe.ownership import Member
-from languagepipes_operator.observe.snapshot import Decision, Snapshot
+from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.status.diagnosis import Diagnosis
+from languagepipes_operator.status.outcome import Outcome
 
 PROGRESS_STAYS = timedelta(seconds=10)
 
@@ -29,10 +30,10 @@ def selector_of(pipe: LanguagePipe) -> str:
     return f"{LABEL_PIPE}={pipe.name},{LABEL_ROLE}=end-model"
 
 
-def resolved_revision(snapshot: Snapshot, decision: Decision, before: Mapping[str, Any]) -> str | None:
+def resolved_revision(snapshot: Snapshot, outcome: Outcome, before: Mapping[str, Any]) -> str | None:
     """As planned, as the store says, or as it was while neither has spoken of this generation yet."""
-    if decision.plan is not None:
-        return decision.plan.plan.model_revision
+    if outcome.plan is not None:
+        return outcome.plan.plan.model_revision
     if snapshot.store is not None and snapshot.store.facts is not None:
         return snapshot.store.facts.revision
     same = before.get("observedGeneration") == snapshot.pipe.metadata.generation

@@ -7,8 +7,9 @@ from datetime import datetime
 
 from languagepipes_api.spec import PipeSpec
 
+from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import Member, container_state, container_statuses, pod_condition
-from languagepipes_operator.observe.snapshot import Manifest, MemberReport
+from languagepipes_operator.observe.snapshot import MemberReport
 from languagepipes_operator.status.container_exits import container_ends
 from languagepipes_operator.status.container_waits import container_waits
 from languagepipes_operator.status.failures import Failure, failure, quoted

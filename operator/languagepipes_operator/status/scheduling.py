@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from languagepipes_api.quantity import format_bytes, parse_quantity
 
+from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import Member, pod_condition
-from languagepipes_operator.observe.snapshot import Manifest
 from languagepipes_operator.planning.nodes import Node
 from languagepipes_operator.status.failures import Failure, failure, quoted
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import time_of
-from languagepipes_operator.observe.snapshot import Manifest
 from languagepipes_operator.status.failures import Failure, failure, quoted
 
 # The default StorageClass is filled in at creation, or by the controller soon after one appears.

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from cluster import ControlPlane
 from languagepipes_api.names import TELEMETRY_PORT, Identity
-from languagepipes_operator.certificates.authority import issue, new_ca
-from languagepipes_operator.certificates.secrets import Credentials
+from languagepipes_operator.certificates.authority import Credentials, issue, new_ca
 from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.store_poller import Address, Stores

@@ -11,8 +11,7 @@ import pytest
 from cluster import ControlPlane, programs
 from languagepipes_operator.apply.drift import differences
 from languagepipes_operator.children.quantities import canonical
-from languagepipes_operator.kube.kinds import BY_NAME
-from languagepipes_operator.observe.snapshot import Manifest
+from languagepipes_operator.kube.kinds import BY_NAME, Manifest
 from support.example_pipes import container_of, of_kind, pipe_snapshot, pod_of, rendered
 
 NAMESPACE = "restricted"

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from languagepipes_api.names import Identity
+from languagepipes_operator import names
 from languagepipes_operator.certificates import secrets as pki
 from languagepipes_operator.certificates.authority import issue, new_ca
-from languagepipes_operator.children import names
+from languagepipes_operator.observe.ca_rotation import ca_is_rotated
 from support.pki_world import CA, FIRST, MEMBERS, SECOND, STORE, World
 
 
@@ -93,10 +94,10 @@ def test_a_person_may_ask_for_a_new_ca_once(world: World) -> None:
 
 
 def test_while_the_ca_is_rotated_members_are_asked_for_their_bundle(world: World) -> None:
-    assert not pki.wants_reports(world.secrets)
+    assert not ca_is_rotated(world.secrets)
     world.annotate(CA, **{pki.ROTATE_ANNOTATION: "now"})
     decision = world.reconcile()
-    assert pki.wants_reports(world.secrets)
+    assert ca_is_rotated(world.secrets)
     assert decision.requeue_at - world.now == timedelta(seconds=pki.ASK_SECONDS)
 
 

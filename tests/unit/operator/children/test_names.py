@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 from languagepipes_api.member_settings import MemberSettings
 from languagepipes_api.names import Identity
-from languagepipes_operator.children import names
-from languagepipes_operator.observe.snapshot import Manifest
+from languagepipes_operator import names
+from languagepipes_operator.kube.kinds import Manifest
 from support.example_pipes import container_of, of_kind, pipe_snapshot, pod_of, rendered, stored_plan_of
 
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")

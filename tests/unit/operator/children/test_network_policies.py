@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from languagepipes_api.names import API_PORT, RING_PORT, STORE_PORT, TELEMETRY_PORT
 from languagepipes_operator.children.labels import OPERATOR_LABELS
-from languagepipes_operator.observe.snapshot import Manifest, Snapshot
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Snapshot
 from support.example_pipes import OPERATOR_NAMESPACE, living, of_kind, pipe_snapshot, rendered, stored_plan_of
 from support.policy_evaluator import End, Outside, Pod, allowed
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from languagepipes_api.quantity import parse_quantity
 from languagepipes_operator.children.quantities import canonical, of_bytes
-from languagepipes_operator.observe.snapshot import Manifest
+from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.planning import Node
 from support.example_pipes import container_of, living, of_kind, pipe_snapshot, pod_of, rendered, stored_plan_of
 from support.pod_security import violations

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from languagepipes_operator.children import names
-from languagepipes_operator.observe.snapshot import Children, Manifest
+from languagepipes_operator import names
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Children
 from support.example_pipes import of_kind, pipe_snapshot, rendered
 
 

@@ -1,4 +1,4 @@
-"""Names of children, addresses between them, and where a container finds its files.
+"""Names of children and of their annotations, addresses between members, and where a container finds its files.
 
 Names end in a hash of what they stand for, since pipe `a` with `b-c` and pipe `a-b` with `c` are the same text. The
 longest pipe name (40 characters) leaves every name within a DNS label (63), Secrets' excepted. Pods that an older
@@ -11,7 +11,15 @@ import hashlib
 import json
 from pathlib import PurePosixPath
 
-from languagepipes_api.names import RING_PORT, STORE_PORT, Identity
+from languagepipes_api.names import API_GROUP, RING_PORT, STORE_PORT, Identity
+
+# On a Deployment: hash of what shapes its pods (`decide.inputs`). On a plan's ConfigMap: hash of the spec's fields that
+# matter to a plan (`planning.inputs`).
+ANNOTATION_INPUTS = f"{API_GROUP}/inputs"
+# The Deployment as it was first applied for those inputs (`decide.last_applied`).
+ANNOTATION_RENDERED = f"{API_GROUP}/rendered"
+# On a pipe, by people: each new value asks once for the operator's node image. On a plan: the last that was answered.
+ANNOTATION_UPGRADE = f"{API_GROUP}/upgrade"
 
 TLS_DIR = PurePosixPath("/etc/languagepipes/tls")
 PLAN_DIR = PurePosixPath("/etc/languagepipes/plan")
@@ -47,7 +55,7 @@ def cache_claim(pipe: str) -> str:
 
 
 def api_service(pipe: str) -> str:
-    """The Service that clients use. Its name is in everybody's URL, so it is the pipe's, without a hash."""
+    """The Service that clients use. Its name is in the URL, so it is the pipe's, without a hash."""
     return pipe
 
 
@@ -62,7 +70,7 @@ def budget(pipe: str) -> str:
 
 
 def plan_config(pipe: str, content_hash: str) -> str:
-    """The ConfigMap of a plan with this content (`plan.content_hash`)."""
+    """The ConfigMap of a plan with this content (`stored_plans.content_hash`)."""
     return f"{pipe}-plan-{_hash(pipe, 'plan', content_hash)}"
 
 

@@ -1,5 +1,5 @@
-"""A plan is kept until the spec asks for another one; what templates say is judged against the kept one, too. So is its
-image, until people ask for another one, or nobody can have it.
+"""A stored plan stays in force until the spec asks for another one, and so does its image until people ask for another
+one or it cannot be pulled. What templates ask for is checked against the stored plan, too.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from languagepipes_operator.children.plan_config import plan_config_map
-from languagepipes_operator.decide import plan_choice as plans
-from languagepipes_operator.decide.plan_choice import Chosen, choose
+from languagepipes_operator.decide.plan_choice import PlanChoice, choose_plan
 from languagepipes_operator.kube.informer import trimmed_pod
-from languagepipes_operator.observe.snapshot import Children, Manifest, Snapshot, StoredPlan
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.snapshot import Children, Snapshot
+from languagepipes_operator.observe.stored_plans import StoredPlan, is_planned
 from languagepipes_operator.planning import node_of
 from languagepipes_operator.planning.kubernetes_nodes import pod_request
 from support.example_pipes import (
@@ -31,10 +32,10 @@ from support.example_pipes import (
 GIB = 2**30
 
 
-def kept_with(template: dict[str, Any]) -> Snapshot:
+def stored_with(template: dict[str, Any]) -> Snapshot:
     """A pipe whose plan was made without a template, and whose stages have this one now."""
     before = pipe_snapshot()
-    made = choose(before, facts=FACTS, node_image="image:1").kept
+    made = choose_plan(before, facts=FACTS, node_image="image:1").stored
     assert made is not None
     config_map = plan_config_map(before, made)
     after = pipe_snapshot(stages={"count": 3, "template": template})
@@ -42,34 +43,34 @@ def kept_with(template: dict[str, Any]) -> Snapshot:
 
 
 def limited_to(memory: str) -> Snapshot:
-    return kept_with({"resources": {"limits": {"memory": memory}}})
+    return stored_with({"resources": {"limits": {"memory": memory}}})
 
 
-def chosen(snapshot: Snapshot) -> Chosen:
-    return choose(snapshot, facts=None, node_image="image:2")
+def chosen(snapshot: Snapshot) -> PlanChoice:
+    return choose_plan(snapshot, facts=None, node_image="image:2")
 
 
 def test_a_template_that_leaves_enough_keeps_the_plan() -> None:
     snapshot = limited_to("64Gi")
     found = chosen(snapshot)
-    assert found.kept is not None
-    assert not found.made
-    assert plans.is_planned(snapshot.pipe.spec, snapshot.children.config_maps.values())
+    assert found.stored is not None
+    assert not found.is_new
+    assert is_planned(snapshot.pipe.spec, snapshot.children.config_maps.values())
 
 
 def test_a_limit_below_the_stored_plan_s_need_asks_for_another_plan_within_it() -> None:
     snapshot = limited_to("1Gi")
     found = chosen(snapshot)
-    assert found.kept is not None
-    assert found.made
-    assert all(stage.weight_bytes + stage.kv_bytes + stage.overhead_bytes <= GIB for stage in found.kept.plan.stages)
-    assert not plans.is_planned(snapshot.pipe.spec, snapshot.children.config_maps.values())
+    assert found.stored is not None
+    assert found.is_new
+    assert all(stage.weight_bytes + stage.kv_bytes + stage.overhead_bytes <= GIB for stage in found.stored.plan.stages)
+    assert not is_planned(snapshot.pipe.spec, snapshot.children.config_maps.values())
 
-    config_map = plan_config_map(snapshot, found.kept)
+    config_map = plan_config_map(snapshot, found.stored)
     children = {**snapshot.children.config_maps, config_map["metadata"]["name"]: config_map}
     again = replace(snapshot, children=Children(config_maps=children))
-    assert chosen(again).kept == found.kept
-    assert not chosen(again).made
+    assert chosen(again).stored == found.stored
+    assert not chosen(again).is_new
 
 
 def test_a_limit_that_holds_no_sequence_is_refused_also_with_a_stored_plan() -> None:
@@ -79,7 +80,7 @@ def test_a_limit_that_holds_no_sequence_is_refused_also_with_a_stored_plan() -> 
 
 
 def test_a_template_that_contradicts_itself_is_refused_also_with_a_stored_plan() -> None:
-    refusal = chosen(kept_with({"resources": {"limits": {"cpu": 1}, "requests": {"cpu": 2}}})).refusal
+    refusal = chosen(stored_with({"resources": {"limits": {"cpu": 1}, "requests": {"cpu": 2}}})).refusal
     assert refusal is not None
     assert refusal.reason == "InvalidTemplate"
 
@@ -109,9 +110,9 @@ def test_what_a_cached_pod_asks_of_its_node_is_all_there() -> None:
 def planned(**spec: Any) -> tuple[Snapshot, StoredPlan]:
     """A pipe whose members run image:1, and the plan that it keeps."""
     before = pipe_snapshot(**spec)
-    kept = choose(before, facts=FACTS, node_image="image:1").kept
-    assert kept is not None
-    return living(before, rendered(before, kept)), kept
+    stored = choose_plan(before, facts=FACTS, node_image="image:1").stored
+    assert stored is not None
+    return living(before, rendered(before, stored)), stored
 
 
 def pods_of(snapshot: Snapshot, *roles: str, **state: Any) -> list[Manifest]:
@@ -127,9 +128,9 @@ def annotated(snapshot: Snapshot, value: str | None) -> Snapshot:
     return replace(snapshot, raw={**snapshot.raw, "metadata": {**snapshot.raw["metadata"], "annotations": annotations}})
 
 
-def carried_out(snapshot: Snapshot, kept: StoredPlan) -> Snapshot:
+def carried_out(snapshot: Snapshot, stored: StoredPlan) -> Snapshot:
     """The same pipe, with this plan's children and no others; its pods are to come."""
-    return living(snapshot, rendered(snapshot, kept))
+    return living(snapshot, rendered(snapshot, stored))
 
 
 def images(snapshot: Snapshot) -> set[str]:
@@ -137,29 +138,29 @@ def images(snapshot: Snapshot) -> set[str]:
 
 
 def test_a_new_operator_leaves_the_image_of_a_pipe_alone() -> None:
-    snapshot, kept = planned()
+    snapshot, stored = planned()
     healthy = with_pods(snapshot, pods_of(snapshot, "stage", "end-model", "store"))
 
-    assert chosen(healthy) == Chosen(kept)
+    assert chosen(healthy) == PlanChoice(stored)
 
 
 @pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"])
 def test_a_plan_whose_image_nobody_has_run_takes_the_operators_at_once_for_all_members(reason: str) -> None:
-    snapshot, kept = planned()
+    snapshot, stored = planned()
     stuck = with_pods(snapshot, pods_of(snapshot, "stage", "end-model", state=waiting(reason)))
 
     found = chosen(stuck)
 
-    assert found == Chosen(replace(kept, node_image="image:2"), made=True)
-    assert found.kept is not None
-    after = carried_out(snapshot, found.kept)
+    assert found == PlanChoice(replace(stored, node_image="image:2"), is_new=True)
+    assert found.stored is not None
+    after = carried_out(snapshot, found.stored)
     assert images(after) == {"image:2"}
     assert after.children.deployments.keys() == snapshot.children.deployments.keys()
-    assert chosen(after) == Chosen(found.kept)
+    assert chosen(after) == PlanChoice(found.stored)
 
 
 def test_an_image_that_members_run_is_given_up_when_it_could_not_be_pulled_for_two_minutes() -> None:
-    snapshot, kept = planned()
+    snapshot, stored = planned()
     run = pods_of(snapshot, "stage", ready=False)
     lost = pods_of(snapshot, "end-model", state=waiting("ImagePullBackOff"))
     stuck = with_pods(snapshot, [*run, *lost])
@@ -167,36 +168,36 @@ def test_an_image_that_members_run_is_given_up_when_it_could_not_be_pulled_for_t
     early = chosen(replace(stuck, now=stuck.now + timedelta(seconds=119)))
     late = chosen(replace(stuck, now=stuck.now + timedelta(seconds=120)))
 
-    assert early == Chosen(kept)
-    assert late == Chosen(replace(kept, node_image="image:2"), made=True)
+    assert early == PlanChoice(stored)
+    assert late == PlanChoice(replace(stored, node_image="image:2"), is_new=True)
 
 
 def test_an_image_that_a_deployments_lost_pod_has_run_is_waited_for_too() -> None:
-    snapshot, kept = planned()
+    snapshot, stored = planned()
     condition = {"type": "Progressing", "status": "True", "reason": "NewReplicaSetAvailable"}
     for deployment in snapshot.children.deployments.values():
         deployment["status"] = {"observedGeneration": 1, "conditions": [condition]}
     stuck = with_pods(snapshot, pods_of(snapshot, "stage", "end-model", state=waiting("ErrImagePull")))
 
-    assert chosen(stuck) == Chosen(kept)
+    assert chosen(stuck) == PlanChoice(stored)
 
     for deployment in snapshot.children.deployments.values():
         deployment["metadata"]["generation"] = 2  # the condition is of an earlier form
-    assert chosen(stuck) != Chosen(kept)
+    assert chosen(stuck) != PlanChoice(stored)
 
 
 def test_a_container_that_was_injected_says_nothing_of_the_image() -> None:
-    snapshot, kept = planned()
+    snapshot, stored = planned()
     pods = pods_of(snapshot, "stage", ready=False)
     for pod in pods:
         pod["spec"]["containers"].insert(0, {"name": "mesh", "image": "image:1"})
         pod["status"]["containerStatuses"].insert(0, {"name": "mesh", "state": waiting("ImagePullBackOff")})
 
-    assert chosen(replace(with_pods(snapshot, pods), now=snapshot.now + timedelta(hours=1))) == Chosen(kept)
+    assert chosen(replace(with_pods(snapshot, pods), now=snapshot.now + timedelta(hours=1))) == PlanChoice(stored)
 
 
 def test_a_replica_that_answers_keeps_its_image_whatever_another_one_waits_for() -> None:
-    snapshot, kept = planned(replicas=2)
+    snapshot, stored = planned(replicas=2)
     pods = [
         pod_of_deployment(each, state=waiting("ImagePullBackOff") if replica == "1" else None)
         for each in snapshot.children.deployments.values()
@@ -204,98 +205,98 @@ def test_a_replica_that_answers_keeps_its_image_whatever_another_one_waits_for()
     ]
     half = replace(with_pods(snapshot, pods), now=snapshot.now + timedelta(hours=1))
 
-    assert chosen(half) == Chosen(kept)
+    assert chosen(half) == PlanChoice(stored)
 
 
 def test_an_image_that_cannot_be_pulled_stays_while_the_operator_has_no_other() -> None:
-    snapshot, kept = planned()
+    snapshot, stored = planned()
     stuck = with_pods(snapshot, pods_of(snapshot, "stage", state=waiting("ImagePullBackOff")))
 
-    assert choose(stuck, facts=None, node_image="image:1") == Chosen(kept)
+    assert choose_plan(stuck, facts=None, node_image="image:1") == PlanChoice(stored)
 
 
 def test_pods_that_wait_for_another_image_say_nothing_of_the_plans() -> None:
-    snapshot, kept = planned()
+    snapshot, stored = planned()
     pods = pods_of(snapshot, "stage", state=waiting("ImagePullBackOff"))
     for pod in pods:
         pod["spec"]["containers"][0]["image"] = "image:0"
 
-    assert chosen(with_pods(snapshot, pods)) == Chosen(kept)
+    assert chosen(with_pods(snapshot, pods)) == PlanChoice(stored)
 
 
 def test_a_healthy_pipe_takes_the_operators_image_once_for_each_value_of_the_annotation() -> None:
-    snapshot, kept = planned()
+    snapshot, stored = planned()
     asked = annotated(with_pods(snapshot, pods_of(snapshot, "stage", "end-model")), "2026-11-24")
 
     found = chosen(asked)
-    assert found == Chosen(replace(kept, node_image="image:2", upgrade="2026-11-24"), made=True)
-    assert found.kept is not None
-    after = carried_out(asked, found.kept)
+    assert found == PlanChoice(replace(stored, node_image="image:2", upgrade="2026-11-24"), is_new=True)
+    assert found.stored is not None
+    after = carried_out(asked, found.stored)
     assert images(after) == {"image:2"}
 
-    newer = choose(after, facts=None, node_image="image:3")
-    removed = choose(annotated(after, None), facts=None, node_image="image:3")
-    again = choose(annotated(after, "again"), facts=None, node_image="image:3")
-    assert newer == removed == Chosen(found.kept)
-    assert again == Chosen(replace(found.kept, node_image="image:3", upgrade="again"), made=True)
+    newer = choose_plan(after, facts=None, node_image="image:3")
+    removed = choose_plan(annotated(after, None), facts=None, node_image="image:3")
+    again = choose_plan(annotated(after, "again"), facts=None, node_image="image:3")
+    assert newer == removed == PlanChoice(found.stored)
+    assert again == PlanChoice(replace(found.stored, node_image="image:3", upgrade="again"), is_new=True)
 
 
 def test_a_request_for_the_image_that_is_run_already_is_answered_and_does_not_wait_for_another() -> None:
-    snapshot, kept = planned()
+    snapshot, stored = planned()
     asked = annotated(snapshot, "1")
 
-    found = choose(asked, facts=None, node_image="image:1")
-    assert found == Chosen(replace(kept, upgrade="1"))
-    assert found.kept is not None
-    after = carried_out(asked, found.kept)
+    found = choose_plan(asked, facts=None, node_image="image:1")
+    assert found == PlanChoice(replace(stored, upgrade="1"))
+    assert found.stored is not None
+    after = carried_out(asked, found.stored)
 
     assert after.children.deployments == snapshot.children.deployments
     assert after.children.config_maps.keys() == snapshot.children.config_maps.keys()
-    assert chosen(after) == Chosen(found.kept)
+    assert chosen(after) == PlanChoice(found.stored)
 
 
 def test_a_new_plan_has_answered_the_request_that_is_there() -> None:
     asked = annotated(pipe_snapshot(), "1")
 
-    found = choose(asked, facts=FACTS, node_image="image:1").kept
+    found = choose_plan(asked, facts=FACTS, node_image="image:1").stored
     assert found is not None
 
-    assert chosen(carried_out(asked, found)) == Chosen(found)
+    assert chosen(carried_out(asked, found)) == PlanChoice(found)
 
 
 def test_a_pipe_that_is_paused_keeps_its_image() -> None:
-    snapshot, kept = planned(paused=True)
+    snapshot, stored = planned(paused=True)
     stuck = annotated(with_pods(snapshot, pods_of(snapshot, "stage", state=waiting("ImagePullBackOff"))), "1")
 
-    assert chosen(stuck) == Chosen(kept)
+    assert chosen(stuck) == PlanChoice(stored)
 
 
 def test_of_one_plan_with_two_images_the_later_is_in_force_also_beside_what_is_remembered() -> None:
-    snapshot, kept = planned()
-    newer = replace(kept, node_image="image:2")
-    maps = [plan_config_map(snapshot, each) for each in (newer, kept)]
+    snapshot, stored = planned()
+    newer = replace(stored, node_image="image:2")
+    maps = [plan_config_map(snapshot, each) for each in (newer, stored)]
     maps[0]["metadata"]["creationTimestamp"] = "2026-11-24T00:01:00Z"
     maps[1]["metadata"]["creationTimestamp"] = "2026-11-24T00:00:00Z"
 
-    def kept_in(*config_maps: Manifest) -> Snapshot:
+    def stored_in(*config_maps: Manifest) -> Snapshot:
         return replace(
             snapshot, children=Children(config_maps={each["metadata"]["name"]: each for each in config_maps})
         )
 
-    assert chosen(kept_in(*maps)) == Chosen(newer)
-    assert choose(kept_in(maps[0]), facts=None, node_image="image:2", remembered=kept) == Chosen(newer)
-    assert choose(kept_in(), facts=None, node_image="image:2", remembered=newer) == Chosen(newer)
+    assert chosen(stored_in(*maps)) == PlanChoice(newer)
+    assert choose_plan(stored_in(maps[0]), facts=None, node_image="image:2", remembered=stored) == PlanChoice(newer)
+    assert choose_plan(stored_in(), facts=None, node_image="image:2", remembered=newer) == PlanChoice(newer)
 
 
 def test_another_image_that_speaks_another_wire_gets_a_plan_of_another_hash_and_the_same_layers() -> None:
-    snapshot, kept = planned()
-    older = replace(kept, plan=replace(kept.plan, wire_version=0))
+    snapshot, stored = planned()
+    older = replace(stored, plan=replace(stored.plan, wire_version=0))
     asked = annotated(living(snapshot, rendered(snapshot, older)), "1")
 
-    untouched = chosen(annotated(asked, None)).kept
-    found = chosen(asked).kept
+    untouched = chosen(annotated(asked, None)).stored
+    found = chosen(asked).stored
 
     assert untouched == older
-    assert found == replace(kept, node_image="image:2", upgrade="1")
+    assert found == replace(stored, node_image="image:2", upgrade="1")
     assert found is not None
     assert found.plan.hash != older.plan.hash

@@ -1,0 +1,114 @@
+"""What shapes the pods of each Deployment, as values that are hashed: another hash replaces the pods. Pure.
+
+Part of the contract between operator versions, since Deployments are stored with their hash. So the inputs never hold
+the operator's version, nor anything that changes with it, and a field that is added may only count where it is not at
+its default. The image is no input: a plan names it (`stored_plans.content_hash`), and a store's has rules of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from languagepipes_api.names import Identity
+from languagepipes_api.plan import Plan
+from languagepipes_api.spec import LanguagePipe, PipeSpec
+from languagepipes_api.template import PodTemplate
+
+from languagepipes_operator import names
+from languagepipes_operator.digest import digest
+from languagepipes_operator.observe.stored_plans import StoredPlan, content_hash
+from languagepipes_operator.settings import OperatorSettings
+
+
+def member_inputs(pipe: LanguagePipe, stored: StoredPlan, identity: Identity, settings: OperatorSettings) -> str:
+    """Of a stage or an End Model."""
+    inputs: dict[str, Any] = {
+        "identity": identity.uri,
+        "plan": stored.plan.hash,
+        "content": content_hash(stored),
+        "template": member_template(pipe.spec, stored.plan, identity),
+        **_of_every_pod(settings),
+    }
+    if identity.role == "end-model":
+        server = pipe.spec.server
+        inputs |= {
+            "served_name": pipe.served_name,
+            "keys": None if server.api_keys_secret_ref is None else server.api_keys_secret_ref.name,
+            "max_concurrent_requests": server.max_concurrent_requests,
+            "max_queued_requests": server.max_queued_requests,
+        }
+    return digest(inputs)
+
+
+def store_inputs(pipe: LanguagePipe, settings: OperatorSettings, *, pinned: str | None) -> str:
+    """Of the weights store. pinned: the commit that it serves in place of the spec's revision."""
+    model = pipe.spec.model
+    token = model.token_secret_ref
+    inputs: dict[str, Any] = {
+        "source": model.source,
+        "revision": model.resolved_from,
+        "dtype": model.dtype,
+        "token": None if token is None else [token.name, token.key],
+        "cached": pipe.spec.cache is not None,
+        "template": store_template(pipe.spec),
+        **_of_every_pod(settings),
+    }
+    if mirror := hub_mirror(pipe, settings):
+        inputs["mirror"] = mirror
+    if authorities := hub_authorities_name(pipe, settings):
+        inputs["authorities"] = authorities
+    if pinned is not None:
+        inputs["pinned"] = pinned
+    return digest(inputs)
+
+
+def member_template(spec: PipeSpec, plan: Plan, identity: Identity) -> dict[str, Any]:
+    """The `template` of a stage or an End Model, as a manifest."""
+    if identity.role == "end-model":
+        return _template_fields(spec.end_model.template)
+    stages, name = spec.stages, plan.stages[identity.index - 1].name
+    # The plan may be older than the spec: a stage that the list no longer has keeps no template.
+    asked = stages if stages.items is None else next((item for item in stages.items if item.name == name), None)
+    return _template_fields(None if asked is None else asked.template)
+
+
+def store_template(spec: PipeSpec) -> dict[str, Any]:
+    """The store has no template of its own: it goes where the End Model may go, and needs neither its GPU nor its
+    memory.
+    """
+    return _template_fields(spec.end_model.store_template)
+
+
+def hub_mirror(pipe: LanguagePipe, settings: OperatorSettings) -> str:
+    """The address that stands for the Hub's; empty where the model comes from elsewhere or there is no mirror."""
+    return settings.hub_endpoint if _comes_from_the_hub(pipe) else ""
+
+
+def hub_authorities(pipe: LanguagePipe, settings: OperatorSettings) -> str:
+    """The further authorities (PEM) that the Hub may be signed by; empty where the model comes from elsewhere."""
+    return settings.hub_ca_bundle if _comes_from_the_hub(pipe) else ""
+
+
+def hub_authorities_name(pipe: LanguagePipe, settings: OperatorSettings) -> str | None:
+    """The name of their ConfigMap. It follows from the content: other authorities are another name, and another pod."""
+    bundle = hub_authorities(pipe, settings)
+    return names.hub_ca(pipe.name, digest(bundle)) if bundle else None
+
+
+def _comes_from_the_hub(pipe: LanguagePipe) -> bool:
+    return pipe.spec.model.source.startswith("hf://")
+
+
+def _of_every_pod(settings: OperatorSettings) -> dict[str, Any]:
+    """The operator's settings that shape every pod: only where they are not at their default."""
+    return {} if settings.fixed_ids else {"fixed_ids": False}
+
+
+def _template_fields(template: PodTemplate | None) -> dict[str, Any]:
+    """A `template` as a manifest, with only the fields that its author wrote; {} where there is none."""
+    if template is None:
+        return {}
+    found: dict[str, Any] = template.pod_fields()
+    if template.resources is not None:
+        found["resources"] = template.resources.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return found

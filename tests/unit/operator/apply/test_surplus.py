@@ -1,0 +1,40 @@
+"""Children that are no longer wanted are found, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from languagepipes_operator.apply.surplus import surplus_children
+from languagepipes_operator.certificates.authority import new_ca
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.settings import OperatorSettings
+from support.example_pipes import (
+    living,
+    of_kind,
+    pipe_snapshot,
+    rendered,
+    settings,
+    store_children,
+    stored_plan_of,
+)
+
+
+def authorities(*names: str) -> str:
+    return "".join(new_ca("hub", name).certificate.decode() for name in names)
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_authorities_that_are_no_longer_trusted_are_pruned(planned: bool) -> None:
+    snapshot, old = pipe_snapshot(), settings(hub_ca_bundle=authorities("one"))
+    stored = stored_plan_of(snapshot)
+    before = rendered(snapshot, stored, hub_ca_bundle=old.hub_ca_bundle) if planned else store_children(snapshot, old)
+    (config_map,) = of_kind(before, "ConfigMap", "store")
+
+    def pruned(operator: OperatorSettings) -> list[Manifest]:
+        live = living(snapshot, before)
+        wanted = (
+            rendered(live, stored, hub_ca_bundle=operator.hub_ca_bundle) if planned else store_children(live, operator)
+        )
+        return of_kind(surplus_children(wanted, live.children, planned=planned), "ConfigMap")
+
+    assert pruned(old) == []
+    assert pruned(settings(hub_ca_bundle=authorities("another"))) == [config_map]
