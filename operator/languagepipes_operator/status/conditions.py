@@ -23,7 +23,7 @@ from languagepipes_operator.observe.ownership import (
 from languagepipes_operator.observe.snapshot import Decision, Manifest, Snapshot
 from languagepipes_operator.status.diagnosis import Diagnosis, diagnose
 from languagepipes_operator.status.failures import Failure, bounded, summary
-from languagepipes_operator.status.fields import progress_text, resolved_revision, selector_of, stage_statuses, url_of
+from languagepipes_operator.status.status import progress_text, resolved_revision, selector_of, stage_statuses, url_of
 
 Status = Literal["True", "False", "Unknown"]
 ORDER: tuple[ConditionType, ...] = (
