@@ -30,8 +30,9 @@ from languagepipes_operator.observe.pipes import Pipes
 from languagepipes_operator.observe.snapshot import Children, Decision, Manifest, Snapshot, StoredPlan
 from languagepipes_operator.observe.store_poller import Stores
 from languagepipes_operator.settings import OperatorSettings
-from languagepipes_operator.status.conditions import condition_in, status_of, unreadable_status
+from languagepipes_operator.status.conditions import condition_in
 from languagepipes_operator.status.event_recorder import EventRecorder
+from languagepipes_operator.status.status import status_of, unreadable_status
 
 # When to look again although nothing was heard: while something is not well, that its Events say why; while somebody
 # stands in the way, that they may have gone; while a pipe is not Ready, since more can change than is watched.

@@ -26,7 +26,8 @@ from languagepipes_operator.observe.snapshot import Children, Decision, MemberRe
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.nodes import Node
 from languagepipes_operator.planning.plan import plan
-from languagepipes_operator.status.conditions import condition_in, status_of
+from languagepipes_operator.status.conditions import condition_in
+from languagepipes_operator.status.status import status_of
 
 from support import smollm2_facts
 

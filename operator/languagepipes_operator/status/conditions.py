@@ -1,7 +1,7 @@
-"""The seven conditions of a pipe, and its whole status: decided from one snapshot, one decision and the last status.
+"""The seven conditions of a pipe: status, reason and message of each, from one snapshot and its diagnosis.
 
-The same input gives an equal status, so that an idle pipe writes nothing. `lastTransitionTime` stays while a
-condition's status does. What is wrong comes from `diagnosis`; this module says what follows from it.
+What is wrong comes from `diagnosis`; this module decides which condition shows it. It knows no other field of the
+status.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from languagepipes_api.status import Condition, ConditionType, LanguagePipeStatus, Phase
+from languagepipes_api.status import Condition, ConditionType
 
 from languagepipes_operator.observe.ownership import (
     Member,
@@ -20,20 +20,19 @@ from languagepipes_operator.observe.ownership import (
     pod_condition,
     time_of,
 )
-from languagepipes_operator.observe.snapshot import Decision, Manifest, Snapshot
-from languagepipes_operator.status.diagnosis import Diagnosis, diagnose
+from languagepipes_operator.observe.snapshot import Decision, Snapshot
+from languagepipes_operator.status.diagnosis import Diagnosis
 from languagepipes_operator.status.failures import Failure, bounded, summary
-from languagepipes_operator.status.status import progress_text, resolved_revision, selector_of, stage_statuses, url_of
 
 Status = Literal["True", "False", "Unknown"]
 ORDER: tuple[ConditionType, ...] = (
     "Ready", "Planned", "WeightsAvailable", "StagesReady", "EndpointReady", "Progressing", "Degraded",
 )  # fmt: skip
 
-# What WeightsAvailable says while the store fetches, in the order of the store's phases; or cannot for now.
-# How soon after its last stage a ring must be whole before it is called broken.
+# WeightsAvailable's reasons while the store fetches, in the order of the store's phases, or cannot fetch for now.
+FETCHING = ("Resolving", "Downloading", "Verifying", "Converting", "SourceUnreachable")
+# A ring that is not up for longer than this after its last stage became ready counts as down.
 _JOIN = timedelta(seconds=10)
-_FETCHING = ("Resolving", "Downloading", "Verifying", "Converting", "SourceUnreachable")
 
 
 @dataclass(frozen=True)
@@ -45,71 +44,6 @@ class ConditionState:
     message: str
 
 
-def status_of(
-    snapshot: Snapshot,
-    decision: Decision,
-    previous: Mapping[str, Any] | None,
-    *,
-    progress_written: datetime | None = None,
-) -> dict[str, Any]:
-    """The whole `status` as the API server keeps it (camelCase, absent fields left out).
-
-    snapshot: its Deployments as they are after this reconcile applied them: one that was changed and not seen by its
-    controller yet counts as not rolled out, so that Ready never speaks for a spec that nothing runs. previous: the
-    status as last read. progress_written: when `progress` was last written with another text; it stays for ten
-    seconds, so a caller that remembers nothing (None) may write it at once.
-    """
-    found = diagnose(snapshot, decision)
-    before = dict(previous or {})
-    generation = snapshot.pipe.metadata.generation or 0
-    states = _states(snapshot, decision, found, before)
-    conditions = tuple(
-        _condition(kind, states[kind], before, generation=generation, now=snapshot.now) for kind in ORDER
-    )
-    pods_ready = sum(all(member.ready for member in members) for members in found.stages)
-    status = LanguagePipeStatus(
-        observed_generation=generation,
-        phase=_phase(snapshot, found, states),
-        url=url_of(snapshot),
-        resolved_revision=resolved_revision(snapshot, decision, before),
-        plan_hash=None if found.plan is None else found.plan.hash,
-        progress=progress_text(
-            snapshot, before, written=progress_written, fetching=states["WeightsAvailable"].reason in _FETCHING
-        ),
-        stages_ready=None if found.plan is None else f"{pods_ready if found.replicas else 0}/{len(found.plan.stages)}",
-        replicas=found.existing,
-        ready_replicas=found.answering,
-        selector=selector_of(snapshot.pipe),
-        stages=stage_statuses(found),
-        conditions=conditions,
-    )
-    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def unreadable_status(
-    raw: Manifest, problem: str, previous: Mapping[str, Any] | None, *, now: datetime
-) -> dict[str, Any]:
-    """The status of a resource that this operator cannot read: what it said before, and why nothing follows it now."""
-    before = dict(previous or {})
-    generation = int(raw["metadata"].get("generation") or 0)
-    message = bounded(
-        f"this operator cannot read the resource ({problem}): correct it; if the CRD is newer than the operator, "
-        "upgrade the operator"
-    )
-    refused = ConditionState("False", "InvalidSpec", message)
-    kept = {condition["type"]: dict(condition) for condition in before.get("conditions") or ()}
-    for kind in ("Ready", "Planned"):
-        kept[kind] = _condition(kind, refused, before, generation=generation, now=now).model_dump(
-            mode="json", by_alias=True, exclude_none=True
-        )
-    return {
-        **before,
-        "observedGeneration": generation,
-        "phase": "Failed",
-        "conditions": [kept[kind] for kind in ORDER if kind in kept],
-    }
-
-
 def condition_in(status: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
     """That condition of a dumped status, or an empty mapping."""
     for condition in (status or {}).get("conditions") or ():
@@ -118,12 +52,10 @@ def condition_in(status: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
     return {}
 
 
-# 1. What holds
-
-
-def _states(
-    snapshot: Snapshot, decision: Decision, found: Diagnosis, before: Mapping[str, Any]
+def states_of(
+    snapshot: Snapshot, decision: Decision, found: Diagnosis, before: Mapping[str, Any], *, url: str | None
 ) -> dict[ConditionType, ConditionState]:
+    """All seven. before: the status as last read. url: the pipe's, once there is a Service."""
     weights = _weights_available(snapshot, found, before)
     stages = _stages_ready(snapshot, found, weights)
     ready = _ready(snapshot, decision, found, weights, stages, before)
@@ -132,7 +64,7 @@ def _states(
         "Planned": _planned(found, weights),
         "WeightsAvailable": weights,
         "StagesReady": stages,
-        "EndpointReady": _endpoint_ready(snapshot, found, ready),
+        "EndpointReady": _endpoint_ready(found, ready, url),
         "Progressing": _progressing(snapshot, decision, found, ready),
         "Degraded": _degraded(snapshot, found, ready, before),
     }
@@ -178,7 +110,7 @@ def _weights_available(snapshot: Snapshot, found: Diagnosis, before: Mapping[str
         return ConditionState(
             "True", "WeightsAvailable", "every member has loaded its weights from the store, which is up"
         )
-    if store.pod is not None and last.get("reason") in _FETCHING and last.get("status") == "False":
+    if store.pod is not None and last.get("reason") in FETCHING and last.get("status") == "False":
         return ConditionState("False", str(last["reason"]), str(last["message"]))
     if store.ready:
         return ConditionState("Unknown", "WaitingForFacts", "the weights store is up and has not said yet what it has")
@@ -264,10 +196,10 @@ def _ready(
     )
 
 
-def _endpoint_ready(snapshot: Snapshot, found: Diagnosis, ready: ConditionState) -> ConditionState:
+def _endpoint_ready(found: Diagnosis, ready: ConditionState, url: str | None) -> ConditionState:
     if found.answering:
         answers = "1 replica answers" if found.answering == 1 else f"{found.answering} replicas answer"
-        return ConditionState("True", "EndpointReady", f"{answers} at {url_of(snapshot) or 'no Service yet'}")
+        return ConditionState("True", "EndpointReady", f"{answers} at {url or 'no Service yet'}")
     return ConditionState("False", ready.reason, ready.message)
 
 
@@ -343,30 +275,10 @@ def _of(cause: Failure) -> ConditionState:
     return ConditionState("False", cause.reason, cause.message)
 
 
-# 2. One word for people
-
-
-def _phase(snapshot: Snapshot, found: Diagnosis, states: Mapping[ConditionType, ConditionState]) -> Phase:
-    if snapshot.pipe.spec.replicas == 0:
-        return "Stopped"
-    if states["Ready"].status == "True":
-        return "Ready"
-    if states["Degraded"].status == "True":
-        return "Degraded"
-    first = next(iter(found.causes), None)
-    if first is not None and not first.waits and not found.answering:
-        return "Pending" if first.reason in ("Unschedulable", "QuotaExceeded") else "Failed"
-    if found.plan is None:
-        return "Planning" if found.store.ready else "Pending"
-    return "Fetching" if states["WeightsAvailable"].reason in _FETCHING else "Starting"
-
-
-# 3. Since when
-
-
-def _condition(
+def condition_of(
     kind: ConditionType, state: ConditionState, before: Mapping[str, Any], *, generation: int, now: datetime
 ) -> Condition:
+    """With its times: `lastTransitionTime` stays while the status does."""
     last = condition_in(before, kind)
     since: Any = now.astimezone(UTC).replace(microsecond=0)
     if last.get("status") == state.status and last.get("lastTransitionTime"):

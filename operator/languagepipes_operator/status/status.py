@@ -1,4 +1,8 @@
-"""The fields of a pipe's status that are no conditions: its URL, what was resolved, who runs which layers."""
+"""The whole status of a pipe: its conditions, its phase, its URL, what was resolved, who runs which layers.
+
+Decided from one snapshot, one decision and the last status; the same input gives an equal status, so that an idle pipe
+writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,96 @@ from typing import Any
 from languagepipes_api.names import LABEL_PIPE, LABEL_ROLE
 from languagepipes_api.quantity import format_bytes
 from languagepipes_api.spec import LanguagePipe
-from languagepipes_api.status import StageStatus
+from languagepipes_api.status import ConditionType, LanguagePipeStatus, Phase, StageStatus
 
 from languagepipes_operator.observe.ownership import Member
-from languagepipes_operator.observe.snapshot import Decision, Snapshot
-from languagepipes_operator.status.diagnosis import Diagnosis
+from languagepipes_operator.observe.snapshot import Decision, Manifest, Snapshot
+from languagepipes_operator.status.conditions import FETCHING, ORDER, ConditionState, condition_of, states_of
+from languagepipes_operator.status.diagnosis import Diagnosis, diagnose
+from languagepipes_operator.status.failures import bounded
 
 PROGRESS_STAYS = timedelta(seconds=10)
+
+
+def status_of(
+    snapshot: Snapshot,
+    decision: Decision,
+    previous: Mapping[str, Any] | None,
+    *,
+    progress_written: datetime | None = None,
+) -> dict[str, Any]:
+    """The whole `status` as the API server keeps it (camelCase, absent fields left out).
+
+    snapshot: its Deployments as they are after this reconcile applied them: one that was changed and not seen by its
+    controller yet counts as not rolled out, so that Ready never speaks for a spec that nothing runs. previous: the
+    status as last read. progress_written: when `progress` was last written with another text; it stays for ten
+    seconds, so a caller that remembers nothing (None) may write it at once.
+    """
+    found = diagnose(snapshot, decision)
+    before = dict(previous or {})
+    generation = snapshot.pipe.metadata.generation or 0
+    url = url_of(snapshot)
+    states = states_of(snapshot, decision, found, before, url=url)
+    conditions = tuple(
+        condition_of(kind, states[kind], before, generation=generation, now=snapshot.now) for kind in ORDER
+    )
+    pods_ready = sum(all(member.ready for member in members) for members in found.stages)
+    status = LanguagePipeStatus(
+        observed_generation=generation,
+        phase=_phase(snapshot, found, states),
+        url=url,
+        resolved_revision=resolved_revision(snapshot, decision, before),
+        plan_hash=None if found.plan is None else found.plan.hash,
+        progress=progress_text(
+            snapshot, before, written=progress_written, fetching=states["WeightsAvailable"].reason in FETCHING
+        ),
+        stages_ready=None if found.plan is None else f"{pods_ready if found.replicas else 0}/{len(found.plan.stages)}",
+        replicas=found.existing,
+        ready_replicas=found.answering,
+        selector=selector_of(snapshot.pipe),
+        stages=stage_statuses(found),
+        conditions=conditions,
+    )
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def unreadable_status(
+    raw: Manifest, problem: str, previous: Mapping[str, Any] | None, *, now: datetime
+) -> dict[str, Any]:
+    """The status of a resource that this operator cannot read: what it said before, and why nothing follows it now."""
+    before = dict(previous or {})
+    generation = int(raw["metadata"].get("generation") or 0)
+    message = bounded(
+        f"this operator cannot read the resource ({problem}): correct it; if the CRD is newer than the operator, "
+        "upgrade the operator"
+    )
+    refused = ConditionState("False", "InvalidSpec", message)
+    kept = {condition["type"]: dict(condition) for condition in before.get("conditions") or ()}
+    for kind in ("Ready", "Planned"):
+        kept[kind] = condition_of(kind, refused, before, generation=generation, now=now).model_dump(
+            mode="json", by_alias=True, exclude_none=True
+        )
+    return {
+        **before,
+        "observedGeneration": generation,
+        "phase": "Failed",
+        "conditions": [kept[kind] for kind in ORDER if kind in kept],
+    }
+
+
+def _phase(snapshot: Snapshot, found: Diagnosis, states: Mapping[ConditionType, ConditionState]) -> Phase:
+    if snapshot.pipe.spec.replicas == 0:
+        return "Stopped"
+    if states["Ready"].status == "True":
+        return "Ready"
+    if states["Degraded"].status == "True":
+        return "Degraded"
+    first = next(iter(found.causes), None)
+    if first is not None and not first.waits and not found.answering:
+        return "Pending" if first.reason in ("Unschedulable", "QuotaExceeded") else "Failed"
+    if found.plan is None:
+        return "Planning" if found.store.ready else "Pending"
+    return "Fetching" if states["WeightsAvailable"].reason in FETCHING else "Starting"
 
 
 def url_of(snapshot: Snapshot) -> str | None:

@@ -8,9 +8,10 @@ from typing import Any
 from languagepipes_api.names import LABEL_PLAN
 from languagepipes_operator.observe.snapshot import MemberReport, StoreReport
 from languagepipes_operator.planning.errors import PlanError
-from languagepipes_operator.status.conditions import condition_in, unreadable_status
+from languagepipes_operator.status.conditions import condition_in
 from languagepipes_operator.status.events import Event, events_of
 from languagepipes_operator.status.failures import MESSAGE_MAX
+from languagepipes_operator.status.status import unreadable_status
 from support.failure_cases import CASES, END_MODEL
 from support.pipe_worlds import FACTS, NOW, World, ended, later, triple, turns, unready, unscheduled, waiting
 
