@@ -208,10 +208,10 @@ class Reconciler:
 
     async def _write_status(self, raw: Manifest, status: dict[str, Any]) -> None:
         """Only if it says something else than before; Events tell what turned."""
-        self._event_recorder.met(raw)
+        self._event_recorder.observe(raw)
         if status != (raw.get("status") or {}):
             await self._apply_status(raw, status)
-        await self._event_recorder.tell(raw, status)
+        await self._event_recorder.record(raw, status)
 
     async def _apply_status(self, raw: Manifest, status: dict[str, Any]) -> None:
         metadata = raw["metadata"]

@@ -204,9 +204,9 @@ def _endpoint_ready(found: Diagnosis, ready: ConditionState, url: str | None) ->
 
 
 def _progressing(snapshot: Snapshot, decision: Decision, found: Diagnosis, ready: ConditionState) -> ConditionState:
-    aside = summary(found.aside)
-    if aside is not None:
-        return _of(aside)
+    refused = summary(found.non_blocking)
+    if refused is not None:
+        return _of(refused)
     if decision.paused:
         return ConditionState(
             "False", "Paused", "spec.paused is true: children stay as they are; set it to false to go on"

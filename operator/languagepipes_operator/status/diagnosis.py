@@ -1,6 +1,6 @@
-"""What holds of a pipe and what is wrong with it, part by part: from one snapshot, for `conditions` to put into words.
+"""What is true of a pipe and what is wrong with it, part by part, from one snapshot. `conditions` puts it into words.
 
-The order in which causes are told is written here, in `Diagnosis.causes`, and nowhere else.
+The order in which causes are reported is written here, in `Diagnosis.causes`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ MISSES_THAT_COUNT = 6
 class Diagnosis:
     """plan: the one in force. replicas: of `spec.replicas`, each its stages in order and its End Model last; empty
     without a plan. answering: replicas of any plan whose End Model is Ready. existing: those with an End Model at all.
-    replaced: whether Deployments of another plan are still there. aside: what is refused and no member needs to run.
+    replaced: whether Deployments of another plan are still there.
+    non_blocking: what the API server refuses and no member needs in order to run.
     """
 
     store: Member
@@ -44,7 +45,7 @@ class Diagnosis:
     existing: int
     replaced: bool
     of_names: tuple[Failure, ...]
-    aside: tuple[Failure, ...]
+    non_blocking: tuple[Failure, ...]
     of_plan: tuple[Failure, ...]
     of_store: tuple[Failure, ...]
     of_stages: tuple[Failure, ...]
@@ -61,7 +62,7 @@ class Diagnosis:
 
     @property
     def ready_replicas(self) -> int:
-        """Chains that run the plan and whose End Model is Ready: a token went round."""
+        """Replicas that run the plan and whose End Model is Ready: their ring health check passed."""
         return sum(replica[-1].ready for replica in self.replicas)
 
     @property
@@ -88,7 +89,7 @@ def diagnose(snapshot: Snapshot, decision: Decision) -> Diagnosis:
         existing=len({label(pod, LABEL_REPLICA) for pod in pods}),
         replaced=plan is not None and bool(other_plans(children, plan)),
         of_names=_of_names(snapshot, decision),
-        aside=tuple(map(_denied, decision.non_blocking_errors)),
+        non_blocking=tuple(map(_denied, decision.non_blocking_errors)),
         of_plan=()
         if decision.refusal is None
         else (external_failure(decision.refusal.reason, decision.refusal.message),),

@@ -45,14 +45,14 @@ def test_what_could_not_be_told_is_told_at_the_next_look_and_nothing_twice() -> 
 
     async def scene(kube: Kube, _: Metrics) -> None:
         event_recorder, status = EventRecorder(kube, "me"), _status(Planned="StageTooLarge", Ready="NotPlanned")
-        event_recorder.met(_pipe())
+        event_recorder.observe(_pipe())
         server.refusals = [503] * 5
         with pytest.raises(Unavailable):
-            await event_recorder.tell(_pipe(), status)
+            await event_recorder.record(_pipe(), status)
         for _ in range(2):
             # As the API server has it now: the status was written, though nothing was told of it.
-            event_recorder.met(_pipe(status))
-            await event_recorder.tell(_pipe(status), status)
+            event_recorder.observe(_pipe(status))
+            await event_recorder.record(_pipe(status), status)
 
     play(server.answer, scene)
     assert server.reasons == ["StageTooLarge", "NotPlanned"]
@@ -63,9 +63,9 @@ def test_a_status_whose_writing_was_not_answered_is_told_of() -> None:
 
     async def scene(kube: Kube, _: Metrics) -> None:
         event_recorder, status = EventRecorder(kube, "me"), _status(Planned="StageTooLarge")
-        event_recorder.met(_pipe())
-        event_recorder.met(_pipe(status))  # the write raised, the watch brought it
-        await event_recorder.tell(_pipe(status), status)
+        event_recorder.observe(_pipe())
+        event_recorder.observe(_pipe(status))  # the write raised, the watch brought it
+        await event_recorder.record(_pipe(status), status)
 
     play(server.answer, scene)
     assert server.reasons == ["StageTooLarge"]
@@ -82,11 +82,11 @@ def test_what_was_being_told_as_the_lease_was_lost_is_told_with_the_next() -> No
 
     async def scene(kube: Kube, _: Metrics) -> None:
         event_recorder, status = EventRecorder(kube, "me"), _status(Planned="StageTooLarge")
-        event_recorder.met(_pipe())
+        event_recorder.observe(_pipe())
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(event_recorder.tell(_pipe(), status), 0.5)
-        event_recorder.met(_pipe(status))
-        await event_recorder.tell(_pipe(status), status)
+            await asyncio.wait_for(event_recorder.record(_pipe(), status), 0.5)
+        event_recorder.observe(_pipe(status))
+        await event_recorder.record(_pipe(status), status)
 
     play(answer, scene)
     assert server.reasons == ["StageTooLarge"]
@@ -97,11 +97,11 @@ def test_what_others_told_and_what_is_refused_for_good_is_not_told_again() -> No
 
     async def scene(kube: Kube, _: Metrics) -> None:
         event_recorder, first, second = EventRecorder(kube, "me"), _status(Planned="A"), _status(Planned="B")
-        event_recorder.met(_pipe(first))
-        await event_recorder.tell(_pipe(first), first)
+        event_recorder.observe(_pipe(first))
+        await event_recorder.record(_pipe(first), first)
         server.refusals = [403]
-        await event_recorder.tell(_pipe(first), second)
-        await event_recorder.tell(_pipe(second), second)
+        await event_recorder.record(_pipe(first), second)
+        await event_recorder.record(_pipe(second), second)
 
     play(server.answer, scene)
     assert server.reasons == []
