@@ -18,7 +18,7 @@ from languagepipes_api.resource_errors import ResourceError
 
 from languagepipes_operator import children as manifests
 from languagepipes_operator.apply.applier import Applied, Applier, ConflictError
-from languagepipes_operator.certificates import secrets as pki
+from languagepipes_operator.certificates import secrets as certificate_secrets
 from languagepipes_operator.children.labels import ANNOTATION_INPUTS
 from languagepipes_operator.decide import plan_choice as plans
 from languagepipes_operator.kube.client import Kube, NotFound
@@ -51,7 +51,7 @@ class Work:
     chosen: plans.Chosen
     children: tuple[Manifest, ...]
     surplus: tuple[Manifest, ...]
-    pki: pki.PkiDecision
+    certificates: certificate_secrets.SecretsDecision
     stale_secrets: tuple[Manifest, ...] = ()
     paused: bool = False
 
@@ -73,7 +73,7 @@ def decide(snapshot: Snapshot, settings: OperatorSettings, remembered: StoredPla
     surplus = [] if paused else _surplus(children, snapshot.children, all_roles=chosen.kept is not None)
     # 3. Certificates for all that are wanted and all that are still there.
     members = _identities(snapshot, [*children, *snapshot.children.deployments.values()])
-    certificates = pki.decide(snapshot, members)
+    certificates = certificate_secrets.decide(snapshot, members)
     named = {secret["metadata"]["name"] for secret in certificates.secrets}
     stale = tuple(item for name, item in snapshot.children.secrets.items() if name not in named)
     return Work(
@@ -146,7 +146,7 @@ class Reconciler:
     async def _apply(self, snapshot: Snapshot, work: Work) -> Applied:
         """Certificates first, since pods mount them; then what must go; then what must be."""
         applied, uid = Applied(), snapshot.uid
-        secrets = self._applier.pending(work.pki.secrets, uid)
+        secrets = self._applier.pending(work.certificates.secrets, uid)
         children = self._applier.pending(work.children, uid)
         if not secrets and not children and not work.surplus and not work.stale_secrets:
             return applied
@@ -194,7 +194,7 @@ class Reconciler:
         await self._write_status(snapshot.raw, status)
         ready = condition_in(status, "Ready").get("status") == "True"
         self._ask_store(key, after, work, ready=ready)
-        expires = work.pki.leaves_expire_at.timestamp()
+        expires = work.certificates.leaves_expire_at.timestamp()
         self._metrics.certificate_seconds.labels(*key).set_function(lambda: expires - time.time())
         blocked = bool(applied.foreign or applied.denied or applied.non_blocking_errors)
         return _again(after, work, ready=ready, blocked=blocked, leaving=bool(applied.leaving))
@@ -204,7 +204,7 @@ class Reconciler:
         if ready or address is None:
             self._stores.leave(key)
         else:
-            self._stores.watch(key, Identity(*key, -1, "store"), address, work.pki.client)
+            self._stores.watch(key, Identity(*key, -1, "store"), address, work.certificates.client)
 
     async def _write_status(self, raw: Manifest, status: dict[str, Any]) -> None:
         """Only if it says something else than before; Events tell what turned."""
@@ -300,7 +300,7 @@ def _identities(snapshot: Snapshot, items: Iterable[Manifest]) -> list[Identity]
 
 
 def _again(snapshot: Snapshot, work: Work, *, ready: bool, blocked: bool, leaving: bool) -> float:
-    seconds = [_LONGEST_SECONDS, max(0.0, (work.pki.requeue_at - snapshot.now).total_seconds())]
+    seconds = [_LONGEST_SECONDS, max(0.0, (work.certificates.requeue_at - snapshot.now).total_seconds())]
     if leaving or (not ready and unfinished(snapshot.children)):
         seconds.append(_UNWELL_SECONDS)
     if blocked or work.chosen.refusal is not None:

@@ -1,6 +1,6 @@
 """Every child of a pipe as a manifest. Pure: a snapshot in, manifests out, the same bytes for the same snapshot.
 
-Certificates are made elsewhere (`cluster.pki`); here their Secrets are mounted by name.
+Certificates are made elsewhere (`certificates.secrets`); here their Secrets are mounted by name.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from languagepipes_api.spec import LanguagePipe, parse_pipe
 from pydantic import BaseModel, ValidationError
 
 from languagepipes_operator.apply.applier import owned_by, title
-from languagepipes_operator.certificates import secrets as pki
+from languagepipes_operator.certificates.secrets import wants_reports
 from languagepipes_operator.decide import plan_choice as plans
 from languagepipes_operator.kube.client import Kube, KubeError
 from languagepipes_operator.kube.informer import ObjectKey
@@ -160,7 +160,7 @@ class Observer:
 
     async def _members(self, children: Children, now: datetime) -> dict[str, MemberReport]:
         """All of them while the CA is rotated; else those that run and are not ready, for their own words."""
-        everybody = pki.wants_reports(children.secrets)
+        everybody = wants_reports(children.secrets)
         pods = [
             pod
             for pod in children.pods.values()

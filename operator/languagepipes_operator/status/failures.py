@@ -36,7 +36,7 @@ class Failure:
 
 
 def failure(reason: str, message: str) -> Failure:
-    """A failure that the operator found (`reasons.REASONS`). The message is cut to one line of MESSAGE_MAX characters."""
+    """A failure that the operator found (`reasons.REASONS`). The message becomes one line of at most MESSAGE_MAX."""
     return Failure(reason, bounded(message), waits=not REASONS[reason].needs_person)
 
 
@@ -53,7 +53,7 @@ def bounded(text: str, most: int = MESSAGE_MAX) -> str:
 
 
 def quoted(text: str) -> str:
-    """A message of another program, to be quoted in a sentence: short, one line, without a full stop and without ids."""
+    """Another program's message, to be quoted in a sentence: short, one line, without a full stop and without ids."""
     return bounded(_UNSTEADY.sub("…", text), _QUOTE_MAX).rstrip(" .")
 
 
