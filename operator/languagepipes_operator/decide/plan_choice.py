@@ -20,8 +20,9 @@ from languagepipes_operator.decide.image_pulls import cannot_be_pulled
 from languagepipes_operator.decide.last_applied import digest
 from languagepipes_operator.observe.ownership import end_models, is_ready, label
 from languagepipes_operator.observe.snapshot import Manifest, Snapshot, StoredPlan
+from languagepipes_operator.planning.checks import check_templates
 from languagepipes_operator.planning.errors import PlanError
-from languagepipes_operator.planning.plan import check_templates, limits_hold, plan
+from languagepipes_operator.planning.plan import limits_hold, plan
 
 
 @dataclass(frozen=True)
