@@ -29,7 +29,7 @@ def assemble(
     machines: Sequence[Node],
     cluster: Sequence[Node],
 ) -> Plan:
-    """machines: what `languagepipes up` runs on. cluster: nodes of Kubernetes; one of the two is empty. Raises PlanError."""
+    """machines: what `languagepipes up` runs on; cluster: a cluster's nodes; one of them empty. Raises PlanError."""
     ring_members = ring_members_of(spec, sizes, local, tail, shares)
     for ring_member in ring_members:
         if ring_member.device == "CPU":

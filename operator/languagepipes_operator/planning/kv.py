@@ -71,7 +71,7 @@ def kv_on_nodes(
     """
 
     def packed(blocks: int) -> Packed | Unpacked:
-        members = [ring_member.member(blocks) for ring_member in ring_members]
+        members = [ring_member.request(blocks) for ring_member in ring_members]
         return pack(members, nodes, replicas=replicas, cap_kv=blocks > blocks_per_sequence)
 
     found = packed(kv.blocks)

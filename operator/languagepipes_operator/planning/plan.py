@@ -15,8 +15,8 @@ from languagepipes_operator.planning.assembly import assemble
 from languagepipes_operator.planning.checks import check_model, check_templates, end_ranges
 from languagepipes_operator.planning.memory import Sizes
 from languagepipes_operator.planning.nodes import Node
-from languagepipes_operator.planning.placement import Member, Packed, pack
-from languagepipes_operator.planning.requests import memory_limit_bytes
+from languagepipes_operator.planning.placement import Packed, pack
+from languagepipes_operator.planning.requests import MemberRequest, memory_limit_bytes
 from languagepipes_operator.planning.split import fit_to_nodes, shares_of
 from languagepipes_operator.planning.stages import END_MODEL, templates, title_of, wanted
 
@@ -58,7 +58,7 @@ def place(planned: Plan, spec: PipeSpec, nodes: Sequence[Node], *, replica: int)
     cluster = [node for node in nodes if node.kubernetes]
     by_name = templates(spec)
     members = [
-        Member.of(
+        MemberRequest.of(
             name,
             title_of(name),
             part.device,

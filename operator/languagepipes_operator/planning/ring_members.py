@@ -10,8 +10,7 @@ from languagepipes_api.spec import PipeSpec, StageSpec
 from languagepipes_api.template import PodTemplate
 
 from languagepipes_operator.planning.memory import Sizes
-from languagepipes_operator.planning.placement import Member
-from languagepipes_operator.planning.requests import memory_limit_bytes
+from languagepipes_operator.planning.requests import MemberRequest, memory_limit_bytes
 from languagepipes_operator.planning.stages import END_MODEL
 
 
@@ -41,10 +40,10 @@ class RingMember:
     budget_bytes: int | None
     template: PodTemplate | None = None
 
-    def member(self, blocks: int) -> Member:
-        """What its pod asks for with so many KV blocks."""
+    def request(self, blocks: int) -> MemberRequest:
+        """What its pod requests with so many KV blocks."""
         kv = blocks * self.block_bytes
-        return Member.of(
+        return MemberRequest.of(
             self.name, self.title, self.device, self.template, need_bytes=self.fixed_bytes + kv, kv_bytes=kv
         )
 

@@ -17,7 +17,7 @@ from languagepipes_operator.planning.kv import layers_text, memories_of
 from languagepipes_operator.planning.layers import Slot, longest, split
 from languagepipes_operator.planning.memory import USABLE_FRACTION, Sizes
 from languagepipes_operator.planning.nodes import Node
-from languagepipes_operator.planning.placement import Packed, pack, rooms
+from languagepipes_operator.planning.placement import Packed, pack, stage_capacities
 from languagepipes_operator.planning.requests import memory_request_bytes
 from languagepipes_operator.planning.ring_members import Share, ring_members_of
 from languagepipes_operator.planning.stages import wanted
@@ -176,12 +176,13 @@ def _wrong_sum(stages: tuple[StageSpec, ...], sizes: Sizes, middle: LayerRange) 
 def fit_to_nodes(
     spec: PipeSpec, sizes: Sizes, local: LayerRange, tail: LayerRange, equal: tuple[Share, ...], nodes: Sequence[Node]
 ) -> tuple[Share, ...]:
-    """A count on a cluster: the equal split, or where unequal nodes cannot take it, another that they can take. If there
-    is none, the equal split is returned, and `assembly` refuses it with the shortage.
+    """A count on a cluster: the equal split, or another one if the nodes can take only that.
+
+    If there is none, the equal split is returned, and `assembly` refuses it with the shortage.
     """
     sequence = sizes.blocks_per_sequence
     end_model, *stages = (
-        ring_member.member(sequence) for ring_member in ring_members_of(spec, sizes, local, tail, equal)
+        ring_member.request(sequence) for ring_member in ring_members_of(spec, sizes, local, tail, equal)
     )
     packed = pack([end_model, *stages], nodes, replicas=max(1, spec.replicas))
     if isinstance(packed, Packed) or len(stages) < 2:
@@ -190,8 +191,16 @@ def fit_to_nodes(
     need = packed.member.device_bytes or packed.member.memory_bytes
     replicas = max(1, spec.replicas)
     evenly = -(-len(stages) * replicas // len(nodes))
-    for together, tight in product((evenly, len(stages) * replicas), (True, False)):
-        caps = rooms(end_model, stages[0], nodes, stages=len(stages), replicas=replicas, tight=tight, together=together)
+    for per_node, fill in product((evenly, len(stages) * replicas), (True, False)):
+        caps = stage_capacities(
+            end_model,
+            stages[0],
+            nodes,
+            stages=len(stages),
+            replicas=replicas,
+            fill=fill,
+            stages_per_node=per_node,
+        )
         slots = [Slot(fits=_within(cap, sizes, device)) for cap in caps]
         ranges = split(_costs(sizes, middle), slots, first=middle.start)
         if ranges is None:
@@ -206,7 +215,7 @@ def fit_to_nodes(
             for share, layers in zip(equal, ranges, strict=True)
         )
         ring_members = ring_members_of(spec, sizes, local, tail, shares)
-        if isinstance(pack([each.member(sequence) for each in ring_members], nodes, replicas=replicas), Packed):
+        if isinstance(pack([each.request(sequence) for each in ring_members], nodes, replicas=replicas), Packed):
             return shares
     return equal
 
