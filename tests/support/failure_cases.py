@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from languagepipes_operator.observe.snapshot import MemberReport, StoreReport
+from languagepipes_api.member_status import MemberStatus
+from languagepipes_operator.observe.snapshot import StoreReport
 from languagepipes_operator.planning.errors import PlanError
 
 from support.pipe_worlds import IMAGE, Spoil, World, at, ended, pod_condition, unready, unscheduled, waiting, warning
@@ -172,14 +173,14 @@ def _replacement(world: World, *, stage: int) -> dict[str, Any]:
 
 def ring_is_down(world: World) -> None:
     unready(world.pod("end-model"))
-    world.members[END_MODEL] = MemberReport(
+    world.members[END_MODEL] = MemberStatus(
         state="ready", ring_ready=False, ring_error="stage 2 closed the link: no bytes for 1.0 s"
     )
 
 
 def member_gave_up(world: World) -> None:
     unready(world.pod("stage", stage=2))
-    world.members[STAGE_2] = MemberReport(state="failed", message="the plan file holds no plan")
+    world.members[STAGE_2] = MemberStatus(state="failed", message="the plan file holds no plan")
 
 
 def store_is_silent(world: World) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import Identity
 from languagepipes_api.spec import LanguagePipe
 from languagepipes_node.net.tls import TlsFiles, peer_identity
@@ -23,7 +24,7 @@ from languagepipes_operator.certificates.pem import is_issued_by
 from languagepipes_operator.certificates.rotation import bundle_hash
 from languagepipes_operator.certificates.secrets import SecretsDecision, decide
 from languagepipes_operator.children import names
-from languagepipes_operator.observe.snapshot import Children, MemberReport, Snapshot
+from languagepipes_operator.observe.snapshot import Children, Snapshot
 
 STORE = Identity("default", "qwen3", -1, "store")
 END = Identity("default", "qwen3", 0, "end-model")
@@ -110,7 +111,7 @@ class World:
             now=self.now,
             children=Children(secrets=dict(self.secrets), pods={pod.name: pod.manifest() for pod in pods}),
             members={
-                pod.name: MemberReport(state="ready", bundle=bundle_hash(pod.bundle))
+                pod.name: MemberStatus(state="ready", bundle=bundle_hash(pod.bundle))
                 for pod in pods
                 if pod.answers and pod.running
             },

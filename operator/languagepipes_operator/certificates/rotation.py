@@ -87,7 +87,7 @@ class Leaf:
 
 
 def bundle_hash(bundle: bytes) -> str:
-    """What a member reports of its ca.crt (`MemberReport.bundle`)."""
+    """What a member reports of its ca.crt (`MemberStatus.bundle`)."""
     return hashlib.sha256(bundle).hexdigest()
 
 

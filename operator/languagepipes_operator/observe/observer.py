@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import httpx
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE, TELEMETRY_PORT
 from languagepipes_api.spec import LanguagePipe, parse_pipe
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from languagepipes_operator.apply.applier import owned_by, title
 from languagepipes_operator.certificates.secrets import wants_reports
@@ -38,7 +39,7 @@ from languagepipes_operator.kube.kinds import (
 from languagepipes_operator.observe import ownership as membership
 from languagepipes_operator.observe.caches import Caches, pipes_of
 from languagepipes_operator.observe.node_probe import Reachability
-from languagepipes_operator.observe.snapshot import Children, Manifest, MemberReport, Snapshot
+from languagepipes_operator.observe.snapshot import Children, Manifest, Snapshot
 from languagepipes_operator.observe.store_poller import Address, Stores
 from languagepipes_operator.planning.kubernetes_nodes import node_of
 from languagepipes_operator.planning.nodes import Node
@@ -48,18 +49,6 @@ _UNWELL_AFTER = timedelta(seconds=5)
 _EVENTS_KEPT_SECONDS, _OLD_EVENTS_KEPT_SECONDS = 5.0, 30.0
 _NEWS_SECONDS = 300.0
 _ANSWER_SECONDS = 2.0
-
-
-class _Status(BaseModel):
-    """A member's /status, as far as it matters here."""
-
-    state: str
-    message: str = ""
-    ring_ready: bool = True
-    ring_error: str = ""
-    bundle: str = ""
-    loaded_bytes: int = 0
-    total_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,7 +147,7 @@ class Observer:
         nodes = (node_of(item, others[item["metadata"]["name"]]) for item in found)
         return tuple(sorted(nodes, key=lambda node: node.name))
 
-    async def _members(self, children: Children, now: datetime) -> dict[str, MemberReport]:
+    async def _members(self, children: Children, now: datetime) -> dict[str, MemberStatus]:
         """All of them while the CA is rotated; else those that run and are not ready, for their own words."""
         everybody = wants_reports(children.secrets)
         pods = [
@@ -174,14 +163,13 @@ class Observer:
             pod["metadata"]["name"]: report for pod, report in zip(pods, reports, strict=True) if report is not None
         }
 
-    async def _report(self, host: str) -> MemberReport | None:
+    async def _report(self, host: str) -> MemberStatus | None:
         where = f"[{host}]" if ":" in host else host
         try:
             answer = await self._http.get(f"http://{where}:{TELEMETRY_PORT}/status", timeout=_ANSWER_SECONDS)
-            said = _Status.model_validate_json(answer.content)
+            return MemberStatus.model_validate_json(answer.content)
         except (httpx.HTTPError, ValidationError):
             return None
-        return MemberReport(**said.model_dump())
 
     async def _events(self, namespace: str, about: Sequence[str]) -> dict[str, tuple[Manifest, ...]]:
         now, known = time.monotonic(), self._warnings.get(namespace)

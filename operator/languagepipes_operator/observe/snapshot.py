@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from languagepipes_api.facts import ModelFacts
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.plan import Plan
 from languagepipes_api.spec import LanguagePipe
 
@@ -36,19 +37,6 @@ class StoreReport:
     message: str = ""
     failed: bool = False
     misses: int = 0
-
-
-@dataclass(frozen=True)
-class MemberReport:
-    """A member's own /status, asked at its pod's address. bundle: SHA-256 (hex) of the ca.crt it would use now."""
-
-    state: str
-    message: str = ""
-    ring_ready: bool = True
-    ring_error: str = ""
-    bundle: str = ""
-    loaded_bytes: int = 0
-    total_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,7 +78,7 @@ class Snapshot:
 
     raw: the LanguagePipe as the API server gave it. nodes: None where nodes may not be read. events: the newest
     Warning events of pods and claims that are not well, by "Kind/name" ("Pod/qwen3-…", "PersistentVolumeClaim/…"),
-    newest first. members: reports by pod name, for pods that were asked.
+    newest first. members: the /status of pods that were asked, by pod name.
     """
 
     pipe: LanguagePipe
@@ -99,7 +87,7 @@ class Snapshot:
     now: datetime
     nodes: tuple[Node, ...] | None = None
     store: StoreReport | None = None
-    members: Mapping[str, MemberReport] = field(default_factory=dict)
+    members: Mapping[str, MemberStatus] = field(default_factory=dict)
     events: Mapping[str, tuple[Manifest, ...]] = field(default_factory=dict)
 
     @property

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.spec import PipeSpec
 
 from languagepipes_operator.observe.ownership import Member, container_state, container_statuses, pod_condition
-from languagepipes_operator.observe.snapshot import Manifest, MemberReport
+from languagepipes_operator.observe.snapshot import Manifest
 from languagepipes_operator.status.container_exits import container_ends
 from languagepipes_operator.status.container_waits import container_waits
 from languagepipes_operator.status.failures import Failure, failure, quoted
@@ -17,7 +18,7 @@ from languagepipes_operator.status.failures import Failure, failure, quoted
 def pod_failures(
     member: Member,
     events: Sequence[Manifest],
-    report: MemberReport | None,
+    report: MemberStatus | None,
     *,
     spec: PipeSpec,
     now: datetime,

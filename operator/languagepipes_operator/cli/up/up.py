@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from languagepipes_api.facts import ModelFacts
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
 from languagepipes_api.spec import LanguagePipe
+from languagepipes_api.store_answers import Problem
 
 from languagepipes_operator.cli.gpus import Gpu, gpus
 from languagepipes_operator.cli.machine import this_machine
@@ -30,12 +32,11 @@ from languagepipes_operator.cli.up.addresses import HeldPorts, PortTaken
 from languagepipes_operator.cli.up.authority import Credentials
 from languagepipes_operator.cli.up.display import Display, display_on, where_layers_run
 from languagepipes_operator.cli.up.members import MemberProcess, Secrets
-from languagepipes_operator.cli.up.observe import MemberReport, Observer, SourceFailed, StoreObserver
+from languagepipes_operator.cli.up.observe import Observer, SourceFailed, StoreObserver
 from languagepipes_operator.cli.up.options import UpOptions
 from languagepipes_operator.cli.up.processes import Command, Supervisor
 from languagepipes_operator.cli.up.signals import Interrupts
 from languagepipes_operator.cli.up.snapshot import END_MODEL, STORE, Snapshot
-from languagepipes_operator.observe.store_answers import Problem
 from languagepipes_operator.planning import Node, PlanError, plan
 
 _STARTING_TICK_SECONDS = 0.25
@@ -181,7 +182,7 @@ class _Up:
         self._credentials = Credentials(self._directory / "tls", namespace=pipe.namespace, pipe=pipe.name)
         self._work: dict[str, str] = {}
         self._telemetry: dict[str, str] = {}
-        self._heard: dict[str, tuple[int, MemberReport]] = {}
+        self._heard: dict[str, tuple[int, MemberStatus]] = {}
         self._plan: Plan | None = None
         self._announced = False
         self._ready_text: str | None = None

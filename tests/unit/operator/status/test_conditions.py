@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import LABEL_PLAN
-from languagepipes_operator.observe.snapshot import MemberReport, StoreReport
+from languagepipes_operator.observe.snapshot import StoreReport
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.status.conditions import condition_in
 from languagepipes_operator.status.events import Event, events_of
@@ -225,7 +226,7 @@ def test_a_ring_that_runs_needs_no_store() -> None:
 def test_the_end_models_words_count_only_once_the_stages_are_up() -> None:
     world = World.ready()
     unready(world.pod("end-model"))
-    world.members[END_MODEL] = MemberReport(state="ready", ring_ready=False, ring_error="stage 2 does not answer")
+    world.members[END_MODEL] = MemberStatus(state="ready", ring_ready=False, ring_error="stage 2 does not answer")
     unready(world.pod("stage", stage=2))
 
     status = world.status()
