@@ -233,11 +233,11 @@ CASES = (
         ),
         "Unschedulable",
         (
-            "stage stage-2: none of 2 nodes can take it",
-            "2 have too little memory free",
-            "it asks for 12 GiB",
-            "the largest node has 8 GiB, short by 4 GiB",
-            "take more stages",
+            "stage stage-2: none of 2 nodes can run it",
+            "2 have too little free memory",
+            "it requests 12 GiB",
+            "the largest node has 8 GiB, 4 GiB too little",
+            "use more stages",
         ),
     ),
     Case(
@@ -249,7 +249,7 @@ CASES = (
         ),
         "Unschedulable",
         (
-            "1 has too little memory free (it asks for 6 GiB; the largest node has 8 GiB, part of it taken",
+            "1 has too little free memory (it requests 6 GiB; the largest node has 8 GiB, part of it is used",
             "1 has a taint that it does not tolerate",
             "add the toleration",
         ),
@@ -261,7 +261,7 @@ CASES = (
             + PREEMPTION.format(1)
         ),
         "Unschedulable",
-        ("the only node cannot take it", "{node-role.kubernetes.io/control-plane: }"),
+        ("the only node cannot run it", "{node-role.kubernetes.io/control-plane: }"),
     ),
     Case(
         "a GPU that no node offers",
@@ -271,8 +271,8 @@ CASES = (
         ),
         "Unschedulable",
         (
-            "2 have too little nvidia.com/gpu free",
-            "it asks for 1; the most on one node is 0, short by 1",
+            "2 have too little free nvidia.com/gpu",
+            "it requests 1; the most on one node is 0, 1 too few",
             "set device to CPU",
         ),
     ),
@@ -343,7 +343,7 @@ CASES = (
             "reference format: repository name must be lowercase",
         ),
         "InvalidImageName",
-        ("is no image name",),
+        ("is not a valid image name",),
     ),
     Case(
         "a pull policy of Never",
@@ -398,7 +398,7 @@ CASES = (
         "a leaf that is not made yet",
         mount_fails("store", 'MountVolume.SetUp failed for volume "tls" : secret "smol-store-tls-1a2b3c4d" not found'),
         "FailedMount",
-        ("its certificate", "the operator makes it"),
+        ("its certificate", "the operator creates it"),
         also="WeightsAvailable",
     ),
     Case(
@@ -442,7 +442,7 @@ CASES = (
         "a stage out of memory",
         stage_ends(code=137, reason="OOMKilled"),
         "OOMKilled",
-        ("stage stage-2", "memory limit of 1Gi", "raise memory in its template, or take more stages"),
+        ("stage stage-2", "memory limit of 1Gi", "raise memory in its template, or use more stages"),
     ),
     Case(
         "an End Model out of memory",
@@ -465,8 +465,8 @@ CASES = (
         ),
         "CrashLoopBackOff",
         (
-            "exit code 1 (Error) again and again",
-            "its termination message: UnsupportedArchitecture: family gpt_neox is not served",
+            "exit code 1 (Error) repeatedly",
+            "termination message: UnsupportedArchitecture: family gpt_neox is not served",
             f"kubectl logs {STAGE_2} --previous",
         ),
     ),
@@ -476,7 +476,7 @@ CASES = (
         "CrashLoopBackOff",
         ("it left no termination message",),
     ),
-    Case("a first crash", stage_ends(code=139), "ContainerFailed", ("exit code 139", "was started again")),
+    Case("a first crash", stage_ends(code=139), "ContainerFailed", ("exit code 139", "was restarted")),
     Case(
         "an entry point that cannot run",
         stage_ends(code=128, reason="StartError", message='exec: "languagepipes-node": not found'),
@@ -586,7 +586,7 @@ CASES = (
         "a lost volume",
         claim("Lost", "local"),
         "VolumeLost",
-        ("delete the claim", "fetched again"),
+        ("delete the claim", "downloads the weights again"),
         also="WeightsAvailable",
     ),
     Case(
@@ -617,7 +617,7 @@ CASES = (
         "a Service of somebody else",
         foreign_service(None),
         "NameConflict",
-        ("Service smol", "somebody else", "kubectl delete service smol"),
+        ("Service smol", "does not belong to the pipe", "kubectl delete service smol"),
         also="EndpointReady",
     ),
     Case(
@@ -631,7 +631,7 @@ CASES = (
         "children of the pipe that was",
         foreign_service({"kind": "LanguagePipe", "name": "smol", "uid": "0", "controller": True}),
         "WaitingForDeletion",
-        ("the deleted pipe of the same name", "garbage collector"),
+        ("a deleted pipe of the same name", "garbage collector"),
         also="EndpointReady",
     ),
     Case(

@@ -84,9 +84,9 @@ def _planned(found: Diagnosis, weights: ConditionState) -> ConditionState:
         "True",
         "Planned",
         bounded(
-            f"{plan.layer_count} layers over {_count(len(plan.stages), 'stage')} and the End Model; {sequences} of "
-            f"{plan.max_context_length} tokens fit at a time, limited by {plan.kv_limited_by}; the slowest member is "
-            f"{plan.slowest_station}"
+            f"{plan.layer_count} layers are split over {_count(len(plan.stages), 'stage')} and the End Model; "
+            f"{sequences} of {plan.max_context_length} tokens fit at the same time, limited by "
+            f"{plan.kv_limited_by}; the slowest member is {plan.slowest_station}"
         ),
     )
 
@@ -99,37 +99,39 @@ def _weights_available(snapshot: Snapshot, found: Diagnosis, before: Mapping[str
     if report is not None and report.answered:
         if report.phase == "Ready":
             return ConditionState(
-                "True", "WeightsAvailable", "the weights store has every file, verified, and serves them"
+                "True", "WeightsAvailable", "the weights store has verified every file and serves them"
             )
         return _fetching(snapshot, report.phase)
     last = condition_in(before, "WeightsAvailable")
-    # A Ready pipe's store is not asked, and one that is busy may miss a question: one that is up has what it had.
+    # The operator does not ask the store of a Ready pipe, and a busy store may not answer: what it had, it still has.
     if store.ready and last.get("status") == "True":
         return ConditionState("True", str(last["reason"]), str(last["message"]))
     if store.ready and found.ready_replicas:
         return ConditionState(
-            "True", "WeightsAvailable", "every member has loaded its weights from the store, which is up"
+            "True", "WeightsAvailable", "every member has loaded its weights, and the weights store is running"
         )
     if store.pod is not None and last.get("reason") in FETCHING and last.get("status") == "False":
         return ConditionState("False", str(last["reason"]), str(last["message"]))
     if store.ready:
-        return ConditionState("Unknown", "WaitingForFacts", "the weights store is up and has not said yet what it has")
+        return ConditionState(
+            "Unknown", "WaitingForFacts", "the weights store is running and has not reported its files yet"
+        )
     if store.pod is None:
-        return ConditionState("False", "StoreStarting", "the weights store's pod is being made")
+        return ConditionState("False", "StoreStarting", "the operator is creating the pod of the weights store")
     where = f" on node {store.node}" if store.node else ""
-    return ConditionState("False", "StoreStarting", f"the weights store's pod is starting{where}")
+    return ConditionState("False", "StoreStarting", f"the pod of the weights store is starting{where}")
 
 
 def _fetching(snapshot: Snapshot, phase: str) -> ConditionState:
     source = snapshot.pipe.spec.model.source
     doing = {
-        "Resolving": f"the weights store is looking up {source} and its files",
-        "Downloading": f"the weights store is fetching {source}; status.progress says how far it is",
-        "Verifying": f"the weights store is hashing what it has of {source}",
+        "Resolving": f"the weights store is resolving the revision of {source} and listing its files",
+        "Downloading": f"the weights store is downloading {source}; status.progress shows how much is done",
+        "Verifying": f"the weights store is verifying the files of {source} (SHA-256)",
         "Converting": f"the weights store is converting {source} to safetensors",
     }
     if phase not in doing:
-        return ConditionState("False", "WaitingForFacts", f"the weights store is reading the headers of {source}")
+        return ConditionState("False", "WaitingForFacts", f"the weights store is reading the file headers of {source}")
     return ConditionState("False", phase, doing[phase])
 
 
@@ -137,20 +139,24 @@ def _stages_ready(snapshot: Snapshot, found: Diagnosis, weights: ConditionState)
     if snapshot.pipe.spec.replicas == 0:
         return _scaled_to_zero()
     if found.plan is None:
-        return ConditionState("Unknown", "NotPlanned", "there is no plan yet, so there are no stages: see Planned")
+        return ConditionState(
+            "Unknown", "NotPlanned", "there is no plan yet, so there are no stages: see the condition Planned"
+        )
     missing = [member for members in found.stages for member in members if not member.ready]
     replicas = len(found.replicas)
     if not missing:
         on = "" if replicas == 1 else f" of {replicas} replicas"
-        each = "the 1 stage is" if len(found.stages) == 1 else f"all {len(found.stages)} stages are"
-        return ConditionState("True", "StagesReady", f"{each} loaded and listening{on}")
+        which = f"all {len(found.stages)} stages" if len(found.stages) > 1 else "the only stage"
+        return ConditionState("True", "StagesReady", f"{which}{on}: layers loaded, accepting connections")
     cause = summary(found.of_stages)
     if cause is not None:
         return _of(cause)
     if weights.status == "False" and weights.reason != "StoreStarting":
         return ConditionState("False", weights.reason, weights.message)
     names = ", ".join(member.title for member in missing[:4]) + (" and others" if len(missing) > 4 else "")
-    return ConditionState("False", "StagesStarting", bounded(f"{names}: being placed, started or loading weights"))
+    return ConditionState(
+        "False", "StagesStarting", bounded(f"{names}: not ready yet (being scheduled, starting, or loading weights)")
+    )
 
 
 def _ready(
@@ -166,13 +172,18 @@ def _ready(
         return _scaled_to_zero()
     blocked = summary((*found.of_names, *found.of_plan))
     if blocked is None and found.plan is not None and found.ready_replicas == asked:
-        each = "1 replica runs" if asked == 1 else f"all {asked} replicas run"
-        return ConditionState("True", "Ready", f"{each} the plan {found.plan.hash}, and a token went round")
+        plan = found.plan.hash
+        if asked == 1:
+            return ConditionState("True", "Ready", f"1 replica runs the plan {plan}, and its ring health check passed")
+        message = f"all {asked} replicas run the plan {plan}, and their ring health checks passed"
+        return ConditionState("True", "Ready", message)
     cause = summary(found.causes)
     if cause is not None:
         return _of(cause)
     if decision.paused and found.plan is None:
-        return ConditionState("False", "Paused", "spec.paused is true, and there is no plan: set it to false to go on")
+        return ConditionState(
+            "False", "Paused", "spec.paused is true and there is no plan: set spec.paused to false to continue"
+        )
     if found.plan is None:
         return ConditionState("False", weights.reason, weights.message)
     if stages.status != "True":
@@ -185,14 +196,14 @@ def _ready(
             "False",
             "RingDown",
             bounded(
-                f"{', '.join(waiting)}: every stage is ready, and no token goes round the ring any more: it is tried "
-                "again without end; look at the members' logs and at NetworkPolicies in the namespace"
+                f"{', '.join(waiting)}: every stage is ready, but the ring health check no longer passes. The "
+                "End Model tries again without limit: read the members' logs, and check the namespace's NetworkPolicies"
             ),
         )
     return ConditionState(
         "False",
         "JoiningRing",
-        bounded(f"{', '.join(waiting)}: starting, or waiting for the first token to come round; the stages are ready"),
+        bounded(f"{', '.join(waiting)}: starting, or waiting for the first ring health check; the stages are ready"),
     )
 
 
@@ -209,15 +220,17 @@ def _progressing(snapshot: Snapshot, decision: Decision, found: Diagnosis, ready
         return _of(refused)
     if decision.paused:
         return ConditionState(
-            "False", "Paused", "spec.paused is true: children stay as they are; set it to false to go on"
+            "False",
+            "Paused",
+            "spec.paused is true: the operator changes no object of the pipe; set it to false to continue",
         )
     if found.replaced or found.existing > snapshot.pipe.spec.replicas:
         stuck = summary(cause for cause in found.causes if not cause.waits)
         if stuck is not None:
             return _of(stuck)
-        return ConditionState("True", "RollingOut", "pods that the plan no longer has are being replaced or stopped")
+        return ConditionState("True", "RollingOut", "pods that do not belong to the plan are being replaced or stopped")
     if ready.status == "True" or ready.reason == "ScaledToZero":
-        return ConditionState("False", "Complete", "nothing is under way")
+        return ConditionState("False", "Complete", "the operator has nothing left to do")
     first = next(iter(found.causes), None)
     if first is not None and not first.waits:
         return ConditionState("False", ready.reason, ready.message)
@@ -227,16 +240,17 @@ def _progressing(snapshot: Snapshot, decision: Decision, found: Diagnosis, ready
 def _degraded(snapshot: Snapshot, found: Diagnosis, ready: ConditionState, before: Mapping[str, Any]) -> ConditionState:
     asked = snapshot.pipe.spec.replicas
     if ready.status == "True" or asked == 0:
-        return ConditionState("False", "AsAsked", "there are as many replicas as asked")
-    # It is a rollout until this generation was Ready once; after that, what is missing is missing.
+        return ConditionState("False", "AsAsked", "every replica that spec.replicas asks for is ready")
+    # It is a rollout until this generation was Ready once; after that, a missing replica is a failure.
     if not _was_ready(before, snapshot):
         return ConditionState(
-            "False", "RollingOut", "the replicas of this spec are being brought up: see the condition Ready"
+            "False", "RollingOut", "the replicas of this spec are being started: see the condition Ready"
         )
+    verb = "is" if found.ready_replicas == 1 else "are"
     return ConditionState(
         "True",
         "FewerReplicas",
-        bounded(f"{found.ready_replicas} of {_count(asked, 'replica')} answer: {ready.message}"),
+        bounded(f"{found.ready_replicas} of {asked} replicas {verb} ready: {ready.message}"),
     )
 
 
@@ -250,7 +264,7 @@ def _was_ready(before: Mapping[str, Any], snapshot: Snapshot) -> bool:
 
 
 def _joins(replica: Sequence[Member], now: datetime) -> bool:
-    """Whether a stage has only just become ready: then the ring is about to be whole again."""
+    """Whether a stage became ready only just now: then the ring is about to be up again."""
     for stage in replica[:-1]:
         since = None if stage.pod is None else time_of(pod_condition(stage.pod, "Ready").get("lastTransitionTime"))
         if since is not None and now - since < _JOIN:
@@ -268,7 +282,9 @@ def _went_down(end: Member, before: Mapping[str, Any]) -> bool:
 
 
 def _scaled_to_zero() -> ConditionState:
-    return ConditionState("False", "ScaledToZero", "spec.replicas is 0: nothing answers; raise it to serve again")
+    return ConditionState(
+        "False", "ScaledToZero", "spec.replicas is 0, so no replica runs: raise it to serve the model again"
+    )
 
 
 def _of(cause: Failure) -> ConditionState:

@@ -72,14 +72,14 @@ def refused(what: str, said: str, *, otherwise: str) -> Failure:
     if "exceeded quota" in said:
         return failure(
             "QuotaExceeded",
-            f"{what} is over the namespace's ResourceQuota ({quoted(said)}): raise the quota, or ask for fewer "
-            "replicas, fewer stages or less in their templates",
+            f"{what} exceeds the namespace's ResourceQuota ({quoted(said)}): raise the quota, or use fewer "
+            "replicas, fewer stages, or less resources in their templates",
         )
     if "violates PodSecurity" in said:
         return failure(
             "PodSecurityDenied",
-            f"{what} is refused by the namespace's Pod Security level ({quoted(said)}): it meets restricted as the "
-            "operator makes it; look for a mutating webhook that adds to it",
+            f"{what} is refused by the namespace's Pod Security level ({quoted(said)}): the operator creates "
+            "pods that meet the level restricted; find the mutating webhook that changes them",
         )
     if "no PriorityClass with name" in said:
         return failure(
@@ -92,7 +92,8 @@ def refused(what: str, said: str, *, otherwise: str) -> Failure:
             f"{what} is refused ({quoted(said)}): create the class, or correct runtimeClassName in its template",
         )
     return failure(
-        otherwise, f"{what} is refused by the API server ({quoted(said)}): change what it names, in the spec or there"
+        otherwise,
+        f"{what} is refused by the API server ({quoted(said)}): correct the spec, or the policy that refuses it",
     )
 
 
