@@ -17,6 +17,7 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from languagepipes_api.member_status import MemberStatus
 from prometheus_client import make_wsgi_app
 
 from languagepipes_node import metrics
@@ -58,8 +59,9 @@ class Watch:
 class MemberState:
     """What a member says of itself. state: "starting" | "waiting" | "loading" | "ready" | "failed".
 
-    Fields are written by one thread and read by any; each is replaced whole. `extra` is asked at each /status. tls: the
-    files that its connections use, once known. watch: of the thread that has the work.
+    Fields are written by one thread and read by any; each is replaced whole. `extra`: the fields of `MemberStatus` that
+    only its role has, asked at each /status. tls: the files that its connections use, once known.
+    watch: of the thread that has the work.
     """
 
     role: str
@@ -106,8 +108,9 @@ class MemberState:
     def alive(self) -> bool:
         return not self.complaint
 
-    def snapshot(self) -> dict[str, Any]:
-        return {
+    def status(self) -> MemberStatus:
+        """The answer of /status now."""
+        fields = {
             "role": self.role,
             "state": self.state,
             "message": self.message,
@@ -116,6 +119,7 @@ class MemberState:
             **self._certificates(),
             **self.extra(),
         }
+        return MemberStatus.model_validate(fields, extra="forbid")
 
     def _certificates(self) -> dict[str, Any]:
         """bundle: SHA-256 of the ca.crt that a connection made now would use; the operator rotates the CA by it."""
@@ -179,7 +183,7 @@ def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, st
             is_ready, reason = readiness()
             return _answer(start_response, is_ready, "ok" if is_ready else reason)
         if path == "/status":
-            body = json.dumps(state.snapshot()).encode()
+            body = json.dumps(state.status().to_json()).encode()
             start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
             return [body]
         start_response("404 Not Found", [("Content-Type", "text/plain")])

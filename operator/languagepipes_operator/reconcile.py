@@ -33,9 +33,10 @@ from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.observe.store_poller import Stores
 from languagepipes_operator.observe.stored_plans import StoredPlan
 from languagepipes_operator.settings import OperatorSettings
-from languagepipes_operator.status.conditions import condition_in, status_of, unreadable_status
+from languagepipes_operator.status.conditions import condition_in
 from languagepipes_operator.status.event_recorder import EventRecorder
 from languagepipes_operator.status.outcome import Outcome
+from languagepipes_operator.status.status import status_of, unreadable_status
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Wanted:
 
     children: tuple[Manifest, ...]
     surplus: tuple[Manifest, ...]
-    certificates: certificates.PkiDecision
+    certificates: certificates.SecretsDecision
     surplus_secrets: tuple[Manifest, ...] = ()
 
 
@@ -212,10 +213,10 @@ class Reconciler:
 
     async def _write_status(self, raw: Manifest, status: dict[str, Any]) -> None:
         """Only if it says something else than before; Events tell what turned."""
-        self._event_recorder.met(raw)
+        self._event_recorder.observe(raw)
         if status != (raw.get("status") or {}):
             await self._apply_status(raw, status)
-        await self._event_recorder.tell(raw, status)
+        await self._event_recorder.record(raw, status)
 
     async def _apply_status(self, raw: Manifest, status: dict[str, Any]) -> None:
         metadata = raw["metadata"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from languagepipes_operator.observe.snapshot import MemberReport, StoreReport
+from languagepipes_api.member_status import MemberStatus
+from languagepipes_operator.observe.snapshot import StoreReport
 from languagepipes_operator.planning.errors import PlanError
 
 from support.pipe_worlds import IMAGE, Spoil, World, at, ended, pod_condition, unready, unscheduled, waiting, warning
@@ -172,14 +173,14 @@ def _replacement(world: World, *, stage: int) -> dict[str, Any]:
 
 def ring_is_down(world: World) -> None:
     unready(world.pod("end-model"))
-    world.members[END_MODEL] = MemberReport(
+    world.members[END_MODEL] = MemberStatus(
         state="ready", ring_ready=False, ring_error="stage 2 closed the link: no bytes for 1.0 s"
     )
 
 
 def member_gave_up(world: World) -> None:
     unready(world.pod("stage", stage=2))
-    world.members[STAGE_2] = MemberReport(state="failed", message="the plan file holds no plan")
+    world.members[STAGE_2] = MemberStatus(state="failed", message="the plan file holds no plan")
 
 
 def store_is_silent(world: World) -> None:
@@ -232,11 +233,11 @@ CASES = (
         ),
         "Unschedulable",
         (
-            "stage stage-2: none of 2 nodes can take it",
-            "2 have too little memory free",
-            "it asks for 12 GiB",
-            "the largest node has 8 GiB, short by 4 GiB",
-            "take more stages",
+            "stage stage-2: none of 2 nodes can run it",
+            "2 have too little free memory",
+            "it requests 12 GiB",
+            "the largest node has 8 GiB, 4 GiB too little",
+            "use more stages",
         ),
     ),
     Case(
@@ -248,7 +249,7 @@ CASES = (
         ),
         "Unschedulable",
         (
-            "1 has too little memory free (it asks for 6 GiB; the largest node has 8 GiB, part of it taken",
+            "1 has too little free memory (it requests 6 GiB; the largest node has 8 GiB, part of it is used",
             "1 has a taint that it does not tolerate",
             "add the toleration",
         ),
@@ -260,7 +261,7 @@ CASES = (
             + PREEMPTION.format(1)
         ),
         "Unschedulable",
-        ("the only node cannot take it", "{node-role.kubernetes.io/control-plane: }"),
+        ("the only node cannot run it", "{node-role.kubernetes.io/control-plane: }"),
     ),
     Case(
         "a GPU that no node offers",
@@ -270,8 +271,8 @@ CASES = (
         ),
         "Unschedulable",
         (
-            "2 have too little nvidia.com/gpu free",
-            "it asks for 1; the most on one node is 0, short by 1",
+            "2 have too little free nvidia.com/gpu",
+            "it requests 1; the most on one node is 0, 1 too few",
             "set device to CPU",
         ),
     ),
@@ -342,7 +343,7 @@ CASES = (
             "reference format: repository name must be lowercase",
         ),
         "InvalidImageName",
-        ("is no image name",),
+        ("is not a valid image name",),
     ),
     Case(
         "a pull policy of Never",
@@ -397,7 +398,7 @@ CASES = (
         "a leaf that is not made yet",
         mount_fails("store", 'MountVolume.SetUp failed for volume "tls" : secret "smol-store-tls-1a2b3c4d" not found'),
         "FailedMount",
-        ("its certificate", "the operator makes it"),
+        ("its certificate", "the operator creates it"),
         also="WeightsAvailable",
     ),
     Case(
@@ -441,7 +442,7 @@ CASES = (
         "a stage out of memory",
         stage_ends(code=137, reason="OOMKilled"),
         "OOMKilled",
-        ("stage stage-2", "memory limit of 1Gi", "raise memory in its template, or take more stages"),
+        ("stage stage-2", "memory limit of 1Gi", "raise memory in its template, or use more stages"),
     ),
     Case(
         "an End Model out of memory",
@@ -464,8 +465,8 @@ CASES = (
         ),
         "CrashLoopBackOff",
         (
-            "exit code 1 (Error) again and again",
-            "its termination message: UnsupportedArchitecture: family gpt_neox is not served",
+            "exit code 1 (Error) repeatedly",
+            "termination message: UnsupportedArchitecture: family gpt_neox is not served",
             f"kubectl logs {STAGE_2} --previous",
         ),
     ),
@@ -475,7 +476,7 @@ CASES = (
         "CrashLoopBackOff",
         ("it left no termination message",),
     ),
-    Case("a first crash", stage_ends(code=139), "ContainerFailed", ("exit code 139", "was started again")),
+    Case("a first crash", stage_ends(code=139), "ContainerFailed", ("exit code 139", "was restarted")),
     Case(
         "an entry point that cannot run",
         stage_ends(code=128, reason="StartError", message='exec: "languagepipes-node": not found'),
@@ -585,7 +586,7 @@ CASES = (
         "a lost volume",
         claim("Lost", "local"),
         "VolumeLost",
-        ("delete the claim", "fetched again"),
+        ("delete the claim", "downloads the weights again"),
         also="WeightsAvailable",
     ),
     Case(
@@ -616,7 +617,7 @@ CASES = (
         "a Service of somebody else",
         foreign_service(None),
         "NameConflict",
-        ("Service smol", "somebody else", "kubectl delete service smol"),
+        ("Service smol", "does not belong to the pipe", "kubectl delete service smol"),
         also="EndpointReady",
     ),
     Case(
@@ -630,7 +631,7 @@ CASES = (
         "children of the pipe that was",
         foreign_service({"kind": "LanguagePipe", "name": "smol", "uid": "0", "controller": True}),
         "WaitingForDeletion",
-        ("the deleted pipe of the same name", "garbage collector"),
+        ("a deleted pipe of the same name", "garbage collector"),
         also="EndpointReady",
     ),
     Case(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import (
     LABEL_MANAGED_BY,
     LABEL_PIPE,
@@ -22,13 +23,14 @@ from languagepipes_api.names import (
     MANAGED_BY,
 )
 from languagepipes_api.spec import parse_pipe
-from languagepipes_operator.observe.snapshot import Children, MemberReport, Snapshot, StoreReport
+from languagepipes_operator.observe.snapshot import Children, Snapshot, StoreReport
 from languagepipes_operator.observe.stored_plans import StoredPlan
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.nodes import Node
 from languagepipes_operator.planning.plan import plan
-from languagepipes_operator.status.conditions import condition_in, status_of
+from languagepipes_operator.status.conditions import condition_in
 from languagepipes_operator.status.outcome import Outcome
+from languagepipes_operator.status.status import status_of
 
 from support import smollm2_facts
 
@@ -70,7 +72,7 @@ class World:
     services: dict[str, dict[str, Any]] = field(default_factory=dict)
     foreign: dict[str, dict[str, Any]] = field(default_factory=dict)
     events: dict[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)
-    members: dict[str, MemberReport] = field(default_factory=dict)
+    members: dict[str, MemberStatus] = field(default_factory=dict)
     nodes: tuple[Node, ...] | None = (Node("n1", 4 * GIB), Node("n2", 8 * GIB))
     store: StoreReport | None = None
     refusal: PlanError | None = None

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import Identity
 from languagepipes_api.spec import LanguagePipe
 from languagepipes_node.net.tls import TlsFiles, peer_identity
 from languagepipes_operator import names
-from languagepipes_operator.certificates import secrets as pki
-from languagepipes_operator.observe.snapshot import Children, MemberReport, Snapshot
+from languagepipes_operator.certificates.pem import is_issued_by
+from languagepipes_operator.certificates.rotation import bundle_hash
+from languagepipes_operator.certificates.secrets import SecretsDecision, decide
+from languagepipes_operator.observe.snapshot import Children, Snapshot
 
 STORE = Identity("default", "qwen3", -1, "store")
 END = Identity("default", "qwen3", 0, "end-model")
@@ -108,15 +111,15 @@ class World:
             now=self.now,
             children=Children(secrets=dict(self.secrets), pods={pod.name: pod.manifest() for pod in pods}),
             members={
-                pod.name: MemberReport(state="ready", bundle=pki.bundle_hash(pod.bundle))
+                pod.name: MemberStatus(state="ready", bundle=bundle_hash(pod.bundle))
                 for pod in pods
                 if pod.answers and pod.running
             },
         )
 
-    def reconcile(self) -> pki.PkiDecision:
+    def reconcile(self) -> SecretsDecision:
         """Decide and write, as the API server would hold it: what others added stays."""
-        decision = pki.decide(self.snapshot(), self.members)
+        decision = decide(self.snapshot(), self.members)
         for manifest in decision.secrets:
             name = manifest["metadata"]["name"]
             live = self.secrets.get(name)
@@ -173,7 +176,7 @@ class World:
     def bundle(self) -> tuple[x509.Certificate, ...]:
         return tuple(x509.load_pem_x509_certificates(self.files(CA)["ca.crt"]))
 
-    def roll(self, *, operator: bool = True) -> pki.PkiDecision:
+    def roll(self, *, operator: bool = True) -> SecretsDecision:
         """Reconcile, then let the pods read their files one by one; everybody can talk to everybody all the while.
 
         operator: the operator can, too. Where the CA's key was lost, nobody could issue what all trust already.
@@ -186,14 +189,14 @@ class World:
         self.all_talk(decision)
         return decision
 
-    def roll_after_break(self) -> pki.PkiDecision:
+    def roll_after_break(self) -> SecretsDecision:
         """Reconcile, then let all pods read their files: what was broken by hand was cut off before."""
         decision = self.reconcile()
         self.sync()
         self.all_talk(decision)
         return decision
 
-    def all_talk(self, decision: pki.PkiDecision | None = None) -> None:
+    def all_talk(self, decision: SecretsDecision | None = None) -> None:
         """A handshake from each pod to each other one, and from the operator to each."""
         operator = None if decision is None else self.operator(decision)
         for server in self.pods.values():
@@ -203,7 +206,7 @@ class World:
             if operator is not None:
                 self.talk(operator, server)
 
-    def operator(self, decision: pki.PkiDecision) -> Pod:
+    def operator(self, decision: SecretsDecision) -> Pod:
         credentials = decision.client
         identity = Identity("default", "qwen3", -1, "operator")
         pod = Pod(identity, self.folder / "operator" / f"{len(list((self.folder).glob('operator/*')))}")
@@ -218,7 +221,7 @@ class World:
             assert leaf.not_valid_before_utc <= self.now < leaf.not_valid_after_utc, f"{pod.identity} at {self.now}"
         for one, other in ((client, server), (server, client)):
             trusted = x509.load_pem_x509_certificates(one.bundle)
-            issuers = [each for each in trusted if pki._issued(other.leaf, each)]
+            issuers = [each for each in trusted if is_issued_by(other.leaf, each)]
             assert any(each.not_valid_before_utc <= self.now < each.not_valid_after_utc for each in issuers), (
                 f"{one.identity} does not trust {other.identity}"
             )

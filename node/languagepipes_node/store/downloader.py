@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from languagepipes_api.facts import ModelFacts
+from languagepipes_api.store_answers import StorePhase
 
 from languagepipes_node.store.cache import Cache
 from languagepipes_node.store.fetch import fetch, sha256_of
 from languagepipes_node.store.sources import LocalSource, RemoteSource, Snapshot, SourceFile
-from languagepipes_node.store.state import Phase, StoreState
+from languagepipes_node.store.state import StoreState
 from languagepipes_node.weights.directory import is_model_file, list_files, read_file_range
 from languagepipes_node.weights.errors import (
     BrokenFile,
@@ -277,7 +278,7 @@ class Downloader:
         if self._wait(0):
             raise Stopped
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: StorePhase) -> None:
         self._store_state.phase = phase
         self._on_progress()
 

@@ -37,7 +37,7 @@ def run(settings: MemberSettings) -> int:
     stopping = process.stop_on_signals()
     state = MemberState("store")
     store_state = StoreState()
-    state.extra = lambda: {"progress": store_state.progress_json()}
+    state.extra = lambda: {"progress": store_state.progress()}
     try:
         telemetry_server = health.serve(
             settings.telemetry_listen,

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from languagepipes_api.names import Identity
+from languagepipes_api.store_answers import Problem, StoreRefusal
 
 from languagepipes_node import metrics
 from languagepipes_node.net.tls import TlsFiles, peer_identity
@@ -137,7 +138,7 @@ class _Exchange(BaseHTTPRequestHandler):
             return
         store_state, path = self.server.store_state, unquote(urlsplit(self.path).path)
         if path == "/v1/progress":
-            self._send_json(store_state.progress_json())
+            self._send_json(store_state.progress().model_dump())
         elif path == "/v1/facts":
             facts = store_state.facts
             if facts is None:
@@ -220,8 +221,8 @@ class _Exchange(BaseHTTPRequestHandler):
         self._send_body(200, json.dumps(value).encode(), "application/json")
 
     def _send_error(self, status: int, reason: str, message: str) -> None:
-        body = json.dumps({"error": {"reason": reason, "message": message}}).encode()
-        self._send_body(status, body, "application/json")
+        refusal = StoreRefusal(error=Problem(reason=reason, message=message))
+        self._send_body(status, json.dumps(refusal.model_dump()).encode(), "application/json")
 
     def _send_body(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)

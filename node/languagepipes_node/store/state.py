@@ -9,21 +9,19 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from languagepipes_api.facts import ModelFacts
+from languagepipes_api.store_answers import Problem, StorePhase, StoreProgress
 
 from languagepipes_node.weights.errors import WeightsError
 from languagepipes_node.weights.index import WeightsIndex
-
-Phase = Literal["Resolving", "Downloading", "Verifying", "Converting", "Ready", "Failed"]
 
 
 @dataclass
 class StoreState:
     """error: set while something is tried again, and for good in phase Failed. paths: verified files by served name."""
 
-    phase: Phase = "Resolving"
+    phase: StorePhase = "Resolving"
     done_bytes: int = 0
     total_bytes: int = 0
     error: WeightsError | None = None
@@ -42,10 +40,11 @@ class StoreState:
     def failed(self) -> bool:
         return self.phase == "Failed"
 
-    def progress_json(self) -> dict[str, object]:
-        return {
-            "phase": self.phase,
-            "done_bytes": self.done_bytes,
-            "total_bytes": self.total_bytes,
-            "error": self.error.to_json() if self.error is not None else None,
-        }
+    def progress(self) -> StoreProgress:
+        """The answer of /v1/progress."""
+        return StoreProgress(
+            phase=self.phase,
+            done_bytes=self.done_bytes,
+            total_bytes=self.total_bytes,
+            error=None if self.error is None else Problem(**self.error.to_json()),
+        )

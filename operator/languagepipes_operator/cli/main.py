@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class CommandError(Exception):
-    """What the user is told before the command ends with status 1."""
+    """The message that is printed before the command ends with status 1."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,7 +201,3 @@ def _token_file(pipe: LanguagePipe, secrets_dir: Path | None) -> Path | None:
     if not file.is_file():
         raise CommandError(f"spec.model.tokenSecretRef: there is no file {file}: write the token into it")
     return file
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,9 +18,10 @@ from languagepipes_operator.names import ANNOTATION_UPGRADE
 from languagepipes_operator.observe.ownership import end_models, is_ready, label
 from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.observe.stored_plans import StoredPlan, pinned_facts, stored_plans
+from languagepipes_operator.planning.checks import check_templates
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.inputs import plan_inputs
-from languagepipes_operator.planning.plan import check_templates, plan
+from languagepipes_operator.planning.plan import plan
 
 
 @dataclass(frozen=True)

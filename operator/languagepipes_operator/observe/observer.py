@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import httpx
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE, TELEMETRY_PORT
 from languagepipes_api.spec import LanguagePipe, parse_pipe
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from languagepipes_operator.kube.client import Kube, KubeError
 from languagepipes_operator.kube.informer import ObjectKey
@@ -47,7 +48,7 @@ from languagepipes_operator.observe.ownership import (
     store_of,
     title,
 )
-from languagepipes_operator.observe.snapshot import Children, MemberReport, Snapshot
+from languagepipes_operator.observe.snapshot import Children, Snapshot
 from languagepipes_operator.observe.store_poller import Address, Stores
 from languagepipes_operator.observe.stored_plans import is_planned
 from languagepipes_operator.planning.kubernetes_nodes import node_of
@@ -58,18 +59,6 @@ _UNWELL_AFTER = timedelta(seconds=5)
 _EVENTS_KEPT_SECONDS, _OLD_EVENTS_KEPT_SECONDS = 5.0, 30.0
 _RECENT_SECONDS = 300.0
 _ANSWER_SECONDS = 2.0
-
-
-class _Status(BaseModel):
-    """A member's /status, as far as it matters here."""
-
-    state: str
-    message: str = ""
-    ring_ready: bool = True
-    ring_error: str = ""
-    bundle: str = ""
-    loaded_bytes: int = 0
-    total_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -168,7 +157,7 @@ class Observer:
         nodes = (node_of(item, others[item["metadata"]["name"]]) for item in found)
         return tuple(sorted(nodes, key=lambda node: node.name))
 
-    async def _members(self, children: Children, now: datetime) -> dict[str, MemberReport]:
+    async def _members(self, children: Children, now: datetime) -> dict[str, MemberStatus]:
         """Reports of all members while the CA is rotated; else of those that run and are not ready, for the reason."""
         all_members = ca_is_rotated(children.secrets)
         pods = [
@@ -181,14 +170,13 @@ class Observer:
             pod["metadata"]["name"]: report for pod, report in zip(pods, reports, strict=True) if report is not None
         }
 
-    async def _report(self, host: str) -> MemberReport | None:
+    async def _report(self, host: str) -> MemberStatus | None:
         where = f"[{host}]" if ":" in host else host
         try:
             answer = await self._http.get(f"http://{where}:{TELEMETRY_PORT}/status", timeout=_ANSWER_SECONDS)
-            status = _Status.model_validate_json(answer.content)
+            return MemberStatus.model_validate_json(answer.content)
         except (httpx.HTTPError, ValidationError):
             return None
-        return MemberReport(**status.model_dump())
 
     async def _events(self, namespace: str, about: Sequence[str]) -> dict[str, tuple[Manifest, ...]]:
         now, known = time.monotonic(), self._warnings.get(namespace)

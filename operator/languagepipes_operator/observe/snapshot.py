@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from languagepipes_api.facts import ModelFacts
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.spec import LanguagePipe
 
 from languagepipes_operator.kube.kinds import Manifest
@@ -35,19 +36,6 @@ class StoreReport:
 
 
 @dataclass(frozen=True)
-class MemberReport:
-    """A member's own /status, asked at its pod's address. bundle: SHA-256 (hex) of the ca.crt it would use now."""
-
-    state: str
-    message: str = ""
-    ring_ready: bool = True
-    ring_error: str = ""
-    bundle: str = ""
-    loaded_bytes: int = 0
-    total_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class Children:
     """Live objects whose controller is this pipe's UID, by name. `foreign`: objects that carry a name that a child
     needs and belong to another owner, as "Kind/name": those are never touched.
@@ -71,7 +59,7 @@ class Snapshot:
 
     raw: the LanguagePipe as the API server gave it. nodes: None where nodes may not be read. events: the newest
     Warning events of pods and claims that are not well, by "Kind/name" ("Pod/qwen3-…", "PersistentVolumeClaim/…"),
-    newest first. members: reports by pod name, for pods that were asked.
+    newest first. members: the /status of pods that were asked, by pod name.
     """
 
     pipe: LanguagePipe
@@ -80,7 +68,7 @@ class Snapshot:
     now: datetime
     nodes: tuple[Node, ...] | None = None
     store: StoreReport | None = None
-    members: Mapping[str, MemberReport] = field(default_factory=dict)
+    members: Mapping[str, MemberStatus] = field(default_factory=dict)
     events: Mapping[str, tuple[Manifest, ...]] = field(default_factory=dict)
 
     @property

@@ -1,38 +1,19 @@
-"""A weights store's answers, as `up` and the operator on a cluster both read them: who answers, and with what.
+"""Reads a weights store's answers, for `up` and for the operator on a cluster: who answers, and what the answer holds.
 
-The callers hold the connections: one asks with threads, the other in an event loop.
+The callers hold the connections: one asks with threads, the other in an event loop. The answers are described in
+`languagepipes_api.store_answers`.
 """
 
 from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Literal
 
 import httpx
 from languagepipes_api.facts import ModelFacts
 from languagepipes_api.names import Identity
-from pydantic import BaseModel, ValidationError
-
-
-class Problem(BaseModel):
-    """Why something is not there (yet)."""
-
-    reason: str
-    message: str
-
-
-class StoreProgress(BaseModel):
-    """The store's /v1/progress. An error is final with phase Failed; else the store tries again."""
-
-    phase: Literal["Resolving", "Downloading", "Verifying", "Converting", "Ready", "Failed"]
-    done_bytes: int = 0
-    total_bytes: int = 0
-    error: Problem | None = None
-
-
-class _Refusal(BaseModel):
-    error: Problem
+from languagepipes_api.store_answers import Problem, StoreRefusal
+from pydantic import ValidationError
 
 
 def client_context(bundle: str, *, certificate: Path, key: Path) -> ssl.SSLContext:
@@ -68,6 +49,6 @@ def facts_in(response: httpx.Response) -> ModelFacts | Problem:
 def refusal_of(response: httpx.Response) -> Problem:
     """Why the store has no facts: its own message where there is one."""
     try:
-        return _Refusal.model_validate_json(response.content).error
+        return StoreRefusal.model_validate_json(response.content).error
     except ValidationError:
         return Problem(reason="StoreError", message=f"the store answers {response.status_code}")

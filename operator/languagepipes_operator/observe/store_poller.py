@@ -19,6 +19,7 @@ from pathlib import Path
 
 import httpx
 from languagepipes_api.names import STORE_PORT, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
+from languagepipes_api.store_answers import Problem, StoreProgress
 from pydantic import ValidationError
 
 from languagepipes_operator.certificates.authority import Credentials
@@ -26,8 +27,6 @@ from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.snapshot import StoreReport
 from languagepipes_operator.observe.store_answers import (
-    Problem,
-    StoreProgress,
     client_context,
     facts_in,
     is_from,

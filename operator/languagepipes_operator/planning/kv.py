@@ -11,39 +11,14 @@ from dataclasses import dataclass
 
 from languagepipes_api.plan import Device
 from languagepipes_api.quantity import format_bytes
-from languagepipes_api.template import PodTemplate
 
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.memory import CPU_KV_FRACTION, DEFAULT_SEQUENCES, USABLE_FRACTION
 from languagepipes_operator.planning.nodes import Node
-from languagepipes_operator.planning.placement import Member, Packed, Unpacked, pack
+from languagepipes_operator.planning.placement import Packed, Unpacked, pack
+from languagepipes_operator.planning.ring_members import RingMember
 
 REQUESTS = "requests"
-
-
-@dataclass(frozen=True)
-class RingMember:
-    """What a member holds before KV.
-
-    title: its name to people. fixed_bytes: weights and overhead. block_bytes: one KV block of its layers.
-    budget_bytes: the most it may take of its device, by `memory` or by a container's limit.
-    """
-
-    name: str
-    title: str
-    layers: int
-    device: Device
-    fixed_bytes: int
-    block_bytes: int
-    budget_bytes: int | None
-    template: PodTemplate | None = None
-
-    def member(self, blocks: int) -> Member:
-        """What its pod asks for with so many KV blocks."""
-        kv = blocks * self.block_bytes
-        return Member.of(
-            self.name, self.title, self.device, self.template, need_bytes=self.fixed_bytes + kv, kv_bytes=kv
-        )
 
 
 @dataclass(frozen=True)
@@ -96,7 +71,7 @@ def kv_on_nodes(
     """
 
     def packed(blocks: int) -> Packed | Unpacked:
-        members = [ring_member.member(blocks) for ring_member in ring_members]
+        members = [ring_member.request(blocks) for ring_member in ring_members]
         return pack(members, nodes, replicas=replicas, cap_kv=blocks > blocks_per_sequence)
 
     found = packed(kv.blocks)

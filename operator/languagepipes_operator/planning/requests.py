@@ -9,6 +9,7 @@ and peaked no higher than running.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 
 from languagepipes_api.plan import Device
@@ -21,6 +22,47 @@ from languagepipes_operator.planning.kubernetes_nodes import GPU_RESOURCE, stand
 _MIB = 2**20
 # A GPU member's main memory: the process, CUDA's libraries and the buffers that weights pass through.
 GPU_HOST_BYTES = 2048 * _MIB
+
+
+@dataclass(frozen=True)
+class MemberRequest:
+    """One member of a replica and what its pod requests.
+
+    title: its name to people. memory_bytes: main memory. kv_bytes: the part of it that is KV. device_bytes: memory of
+    its GPU, 0 on a CPU.
+    """
+
+    name: str
+    title: str
+    device: Device
+    template: PodTemplate | None
+    memory_bytes: int
+    kv_bytes: int
+    device_bytes: int
+    gpus: int
+    cpus: Fraction
+
+    @classmethod
+    def of(
+        cls, name: str, title: str, device: Device, template: PodTemplate | None, *, need_bytes: int, kv_bytes: int
+    ) -> MemberRequest:
+        """need_bytes: weights, KV and overhead on its device."""
+        return cls(
+            name=name,
+            title=title,
+            device=device,
+            template=template,
+            memory_bytes=requested_bytes(template, memory_request_bytes(device, need_bytes)),
+            kv_bytes=kv_bytes if device == "CPU" else 0,
+            device_bytes=need_bytes if device == "GPU" else 0,
+            gpus=requested_gpus(template, device),
+            cpus=requested_cpus(template),
+        )
+
+    @property
+    def left_to_scheduler(self) -> bool:
+        """GPUs of a kind that the planner cannot count."""
+        return bool(other_gpus(self.template))
 
 
 def memory_request_bytes(device: Device, need_bytes: int) -> int:

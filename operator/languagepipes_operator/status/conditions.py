@@ -1,7 +1,7 @@
-"""The seven conditions of a pipe, and its whole status: decided from one snapshot, one outcome and the last status.
+"""The seven conditions of a pipe: status, reason and message of each, from one snapshot and its diagnosis.
 
-The same input gives an equal status, so that an idle pipe writes nothing. `lastTransitionTime` stays while a
-condition's status does. What is wrong comes from `diagnosis`; this module says what follows from it.
+What is wrong comes from `diagnosis`; this module decides which condition shows it. It knows no other field of the
+status.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from languagepipes_api.status import Condition, ConditionType, LanguagePipeStatus, Phase
+from languagepipes_api.status import Condition, ConditionType
 
-from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import (
     Member,
     container_state,
@@ -22,9 +21,8 @@ from languagepipes_operator.observe.ownership import (
     time_of,
 )
 from languagepipes_operator.observe.snapshot import Snapshot
-from languagepipes_operator.status.diagnosis import Diagnosis, diagnose
+from languagepipes_operator.status.diagnosis import Diagnosis
 from languagepipes_operator.status.failures import Failure, bounded, summary
-from languagepipes_operator.status.fields import progress_text, resolved_revision, selector_of, stage_statuses, url_of
 from languagepipes_operator.status.outcome import Outcome
 
 Status = Literal["True", "False", "Unknown"]
@@ -32,10 +30,10 @@ ORDER: tuple[ConditionType, ...] = (
     "Ready", "Planned", "WeightsAvailable", "StagesReady", "EndpointReady", "Progressing", "Degraded",
 )  # fmt: skip
 
-# What WeightsAvailable says while the store fetches, in the order of the store's phases; or cannot for now.
-# How soon after its last stage a ring must be whole before it is called broken.
+# WeightsAvailable's reasons while the store fetches, in the order of the store's phases, or cannot fetch for now.
+FETCHING = ("Resolving", "Downloading", "Verifying", "Converting", "SourceUnreachable")
+# A ring that is not up for longer than this after its last stage became ready counts as down.
 _JOIN = timedelta(seconds=10)
-_FETCHING = ("Resolving", "Downloading", "Verifying", "Converting", "SourceUnreachable")
 
 
 @dataclass(frozen=True)
@@ -47,71 +45,6 @@ class ConditionState:
     message: str
 
 
-def status_of(
-    snapshot: Snapshot,
-    outcome: Outcome,
-    previous: Mapping[str, Any] | None,
-    *,
-    progress_written: datetime | None = None,
-) -> dict[str, Any]:
-    """The whole `status` as the API server keeps it (camelCase, absent fields left out).
-
-    snapshot: its Deployments as they are after this reconcile applied them: one that was changed and not seen by its
-    controller yet counts as not rolled out, so that Ready never speaks for a spec that nothing runs. previous: the
-    status as last read. progress_written: when `progress` was last written with another text; it stays for ten
-    seconds, so a caller that remembers nothing (None) may write it at once.
-    """
-    found = diagnose(snapshot, outcome)
-    before = dict(previous or {})
-    generation = snapshot.pipe.metadata.generation or 0
-    states = _states(snapshot, outcome, found, before)
-    conditions = tuple(
-        _condition(kind, states[kind], before, generation=generation, now=snapshot.now) for kind in ORDER
-    )
-    pods_ready = sum(all(member.ready for member in members) for members in found.stages)
-    status = LanguagePipeStatus(
-        observed_generation=generation,
-        phase=_phase(snapshot, found, states),
-        url=url_of(snapshot),
-        resolved_revision=resolved_revision(snapshot, outcome, before),
-        plan_hash=None if found.plan is None else found.plan.hash,
-        progress=progress_text(
-            snapshot, before, written=progress_written, fetching=states["WeightsAvailable"].reason in _FETCHING
-        ),
-        stages_ready=None if found.plan is None else f"{pods_ready if found.replicas else 0}/{len(found.plan.stages)}",
-        replicas=found.existing,
-        ready_replicas=found.answering,
-        selector=selector_of(snapshot.pipe),
-        stages=stage_statuses(found),
-        conditions=conditions,
-    )
-    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def unreadable_status(
-    raw: Manifest, problem: str, previous: Mapping[str, Any] | None, *, now: datetime
-) -> dict[str, Any]:
-    """The status of a resource that this operator cannot read: what it said before, and why nothing follows it now."""
-    before = dict(previous or {})
-    generation = int(raw["metadata"].get("generation") or 0)
-    message = bounded(
-        f"this operator cannot read the resource ({problem}): correct it; if the CRD is newer than the operator, "
-        "upgrade the operator"
-    )
-    refused = ConditionState("False", "InvalidSpec", message)
-    kept = {condition["type"]: dict(condition) for condition in before.get("conditions") or ()}
-    for kind in ("Ready", "Planned"):
-        kept[kind] = _condition(kind, refused, before, generation=generation, now=now).model_dump(
-            mode="json", by_alias=True, exclude_none=True
-        )
-    return {
-        **before,
-        "observedGeneration": generation,
-        "phase": "Failed",
-        "conditions": [kept[kind] for kind in ORDER if kind in kept],
-    }
-
-
 def condition_in(status: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
     """That condition of a dumped status, or an empty mapping."""
     for condition in (status or {}).get("conditions") or ():
@@ -120,12 +53,10 @@ def condition_in(status: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
     return {}
 
 
-# 1. What holds
-
-
-def _states(
-    snapshot: Snapshot, outcome: Outcome, found: Diagnosis, before: Mapping[str, Any]
+def states_of(
+    snapshot: Snapshot, outcome: Outcome, found: Diagnosis, before: Mapping[str, Any], *, url: str | None
 ) -> dict[ConditionType, ConditionState]:
+    """All seven. before: the status as last read. url: the pipe's, once there is a Service."""
     weights = _weights_available(snapshot, found, before)
     stages = _stages_ready(snapshot, found, weights)
     ready = _ready(snapshot, outcome, found, weights, stages, before)
@@ -134,7 +65,7 @@ def _states(
         "Planned": _planned(found, weights),
         "WeightsAvailable": weights,
         "StagesReady": stages,
-        "EndpointReady": _endpoint_ready(snapshot, found, ready),
+        "EndpointReady": _endpoint_ready(found, ready, url),
         "Progressing": _progressing(snapshot, outcome, found, ready),
         "Degraded": _degraded(snapshot, found, ready, before),
     }
@@ -154,9 +85,9 @@ def _planned(found: Diagnosis, weights: ConditionState) -> ConditionState:
         "True",
         "Planned",
         bounded(
-            f"{plan.layer_count} layers over {_count(len(plan.stages), 'stage')} and the End Model; {sequences} of "
-            f"{plan.max_context_length} tokens fit at a time, limited by {plan.kv_limited_by}; the slowest member is "
-            f"{plan.slowest_station}"
+            f"{plan.layer_count} layers are split over {_count(len(plan.stages), 'stage')} and the End Model; "
+            f"{sequences} of {plan.max_context_length} tokens fit at the same time, limited by "
+            f"{plan.kv_limited_by}; the slowest member is {plan.slowest_station}"
         ),
     )
 
@@ -169,37 +100,39 @@ def _weights_available(snapshot: Snapshot, found: Diagnosis, before: Mapping[str
     if report is not None and report.answered:
         if report.phase == "Ready":
             return ConditionState(
-                "True", "WeightsAvailable", "the weights store has every file, verified, and serves them"
+                "True", "WeightsAvailable", "the weights store has verified every file and serves them"
             )
         return _fetching(snapshot, report.phase)
     last = condition_in(before, "WeightsAvailable")
-    # A Ready pipe's store is not asked, and one that is busy may miss a question: one that is up has what it had.
+    # The operator does not ask the store of a Ready pipe, and a busy store may not answer: what it had, it still has.
     if store.ready and last.get("status") == "True":
         return ConditionState("True", str(last["reason"]), str(last["message"]))
     if store.ready and found.ready_replicas:
         return ConditionState(
-            "True", "WeightsAvailable", "every member has loaded its weights from the store, which is up"
+            "True", "WeightsAvailable", "every member has loaded its weights, and the weights store is running"
         )
-    if store.pod is not None and last.get("reason") in _FETCHING and last.get("status") == "False":
+    if store.pod is not None and last.get("reason") in FETCHING and last.get("status") == "False":
         return ConditionState("False", str(last["reason"]), str(last["message"]))
     if store.ready:
-        return ConditionState("Unknown", "WaitingForFacts", "the weights store is up and has not said yet what it has")
+        return ConditionState(
+            "Unknown", "WaitingForFacts", "the weights store is running and has not reported its files yet"
+        )
     if store.pod is None:
-        return ConditionState("False", "StoreStarting", "the weights store's pod is being made")
+        return ConditionState("False", "StoreStarting", "the operator is creating the pod of the weights store")
     where = f" on node {store.node}" if store.node else ""
-    return ConditionState("False", "StoreStarting", f"the weights store's pod is starting{where}")
+    return ConditionState("False", "StoreStarting", f"the pod of the weights store is starting{where}")
 
 
 def _fetching(snapshot: Snapshot, phase: str) -> ConditionState:
     source = snapshot.pipe.spec.model.source
     doing = {
-        "Resolving": f"the weights store is looking up {source} and its files",
-        "Downloading": f"the weights store is fetching {source}; status.progress says how far it is",
-        "Verifying": f"the weights store is hashing what it has of {source}",
+        "Resolving": f"the weights store is resolving the revision of {source} and listing its files",
+        "Downloading": f"the weights store is downloading {source}; status.progress shows how much is done",
+        "Verifying": f"the weights store is verifying the files of {source} (SHA-256)",
         "Converting": f"the weights store is converting {source} to safetensors",
     }
     if phase not in doing:
-        return ConditionState("False", "WaitingForFacts", f"the weights store is reading the headers of {source}")
+        return ConditionState("False", "WaitingForFacts", f"the weights store is reading the file headers of {source}")
     return ConditionState("False", phase, doing[phase])
 
 
@@ -207,20 +140,24 @@ def _stages_ready(snapshot: Snapshot, found: Diagnosis, weights: ConditionState)
     if snapshot.pipe.spec.replicas == 0:
         return _scaled_to_zero()
     if found.plan is None:
-        return ConditionState("Unknown", "NotPlanned", "there is no plan yet, so there are no stages: see Planned")
+        return ConditionState(
+            "Unknown", "NotPlanned", "there is no plan yet, so there are no stages: see the condition Planned"
+        )
     missing = [member for members in found.stages for member in members if not member.ready]
     replicas = len(found.replicas)
     if not missing:
         on = "" if replicas == 1 else f" of {replicas} replicas"
-        each = "the 1 stage is" if len(found.stages) == 1 else f"all {len(found.stages)} stages are"
-        return ConditionState("True", "StagesReady", f"{each} loaded and listening{on}")
+        which = f"all {len(found.stages)} stages" if len(found.stages) > 1 else "the only stage"
+        return ConditionState("True", "StagesReady", f"{which}{on}: layers loaded, accepting connections")
     cause = summary(found.of_stages)
     if cause is not None:
         return _of(cause)
     if weights.status == "False" and weights.reason != "StoreStarting":
         return ConditionState("False", weights.reason, weights.message)
     names = ", ".join(member.title for member in missing[:4]) + (" and others" if len(missing) > 4 else "")
-    return ConditionState("False", "StagesStarting", bounded(f"{names}: being placed, started or loading weights"))
+    return ConditionState(
+        "False", "StagesStarting", bounded(f"{names}: not ready yet (being scheduled, starting, or loading weights)")
+    )
 
 
 def _ready(
@@ -236,13 +173,18 @@ def _ready(
         return _scaled_to_zero()
     blocked = summary((*found.of_names, *found.of_plan))
     if blocked is None and found.plan is not None and found.ready_replicas == asked:
-        each = "1 replica runs" if asked == 1 else f"all {asked} replicas run"
-        return ConditionState("True", "Ready", f"{each} the plan {found.plan.hash}, and a token went round")
+        plan = found.plan.hash
+        if asked == 1:
+            return ConditionState("True", "Ready", f"1 replica runs the plan {plan}, and its ring health check passed")
+        message = f"all {asked} replicas run the plan {plan}, and their ring health checks passed"
+        return ConditionState("True", "Ready", message)
     cause = summary(found.causes)
     if cause is not None:
         return _of(cause)
     if outcome.paused and found.plan is None:
-        return ConditionState("False", "Paused", "spec.paused is true, and there is no plan: set it to false to go on")
+        return ConditionState(
+            "False", "Paused", "spec.paused is true and there is no plan: set spec.paused to false to continue"
+        )
     if found.plan is None:
         return ConditionState("False", weights.reason, weights.message)
     if stages.status != "True":
@@ -255,39 +197,41 @@ def _ready(
             "False",
             "RingDown",
             bounded(
-                f"{', '.join(waiting)}: every stage is ready, and no token goes round the ring any more: it is tried "
-                "again without end; look at the members' logs and at NetworkPolicies in the namespace"
+                f"{', '.join(waiting)}: every stage is ready, but the ring health check no longer passes. The "
+                "End Model tries again without limit: read the members' logs, and check the namespace's NetworkPolicies"
             ),
         )
     return ConditionState(
         "False",
         "JoiningRing",
-        bounded(f"{', '.join(waiting)}: starting, or waiting for the first token to come round; the stages are ready"),
+        bounded(f"{', '.join(waiting)}: starting, or waiting for the first ring health check; the stages are ready"),
     )
 
 
-def _endpoint_ready(snapshot: Snapshot, found: Diagnosis, ready: ConditionState) -> ConditionState:
+def _endpoint_ready(found: Diagnosis, ready: ConditionState, url: str | None) -> ConditionState:
     if found.answering:
         answers = "1 replica answers" if found.answering == 1 else f"{found.answering} replicas answer"
-        return ConditionState("True", "EndpointReady", f"{answers} at {url_of(snapshot) or 'no Service yet'}")
+        return ConditionState("True", "EndpointReady", f"{answers} at {url or 'no Service yet'}")
     return ConditionState("False", ready.reason, ready.message)
 
 
 def _progressing(snapshot: Snapshot, outcome: Outcome, found: Diagnosis, ready: ConditionState) -> ConditionState:
-    aside = summary(found.aside)
-    if aside is not None:
-        return _of(aside)
+    refused = summary(found.non_blocking)
+    if refused is not None:
+        return _of(refused)
     if outcome.paused:
         return ConditionState(
-            "False", "Paused", "spec.paused is true: children stay as they are; set it to false to go on"
+            "False",
+            "Paused",
+            "spec.paused is true: the operator changes no object of the pipe; set it to false to continue",
         )
     if found.replaced or found.existing > snapshot.pipe.spec.replicas:
         stuck = summary(cause for cause in found.causes if not cause.waits)
         if stuck is not None:
             return _of(stuck)
-        return ConditionState("True", "RollingOut", "pods that the plan no longer has are being replaced or stopped")
+        return ConditionState("True", "RollingOut", "pods that do not belong to the plan are being replaced or stopped")
     if ready.status == "True" or ready.reason == "ScaledToZero":
-        return ConditionState("False", "Complete", "nothing is under way")
+        return ConditionState("False", "Complete", "the operator has nothing left to do")
     first = next(iter(found.causes), None)
     if first is not None and not first.waits:
         return ConditionState("False", ready.reason, ready.message)
@@ -297,16 +241,17 @@ def _progressing(snapshot: Snapshot, outcome: Outcome, found: Diagnosis, ready: 
 def _degraded(snapshot: Snapshot, found: Diagnosis, ready: ConditionState, before: Mapping[str, Any]) -> ConditionState:
     asked = snapshot.pipe.spec.replicas
     if ready.status == "True" or asked == 0:
-        return ConditionState("False", "AsAsked", "there are as many replicas as asked")
-    # It is a rollout until this generation was Ready once; after that, what is missing is missing.
+        return ConditionState("False", "AsAsked", "every replica that spec.replicas asks for is ready")
+    # It is a rollout until this generation was Ready once; after that, a missing replica is a failure.
     if not _was_ready(before, snapshot):
         return ConditionState(
-            "False", "RollingOut", "the replicas of this spec are being brought up: see the condition Ready"
+            "False", "RollingOut", "the replicas of this spec are being started: see the condition Ready"
         )
+    verb = "is" if found.ready_replicas == 1 else "are"
     return ConditionState(
         "True",
         "FewerReplicas",
-        bounded(f"{found.ready_replicas} of {_count(asked, 'replica')} answer: {ready.message}"),
+        bounded(f"{found.ready_replicas} of {asked} replicas {verb} ready: {ready.message}"),
     )
 
 
@@ -320,7 +265,7 @@ def _was_ready(before: Mapping[str, Any], snapshot: Snapshot) -> bool:
 
 
 def _joins(replica: Sequence[Member], now: datetime) -> bool:
-    """Whether a stage has only just become ready: then the ring is about to be whole again."""
+    """Whether a stage became ready only just now: then the ring is about to be up again."""
     for stage in replica[:-1]:
         since = None if stage.pod is None else time_of(pod_condition(stage.pod, "Ready").get("lastTransitionTime"))
         if since is not None and now - since < _JOIN:
@@ -338,37 +283,19 @@ def _went_down(end: Member, before: Mapping[str, Any]) -> bool:
 
 
 def _scaled_to_zero() -> ConditionState:
-    return ConditionState("False", "ScaledToZero", "spec.replicas is 0: nothing answers; raise it to serve again")
+    return ConditionState(
+        "False", "ScaledToZero", "spec.replicas is 0, so no replica runs: raise it to serve the model again"
+    )
 
 
 def _of(cause: Failure) -> ConditionState:
     return ConditionState("False", cause.reason, cause.message)
 
 
-# 2. One word for people
-
-
-def _phase(snapshot: Snapshot, found: Diagnosis, states: Mapping[ConditionType, ConditionState]) -> Phase:
-    if snapshot.pipe.spec.replicas == 0:
-        return "Stopped"
-    if states["Ready"].status == "True":
-        return "Ready"
-    if states["Degraded"].status == "True":
-        return "Degraded"
-    first = next(iter(found.causes), None)
-    if first is not None and not first.waits and not found.answering:
-        return "Pending" if first.reason in ("Unschedulable", "QuotaExceeded") else "Failed"
-    if found.plan is None:
-        return "Planning" if found.store.ready else "Pending"
-    return "Fetching" if states["WeightsAvailable"].reason in _FETCHING else "Starting"
-
-
-# 3. Since when
-
-
-def _condition(
+def condition_of(
     kind: ConditionType, state: ConditionState, before: Mapping[str, Any], *, generation: int, now: datetime
 ) -> Condition:
+    """With its times: `lastTransitionTime` stays while the status does."""
     last = condition_in(before, kind)
     since: Any = now.astimezone(UTC).replace(microsecond=0)
     if last.get("status") == state.status and last.get("lastTransitionTime"):

@@ -32,16 +32,16 @@ def container_ends(member: Member, pod: Manifest, events: Sequence[Manifest], *,
         elif not looping and _probe_killed(code, events):
             yield failure(
                 "ProbeFailed",
-                f"{member.title}: its container did not answer its probe and was started again: see kubectl logs "
+                f"{member.title}: its container did not answer its probe and was restarted: see kubectl logs "
                 f"{name_of(pod)} --previous",
             )
         elif looping or code:
             words = quoted(str(ended.get("message", "")))
-            last = f"its termination message: {words}" if words else "it left no termination message"
+            last = f"termination message: {words}" if words else "it left no termination message"
             yield failure(
                 "CrashLoopBackOff" if looping else "ContainerFailed",
                 f"{member.title}: its container ended with exit code {code} ({reason or 'Error'})"
-                f"{' again and again' if looping else ' and was started again'}; {last}; see kubectl logs "
+                f"{' repeatedly' if looping else ' and was restarted'}; {last}; see kubectl logs "
                 f"{name_of(pod)} --previous",
             )
 
@@ -79,16 +79,16 @@ def _out_of_memory(member: Member, pod: Manifest, container: str) -> Failure:
         ),
         None,
     )
-    remedy = "raise memory in its template, or take more stages or a shorter spec.model.maxContextLength"
+    remedy = "raise memory in its template, or use more stages or a shorter spec.model.maxContextLength"
     if member.role == "store":
-        # Its memory is ours to know (`manifests.resources`); converting is what takes most.
-        remedy = "name a source in safetensors, which needs no conversion, or report it if it is one"
+        # Its memory limit is set by the operator (`children.resources`); conversion takes most.
+        remedy = "use a source in safetensors format, which needs no conversion; if it is one, report this as a bug"
     elif member.role == "end-model":
         remedy = "raise memory in endModel.template, or lower endModel.localLayers or spec.model.maxContextLength"
     stated = f"its memory limit of {limit}" if limit else "the memory of its node (it has no limit)"
     return failure(
         "OOMKilled",
-        f"{member.title}: its container needed more than {stated} and was ended: {remedy}",
+        f"{member.title}: its container needed more than {stated}, and the kernel stopped it: {remedy}",
     )
 
 

@@ -43,7 +43,7 @@ def container_waits(
     member: Member, pod: Manifest, events: Sequence[Manifest], *, spec: PipeSpec, now: datetime
 ) -> Iterator[Failure]:
     """Of each container that waits to be started. Mounts come first: until they are there, and the sandbox after
-    them, every container says ContainerCreating and nothing else.
+    them, every container has the reason ContainerCreating and no other.
     """
     creating = any(
         container_state(status, "waiting").get("reason") in ("ContainerCreating", "PodInitializing")
@@ -61,7 +61,7 @@ def container_waits(
         elif reason == "InvalidImageName":
             yield failure(
                 "InvalidImageName",
-                f"{member.title}: {image!r} is no image name: correct the node image that the operator was "
+                f"{member.title}: {image!r} is not a valid image name: correct the node image that the operator was "
                 "installed with",
             )
         elif reason == "ErrImageNeverPull":
@@ -85,7 +85,7 @@ def container_waits(
 
 
 def _mounts(member: Member, events: Sequence[Manifest], spec: PipeSpec) -> Iterator[Failure]:
-    """The newest FailedMount; older ones may be mended."""
+    """The newest FailedMount; the cause of older ones may be gone."""
     for event in events:
         if event.get("reason") in ("FailedMount", "FailedAttachVolume"):
             said = str(event.get("message", ""))
@@ -105,18 +105,18 @@ def missing_reference(member: Member, said: str, spec: PipeSpec) -> Failure | No
         if field:
             return failure(
                 "MissingSecret",
-                f"{member.title}: there is no Secret {secret[1]} in the pipe's namespace, which {field} names: create "
-                "it, or correct the field",
+                f"{member.title}: {field} names the Secret {secret[1]}, which does not exist in the pipe's namespace: "
+                "create it, or correct the field",
             )
         return failure(
             "FailedMount",
-            f"{member.title}: the Secret {secret[1]} with its certificate is not there yet; the operator makes it",
+            f"{member.title}: the Secret {secret[1]} with its certificate does not exist yet; the operator creates it",
         )
     config_map = _CONFIG_MAP_MISSING.search(said)
     if config_map:
         return failure(
             "MissingConfigMap",
-            f"{member.title}: the ConfigMap {config_map[1]} is not there; the operator makes it again",
+            f"{member.title}: the ConfigMap {config_map[1]} does not exist; the operator creates it again",
         )
     key = _KEY_MISSING.search(said)
     if key:
@@ -151,11 +151,11 @@ def _pull(member: Member, image: str, said: str, events: Sequence[Manifest]) -> 
         cause = next((_pull_cause(message) for message in messages if message.startswith("Failed to pull")), "")
     lower = cause.lower()
     if any(word in lower for word in ("unauthorized", "authorization failed", "pull access denied", "403 forbidden")):
-        remedy = "the registry asks for credentials: name a pull secret in imagePullSecrets of its template"
+        remedy = "the registry requires credentials: name a pull secret in imagePullSecrets of its template"
     elif "not found" in lower or "manifest unknown" in lower:
         remedy = "there is no such image: push it, or correct the image that the operator was installed with"
     else:
-        remedy = f"see that node {member.node or 'of the pod'} reaches the registry, and that the image exists"
+        remedy = f"check that node {member.node or 'of the pod'} can reach the registry, and that the image exists"
     because = f" ({quoted(cause)})" if cause else ""
     return failure("ImagePullBackOff", f"{member.title}: the image {image} cannot be pulled{because}: {remedy}")
 
@@ -169,7 +169,7 @@ def _pull_cause(said: str) -> str:
 def _config(member: Member, said: str, spec: PipeSpec) -> Iterator[Failure]:
     yield missing_reference(member, said, spec) or failure(
         "CreateContainerConfigError",
-        f"{member.title}: its container cannot be configured ({quoted(said)}): correct what is named there",
+        f"{member.title}: the kubelet cannot configure its container ({quoted(said)}): correct what is named there",
     )
 
 
@@ -187,9 +187,9 @@ def _sandbox(member: Member, pod: Manifest, events: Sequence[Manifest], now: dat
         if event.get("reason") == "FailedCreatePodSandBox" and _older(pod, SLOW_SANDBOX, now):
             yield failure(
                 "SandboxFailed",
-                f"{member.title}: node {member.node} cannot make its pod's sandbox "
-                f"({quoted(str(event.get('message', '')))}): look at that node's network plugin and container runtime; "
-                "with a GPU, at runtimeClassName",
+                f"{member.title}: node {member.node} cannot create the sandbox of its pod "
+                f"({quoted(str(event.get('message', '')))}): check the node's network plugin and container runtime; "
+                "with a GPU, check runtimeClassName",
             )
             return
 

@@ -1,6 +1,6 @@
-"""What holds of a pipe and what is wrong with it, part by part: from one snapshot, for `conditions` to put into words.
+"""What is true of a pipe and what is wrong with it, part by part, from one snapshot. `conditions` puts it into words.
 
-The order in which causes are told is written here, in `Diagnosis.causes`, and nowhere else.
+The order in which causes are reported is written here, in `Diagnosis.causes`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ MISSES_THAT_COUNT = 6
 class Diagnosis:
     """plan: the one in force. replicas: of `spec.replicas`, each its stages in order and its End Model last; empty
     without a plan. answering: replicas of any plan whose End Model is Ready. existing: those with an End Model at all.
-    replaced: whether Deployments of another plan are still there. aside: what is refused and no member needs to run.
+    replaced: whether Deployments of another plan are still there.
+    non_blocking: what the API server refuses and no member needs in order to run.
     """
 
     store: Member
@@ -46,7 +47,7 @@ class Diagnosis:
     existing: int
     replaced: bool
     of_names: tuple[Failure, ...]
-    aside: tuple[Failure, ...]
+    non_blocking: tuple[Failure, ...]
     of_plan: tuple[Failure, ...]
     of_store: tuple[Failure, ...]
     of_stages: tuple[Failure, ...]
@@ -57,13 +58,13 @@ class Diagnosis:
         """All that is wrong, the most causal first: what cannot be made, then what cannot be fetched, then what does
         not run, and last the ring, which needs all of them.
         """
-        # A store that only went away does not stop a ring, and its members say better what they wait for.
+        # A store that only went away does not stop a ring, and its members report better what they wait for.
         of_store, away = _split(self.of_store)
         return (*self.of_names, *self.of_plan, *of_store, *self.of_stages, *away, *self.of_end_models)
 
     @property
     def ready_replicas(self) -> int:
-        """Chains that run the plan and whose End Model is Ready: a token went round."""
+        """Replicas that run the plan and whose End Model is Ready: their ring health check passed."""
         return sum(replica[-1].ready for replica in self.replicas)
 
     @property
@@ -90,7 +91,7 @@ def diagnose(snapshot: Snapshot, outcome: Outcome) -> Diagnosis:
         existing=len({label(pod, LABEL_REPLICA) for pod in pods}),
         replaced=plan is not None and bool(other_plans(children, plan)),
         of_names=_of_names(snapshot, outcome),
-        aside=tuple(map(_denied, outcome.non_blocking_errors)),
+        non_blocking=tuple(map(_denied, outcome.non_blocking_errors)),
         of_plan=() if outcome.refusal is None else (external_failure(outcome.refusal.reason, outcome.refusal.message),),
         of_store=_of_store(snapshot, store),
         of_stages=tuple(
@@ -111,21 +112,21 @@ def _denied(words: str) -> Failure:
 
 
 def _conflict(snapshot: Snapshot, name: str) -> Failure:
-    """`name` is "Kind/name". An old session of this pipe is on its way out; anybody else's object stays."""
+    """`name` is "Kind/name". An object of a deleted pipe of this name goes away; any other object stays."""
     kind, _, own = name.partition("/")
     holder = snapshot.children.foreign.get(name)
     controller = _controller(holder) if holder is not None else {}
     if controller.get("kind") == "LanguagePipe" and controller.get("name") == snapshot.pipe.name:
         return failure(
             "WaitingForDeletion",
-            f"{kind} {own} belongs to the deleted pipe of the same name: Kubernetes' garbage collector removes it, and "
-            "then the operator makes it anew",
+            f"{kind} {own} belongs to a deleted pipe of the same name: Kubernetes' garbage collector deletes it, and "
+            "then the operator creates a new one",
         )
-    of = f"belongs to {controller['kind']} {controller['name']}" if controller else "belongs to somebody else"
+    of = f"belongs to {controller['kind']} {controller['name']}" if controller else "does not belong to the pipe"
     return failure(
         "NameConflict",
-        f"{kind} {own}, a name that the pipe needs, {of}: delete or rename it (kubectl delete {kind.lower()} {own}), "
-        "or give the pipe another name",
+        f"{kind} {own} {of}, and the pipe needs an object of this name: delete the object (kubectl delete "
+        f"{kind.lower()} {own}) or rename it, or give the pipe another name",
     )
 
 
@@ -135,11 +136,11 @@ def _controller(thing: Manifest) -> Manifest:
 
 
 def _of_store(snapshot: Snapshot, store: Member) -> tuple[Failure, ...]:
-    """Its volume, its pod, then what it says itself."""
+    """Its volume, its pod, then what it reports itself."""
     report = snapshot.store
     found = list(volume_failures(snapshot.children.claims, snapshot.events, now=snapshot.now))
     if not store.ready:
-        # That the pod waits for its volume says less than why the volume is not there.
+        # Why there is no volume explains more than that the pod waits for it.
         found += [each for each in _of(store, snapshot) if not (found and each.reason == "VolumePending")]
     if report is not None and report.answered and report.reason:
         found.append(external_failure(report.reason, report.message, waits=not report.failed))
@@ -147,15 +148,16 @@ def _of_store(snapshot: Snapshot, store: Member) -> tuple[Failure, ...]:
         found.append(
             failure(
                 "StoreUnavailable",
-                f"{store.title} is up and does not answer the operator on port {STORE_PORT} (a running ring needs "
-                "neither): see that NetworkPolicies let the operator's namespace in, and the store's log",
+                f"{store.title} is running but does not answer the operator on port {STORE_PORT} (a running ring "
+                "does not need it): check that NetworkPolicies allow connections from the operator's namespace, and "
+                "read the store's log",
             )
         )
     return tuple(found)
 
 
 def _of(member: Member, snapshot: Snapshot) -> tuple[Failure, ...]:
-    """Of one member that is not ready: no pod, no node, no container, no life."""
+    """Of one member that is not ready: why it has no pod, no node, or no running container."""
     pod_name = "" if member.pod is None else str(member.pod["metadata"]["name"])
     return (
         *refusals(member),
@@ -171,7 +173,7 @@ def _of(member: Member, snapshot: Snapshot) -> tuple[Failure, ...]:
 
 
 def _of_end_model(replica: tuple[Member, ...], snapshot: Snapshot) -> tuple[Failure, ...]:
-    """Its own troubles; if it has none and every stage is up, what the ring says."""
+    """Its own failures; if it has none and every stage is ready, the error of the ring."""
     end, stages = replica[-1], replica[:-1]
     if end.ready:
         return ()
@@ -179,14 +181,14 @@ def _of_end_model(replica: tuple[Member, ...], snapshot: Snapshot) -> tuple[Fail
     if found or end.pod is None or not all(stage.ready for stage in stages):
         return found
     report = snapshot.members.get(str(end.pod["metadata"]["name"]))
-    # Before it has its own weights it has joined nothing, and that is no failure.
+    # Before it has loaded its own weights it joins no ring, and that is no failure.
     if report is None or report.state != "ready" or report.ring_ready or not report.ring_error:
         return ()
     return (
         failure(
             "RingDown",
-            f"{end.title}: every stage is ready, and no token goes round the ring ({quoted(report.ring_error)}): it is "
-            "tried again without end; look at the members' logs and at NetworkPolicies in the namespace",
+            f"{end.title}: every stage is ready, but the ring health check fails ({quoted(report.ring_error)}). The "
+            "End Model tries again without limit: read the members' logs, and check the namespace's NetworkPolicies",
         ),
     )
 

@@ -1,7 +1,8 @@
-"""Events about pipes, none of them lost: what could not be told now is told at the pipe's next look.
+"""Records Events about pipes, and loses none: an Event that cannot be created now is created at the next reconcile.
 
-An answer that got lost may hide a status that was written, and so may a Lease that was lost just then: Events follow
-from the last status that was told of, and not from the one that the API server has. Some may come twice.
+Events follow from the last status that was recorded, not from the status that the API server has: a lost answer, or a
+Lease that was lost just then, may hide that a status was written. So some Events may come twice. This module does not
+know which turns are worth an Event: that is in `events`.
 """
 
 from __future__ import annotations
@@ -22,31 +23,35 @@ log = logging.getLogger(__name__)
 
 
 class EventRecorder:
-    """identity: of this replica. Remembers one status a pipe, by UID."""
+    """identity: of this process, among the operator's replicas. Remembers one status for each pipe, by UID."""
 
     def __init__(self, kube: Kube, identity: str) -> None:
         self._kube = kube
         self._identity = identity
-        self._told: dict[str, Mapping[str, Any]] = {}
+        self._recorded: dict[str, Mapping[str, Any]] = {}
         self._waiting: dict[str, deque[Event]] = defaultdict(deque)
 
-    def met(self, raw: Manifest) -> None:
-        """Before its status is written: one that is met for the first time was told of by whoever acted before."""
-        self._told.setdefault(raw["metadata"]["uid"], raw.get("status") or {})
+    def observe(self, raw: Manifest) -> None:
+        """Call before a status is written. Of a pipe that is new to this process, the status that it has counts as
+        recorded, by the operator process that wrote it.
+        """
+        self._recorded.setdefault(raw["metadata"]["uid"], raw.get("status") or {})
 
-    async def tell(self, raw: Manifest, status: Mapping[str, Any]) -> None:
-        """Of each turn since the status that was told last. Raises Unavailable and NotLeading, to be called again."""
+    async def record(self, raw: Manifest, status: Mapping[str, Any]) -> None:
+        """Create an Event for each change since the status that was recorded last. Raises Unavailable and NotLeading:
+        call it again then.
+        """
         uid = raw["metadata"]["uid"]
         waiting = self._waiting[uid]
-        waiting += events_of(self._told[uid], status)
-        self._told[uid] = status
+        waiting += events_of(self._recorded[uid], status)
+        self._recorded[uid] = status
         while waiting:
             await self._create(raw["metadata"], waiting[0])
             waiting.popleft()
         del self._waiting[uid]
 
     def forget(self, uid: str) -> None:
-        self._told.pop(uid, None)
+        self._recorded.pop(uid, None)
         self._waiting.pop(uid, None)
 
     async def _create(self, metadata: Mapping[str, Any], event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Which Events a new status is worth: one for each turn that a condition took, with the condition's own words.
+"""Which Events a new status is worth: one for each change of a condition's status or reason, with its message.
 
 Compares two statuses and nothing else: an operator that was restarted repeats nothing.
 """
@@ -13,14 +13,14 @@ from languagepipes_operator.status.conditions import condition_in
 from languagepipes_operator.status.failures import bounded
 from languagepipes_operator.status.reasons import REASONS
 
-# Told in this order: causes before what they cause. EndpointReady repeats the others' words, and so does Progressing
-# but for what stands in the way.
-_TOLD = ("Planned", "WeightsAvailable", "StagesReady", "Ready", "Degraded", "Progressing")
+# In this order: causes before what they cause. EndpointReady repeats the messages of the others, and so does
+# Progressing except for what blocks it.
+_RECORDED = ("Planned", "WeightsAvailable", "StagesReady", "Ready", "Degraded", "Progressing")
 
 
 @dataclass(frozen=True)
 class Event:
-    """What an Event about the pipe says. reason and message are a condition's."""
+    """The content of an Event about the pipe. reason and message are a condition's."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -28,9 +28,9 @@ class Event:
 
 
 def events_of(previous: Mapping[str, Any] | None, status: Mapping[str, Any]) -> list[Event]:
-    """Empty while nothing turned: a message that alone changed is no event."""
-    told: list[Event] = []
-    for kind in _TOLD:
+    """Empty while no condition changed: a message that alone changed is no Event."""
+    found: list[Event] = []
+    for kind in _RECORDED:
         was, now = condition_in(previous, kind), condition_in(status, kind)
         if not now or (was.get("status"), was.get("reason")) == (now["status"], now["reason"]):
             continue
@@ -39,9 +39,9 @@ def events_of(previous: Mapping[str, Any] | None, status: Mapping[str, Any]) -> 
         event = Event(_type(now), now["reason"], bounded(now["message"]))
         if kind == "Progressing" and (event.type == "Normal" or event.reason == _ready_reason(status)):
             continue
-        if all(event.reason != other.reason for other in told):
-            told.append(event)
-    return told
+        if all(event.reason != other.reason for other in found):
+            found.append(event)
+    return found
 
 
 def _ready_reason(status: Mapping[str, Any]) -> str:
@@ -50,5 +50,5 @@ def _ready_reason(status: Mapping[str, Any]) -> str:
 
 def _type(condition: Mapping[str, Any]) -> Literal["Normal", "Warning"]:
     known = REASONS.get(condition["reason"])
-    # What is in no table of ours was said by the planner or the store, who give reasons for failures alone.
+    # A reason that is not in our table comes from the planner or the store, which give reasons for failures only.
     return "Normal" if known is not None and known.normal else "Warning"

@@ -1,7 +1,7 @@
-"""What is wrong with a pipe, the most causal first: each failure one word for machines and a sentence with the remedy.
+"""A failure of a pipe: one word for machines, and a sentence with the remedy.
 
-Read from whole Kubernetes objects and from what members say; decides nothing and knows nothing of conditions. Texts are
-bounded, on one line and free of what changes from one try to the next, so that the same failure gives the same words.
+Messages are bounded, on one line, and free of what changes from one attempt to the next (ids, ports, names of pods), so
+that the same failure gives the same message. This module decides nothing and knows nothing of conditions.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from languagepipes_operator.status.reasons import REASONS
 MESSAGE_MAX = 1024  # of an Event (k8s.io/api/events/v1, validation); conditions could have more
 _QUOTE_MAX = 400
 
-# "pods "qwen3-stage-1-0-5d4f-x7k2p" is forbidden: …": the name is another at each try.
-# Ids and source ports that are others at each try.
+# Ids and source ports, which differ at each attempt.
 _UNSTEADY = re.compile(
     r"\b[0-9a-f]{32,}\b|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b[0-9.]+:[0-9]+->|\[[0-9a-f:]+\]:[0-9]+->"
 )
+# `pods "qwen3-stage-1-0-5d4f-x7k2p" is forbidden: …`: the pod's name differs at each attempt.
 _REFUSED_NAME = re.compile(
     r'(?:[\w.]+ "[^"]*" is (?:forbidden|invalid)|admission webhook "[^"]*" denied the request): '
 )
@@ -28,7 +28,7 @@ _REFUSED_NAME = re.compile(
 
 @dataclass(frozen=True)
 class Failure:
-    """reason: CamelCase. message: with the remedy. waits: whether it may pass without a person doing something."""
+    """reason: CamelCase. message: with the remedy. waits: whether it may pass without action by a person."""
 
     reason: str
     message: str
@@ -36,12 +36,12 @@ class Failure:
 
 
 def failure(reason: str, message: str) -> Failure:
-    """One of ours (`reasons.REASONS`). The message is made one line of at most MESSAGE_MAX characters."""
+    """A failure that the operator found (`reasons.REASONS`). The message becomes one line of at most MESSAGE_MAX."""
     return Failure(reason, bounded(message), waits=not REASONS[reason].needs_person)
 
 
 def external_failure(reason: str, message: str, *, waits: bool = False) -> Failure:
-    """One that the planner or a member of the pipe has said, word for word."""
+    """A failure that the planner or the weights store found: with their reason and message, word for word."""
     known = REASONS.get(reason)
     return Failure(reason, bounded(message), waits=waits or (known is not None and not known.needs_person))
 
@@ -53,7 +53,7 @@ def bounded(text: str, most: int = MESSAGE_MAX) -> str:
 
 
 def quoted(text: str) -> str:
-    """Words of others, for the inside of a sentence: short, one line, without a full stop and without ids."""
+    """Another program's message, to be quoted in a sentence: short, one line, without a full stop and without ids."""
     return bounded(_UNSTEADY.sub("…", text), _QUOTE_MAX).rstrip(" .")
 
 
@@ -67,19 +67,19 @@ def refusals(member: Member) -> Iterator[Failure]:
 
 
 def refused(what: str, said: str, *, otherwise: str) -> Failure:
-    """What the API server or admission said when it refused to make `what`. otherwise: the reason for unknown words."""
+    """From the API server's message when it refused to create `what`. otherwise: the reason for an unknown message."""
     said = _REFUSED_NAME.sub("", said)
     if "exceeded quota" in said:
         return failure(
             "QuotaExceeded",
-            f"{what} is over the namespace's ResourceQuota ({quoted(said)}): raise the quota, or ask for fewer "
-            "replicas, fewer stages or less in their templates",
+            f"{what} exceeds the namespace's ResourceQuota ({quoted(said)}): raise the quota, or use fewer "
+            "replicas, fewer stages, or less resources in their templates",
         )
     if "violates PodSecurity" in said:
         return failure(
             "PodSecurityDenied",
-            f"{what} is refused by the namespace's Pod Security level ({quoted(said)}): it meets restricted as the "
-            "operator makes it; look for a mutating webhook that adds to it",
+            f"{what} is refused by the namespace's Pod Security level ({quoted(said)}): the operator creates "
+            "pods that meet the level restricted; find the mutating webhook that changes them",
         )
     if "no PriorityClass with name" in said:
         return failure(
@@ -92,12 +92,13 @@ def refused(what: str, said: str, *, otherwise: str) -> Failure:
             f"{what} is refused ({quoted(said)}): create the class, or correct runtimeClassName in its template",
         )
     return failure(
-        otherwise, f"{what} is refused by the API server ({quoted(said)}): change what it names, in the spec or there"
+        otherwise,
+        f"{what} is refused by the API server ({quoted(said)}): correct the spec, or the policy that refuses it",
     )
 
 
 def summary(failures: Iterable[Failure]) -> Failure | None:
-    """The first of `failures`, which come most causal first, with a count of what else is wrong."""
+    """The first of `failures`, which are sorted by cause, with the number and reasons of the others; None if empty."""
     found = list(dict.fromkeys(failures))
     if not found:
         return None

@@ -1,15 +1,15 @@
-"""Why a member's pod is not ready: its containers, its node, or what became of the pod before it."""
+"""Why a member's pod is not ready: its containers, its node, or how the pod before it ended."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.spec import PipeSpec
 
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import Member, container_state, container_statuses, pod_condition
-from languagepipes_operator.observe.snapshot import MemberReport
 from languagepipes_operator.status.container_exits import container_ends
 from languagepipes_operator.status.container_waits import container_waits
 from languagepipes_operator.status.failures import Failure, failure, quoted
@@ -18,7 +18,7 @@ from languagepipes_operator.status.failures import Failure, failure, quoted
 def pod_failures(
     member: Member,
     events: Sequence[Manifest],
-    report: MemberReport | None,
+    report: MemberStatus | None,
     *,
     spec: PipeSpec,
     now: datetime,
@@ -33,9 +33,12 @@ def pod_failures(
         return
     found = [*container_waits(member, pod, events, spec=spec, now=now), *container_ends(member, pod, events, now=now)]
     yield from found
-    # What it says as it ends is what it leaves as its termination message.
+    # A member that ends leaves the same text as its termination message.
     if not found and report is not None and report.state == "failed":
-        yield failure("MemberFailed", f"{member.title} has given up: {quoted(report.message) or 'it does not say why'}")
+        yield failure(
+            "MemberFailed",
+            f"{member.title} failed and does not try again: {quoted(report.message) or 'it reports no cause'}",
+        )
     yield from _gone(member)
 
 
@@ -55,7 +58,7 @@ def _node_lost(member: Member, node: str) -> Failure:
     if member.pod is not None and member.node not in ("", node):
         then = f"its pod is being started on node {member.node} instead"
     else:
-        then = "its pod is started elsewhere 30 seconds after Kubernetes gives the node up, if another can take it"
+        then = "30 seconds after Kubernetes marks it unreachable, its pod is started on another node that can run it"
     return failure(
         "NodeLost",
         f"{member.title}: node {node} does not answer; {then}: repair the node, or delete it from the cluster",
@@ -63,7 +66,7 @@ def _node_lost(member: Member, node: str) -> Failure:
 
 
 def _gone(member: Member) -> Iterator[Failure]:
-    """What became of the pod before this one."""
+    """How the pod before this one ended."""
     for pod in member.past[:1]:
         status = pod.get("status", {})
         node = str(pod.get("spec", {}).get("nodeName", ""))
@@ -71,13 +74,13 @@ def _gone(member: Member) -> Iterator[Failure]:
         if status.get("phase") == "Failed" and status.get("reason") == "Evicted":
             yield failure(
                 "Evicted",
-                f"{member.title}: node {node} evicted its pod ({said}); another is being started: give it the memory "
-                "that it needs as a request, or the node more",
+                f"{member.title}: node {node} evicted its pod ({said}); a new pod is being started: raise the "
+                "memory request in its template to what it needs, or add memory to the node",
             )
         elif status.get("phase") == "Failed" and status.get("reason"):
             yield failure(
                 "PodRejected",
-                f"{member.title}: node {node} refused its pod ({status['reason']}: {said}); another is being started",
+                f"{member.title}: node {node} refused its pod ({status['reason']}: {said}); a new pod is being started",
             )
         elif pod_condition(pod, "DisruptionTarget").get("reason") == "DeletionByTaintManager":
             yield _node_lost(member, node)

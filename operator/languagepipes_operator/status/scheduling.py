@@ -1,4 +1,4 @@
-"""The scheduler's sentence in a user's words: which resource is short, by how much, on how many nodes.
+"""Explains the scheduler's message: which resource is too small, by how much, on how many nodes.
 
 Texts are those of kube-scheduler (pkg/scheduler/framework/types.go, FitError.Error, and the plugins' ErrReason…).
 """
@@ -21,9 +21,9 @@ _CLAIM_MISSING = re.compile(r'persistentvolumeclaim "([^"]+)" not found')
 _TAINT = re.compile(r"had (?:untolerated taint(?:\(s\))?|taints? .*)\s*(\{[^}]*\})?")
 _GPU = "nvidia.com/gpu"
 
-# The plugins' words: ours, and what helps.
+# (part of a plugin's message, our words, the remedy)
 _PLAIN: tuple[tuple[str, str, str], ...] = (
-    ("Too many pods", "can take no more pods", "add a node, or raise its kubelet's maxPods"),
+    ("Too many pods", "cannot run more pods", "add a node, or raise its kubelet's maxPods"),
     ("topology spread", "would break its topologySpreadConstraints", "relax them in the template"),
     ("anti-affinity", "are excluded by anti-affinity", "relax the affinity in the template, or add a node"),
     ("pod affinity", "do not match its pod affinity", "relax the affinity in the template"),
@@ -32,7 +32,7 @@ _PLAIN: tuple[tuple[str, str, str], ...] = (
     ("PersistentVolume's node affinity", "cannot reach its volume", "free the node that holds the volume"),
     ("available persistent volumes", "have no volume for its claim", "see kubectl describe pvc"),
     ("enough free storage", "have too little storage for its claim", "ask for a smaller spec.cache.size"),
-    ("free ports", "have its host ports taken", "free them"),
+    ("free ports", "have its host ports in use", "free those ports"),
 )
 
 
@@ -67,7 +67,7 @@ def unschedulable(member: Member, nodes: Sequence[Node] | None) -> Iterator[Fail
     if not count:
         yield failure("Unschedulable", f"{title}: the cluster has no node: add one")
         return
-    # What follows the first full stop is about pre-emption, which helps nobody here.
+    # The text after the first full stop is about pre-emption, which does not help here.
     reasons = parts[2].split(". ")[0].rstrip(". ")
     told = [_in_words(match[1], match[2], member.pod, nodes) for match in _counted(reasons)]
     if not told:
@@ -75,8 +75,8 @@ def unschedulable(member: Member, nodes: Sequence[Node] | None) -> Iterator[Fail
         return
     why = ", ".join(words for words, _ in told)
     remedies = "; or ".join(dict.fromkeys(remedy for _, remedy in told))
-    of = "the only node cannot take it" if count == 1 else f"none of {count} nodes can take it"
-    yield failure("Unschedulable", f"{title}: {of}: {why}. To have it placed: {remedies}")
+    of = "the only node cannot run it" if count == 1 else f"none of {count} nodes can run it"
+    yield failure("Unschedulable", f"{title}: {of}: {why}. To fix this: {remedies}")
 
 
 def requested(pod: Manifest, resource: str) -> str | int | None:
@@ -139,12 +139,15 @@ def _short_of(count: str, resource: str, pod: Manifest, nodes: Sequence[Node] | 
     asked = requested(pod, resource)
     amount = _amount(resource, asked)
     shortage = _shortage(resource, asked, nodes)
-    asks = f" (it asks for {amount}{shortage})" if amount else ""
-    words = _of(count, f"have too little {resource} free{asks}")
+    asks = f" (it requests {amount}{shortage})" if amount else ""
+    words = _of(count, f"have too little free {resource}{asks}")
     if resource == "memory":
-        return words, "take more stages or a shorter maxContextLength, lower its memory, or add a node with more"
+        return (
+            words,
+            "use more stages or a shorter maxContextLength, lower its memory request, or add a node with more memory",
+        )
     if resource == _GPU:
-        return words, "add a GPU node, see that the device plugin runs, or set device to CPU"
+        return words, "add a GPU node, check that the device plugin runs, or set device to CPU"
     return words, f"lower its request for {resource} in the template, or add a node"
 
 
@@ -170,11 +173,11 @@ def _shortage(resource: str, asked: str | int | None, nodes: Sequence[Node] | No
     if resource == "memory":
         largest = max(node.memory_bytes for node in nodes)
         if wanted > largest:
-            return f"; the largest node has {format_bytes(largest)}, short by {format_bytes(wanted - largest)}"
-        return f"; the largest node has {format_bytes(largest)}, part of it taken by other pods"
+            return f"; the largest node has {format_bytes(largest)}, {format_bytes(wanted - largest)} too little"
+        return f"; the largest node has {format_bytes(largest)}, part of it is used by other pods"
     if resource == _GPU:
         most = max(max(node.gpus, len(node.gpu_memory_bytes)) for node in nodes)
         if wanted > most:
-            return f"; the most on one node is {most}, short by {wanted - most}"
-        return f"; the most on one node is {most}, taken by other pods"
+            return f"; the most on one node is {most}, {wanted - most} too few"
+        return f"; the most on one node is {most}, used by other pods"
     return ""

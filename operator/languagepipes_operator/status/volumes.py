@@ -1,6 +1,6 @@
 """Why the cache's volume is not there: from its PersistentVolumeClaim and the volume controller's events.
 
-A claim that waits for its first consumer is well: the scheduler then speaks for the pod.
+A claim that waits for its first consumer is no failure: then the scheduler reports why the pod waits.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _CLASS_MISSING = re.compile(r'storageclass\.storage\.k8s\.io "([^"]+)" not found
 def volume_failures(
     claims: Mapping[str, Manifest], events: Mapping[str, Sequence[Manifest]], *, now: datetime
 ) -> Iterator[Failure]:
-    """Of the pipe's own claims; one that a pvc:// source names belongs to the user and is the scheduler's to miss."""
+    """Of the pipe's own claims; one that a pvc:// source names belongs to the user: the scheduler reports it."""
     for name, claim in sorted(claims.items()):
         phase = claim.get("status", {}).get("phase")
         if phase == "Lost":
             yield failure(
                 "VolumeLost",
                 f"the cache's claim {name} lost its volume: delete the claim (kubectl delete pvc {name}); the operator "
-                "makes another, and the weights are fetched again",
+                "creates a new one and downloads the weights again",
             )
         elif phase == "Pending":
             yield from _pending(name, claim, events.get(f"PersistentVolumeClaim/{name}", ()), now)
@@ -48,7 +48,7 @@ def _pending(name: str, claim: Manifest, events: Sequence[Manifest], now: dateti
         yield failure(
             "ProvisioningFailed",
             f"the cache's claim {name} gets no volume from StorageClass {storage_class} "
-            f"({quoted(said)}): mend that, or name another in spec.cache.storageClassName",
+            f"({quoted(said)}): correct the cause, or name another class in spec.cache.storageClassName",
         )
     elif not storage_class and _older(claim, now):
         yield failure(

@@ -123,7 +123,7 @@ CASES = {
     "no-such-node": Case(
         {"stages": one_stage(nodeSelector={"disk": "absent"})},
         "Unschedulable",
-        r"stage stage-1: none of 2 nodes can take it: 2 do not match its nodeSelector disk=absent\. To have it placed: "
+        r"stage stage-1: none of 2 nodes can run it: 2 do not match its nodeSelector disk=absent\. To fix this: "
         r"correct the template, or label a node",
     ),
     "no-gpu": Case(
@@ -206,7 +206,7 @@ def test_a_stage_that_takes_more_memory_than_its_limit(kubectl: Kubectl) -> None
             "out-of-memory",
             "OOMKilled",
             rf"stage stage-1: its container needed more than its memory limit of {re.escape(limit)} and was ended: "
-            r"raise memory in its template, or take more stages or a shorter spec\.model\.maxContextLength",
+            r"raise memory in its template, or use more stages or a shorter spec\.model\.maxContextLength",
             seconds=30,
         )
     finally:

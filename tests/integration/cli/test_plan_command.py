@@ -83,7 +83,7 @@ def pipe_file(tmp_path: Path) -> Path:
 
 def test_the_table_says_who_runs_which_layers_and_why(pipe_file: Path) -> None:
     finished = subprocess.run(
-        [sys.executable, "-m", "languagepipes_operator.cli.main", "plan", pipe_file],
+        [sys.executable, "-m", "languagepipes_operator.cli", "plan", pipe_file],
         capture_output=True,
         text=True,
         timeout=60,

@@ -13,7 +13,7 @@ from languagepipes_node.end_model.openai.auth import ApiKeys
 from languagepipes_node.end_model.requests import Failure
 from support.scripted_engine import forever
 
-COMMAND = [sys.executable, "-m", "languagepipes_operator.cli.main", "chat"]
+COMMAND = [sys.executable, "-m", "languagepipes_operator.cli", "chat"]
 
 
 def chat(*arguments: str, stdin: str = "", key: str | None = None) -> subprocess.CompletedProcess[str]:

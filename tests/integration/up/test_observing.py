@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from languagepipes_api.facts import LayerFacts, ModelFacts
 from languagepipes_api.names import TLS_CA_FILE, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
+from languagepipes_api.store_answers import Problem, StoreProgress
 from languagepipes_operator.cli.up.authority import Credentials
 from languagepipes_operator.cli.up.observe import Observer, SourceFailed, StoreObserver
-from languagepipes_operator.observe.store_answers import Problem, StoreProgress
 from support.waiting import eventually
 
 pytestmark = pytest.mark.timeout(30)

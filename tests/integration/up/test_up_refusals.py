@@ -40,7 +40,7 @@ def up(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         if "--port" not in options:
             arguments += ["--port", str(free_port())]
         result = subprocess.run(
-            [sys.executable, "-m", "languagepipes_operator.cli.main", *arguments],
+            [sys.executable, "-m", "languagepipes_operator.cli", *arguments],
             capture_output=True,
             text=True,
             env=environment,

@@ -49,7 +49,7 @@ class Running:
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "languagepipes_operator.cli.main", "up", str(directory / "pipe.yaml")),
+                    *(sys.executable, "-m", "languagepipes_operator.cli", "up", str(directory / "pipe.yaml")),
                     *("--port", str(self.port), "--cache-dir", str(directory / "cache")),
                     *("--ready-file", str(self.ready_file), "--secrets-dir", str(directory / "secrets")),
                 ],

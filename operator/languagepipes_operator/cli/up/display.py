@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Protocol, TextIO
 
 from languagepipes_api.quantity import format_bytes
+from languagepipes_api.store_answers import StoreProgress
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -16,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from languagepipes_operator.cli.up.snapshot import STORE, MemberView, Snapshot
-from languagepipes_operator.observe.store_answers import StoreProgress
 
 _STATE_STYLES = {
     "ready": "green",

@@ -1,6 +1,6 @@
-"""What members say of themselves: /status on telemetry ports, the store's facts and progress over mTLS.
+"""What members report: /status on telemetry ports, the store's facts and progress over mTLS.
 
-Asking never raises for a member that is away, late or not itself: then there is no answer. Decides nothing.
+Asking never raises for a member that is away, late or another than expected: then there is no answer. Decides nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 import httpx
 from languagepipes_api.facts import ModelFacts
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import TLS_CA_FILE, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
-from pydantic import BaseModel, ValidationError
+from languagepipes_api.store_answers import Problem, StoreProgress
+from pydantic import ValidationError
 
 from languagepipes_operator.observe.store_answers import (
-    Problem,
-    StoreProgress,
     client_context,
     facts_in,
     is_from,
@@ -44,23 +44,11 @@ class SourceFailed(ObserveError):
         self.reason = reason
 
 
-class MemberReport(BaseModel):
-    """A member's /status; what only some roles have is optional. ring_error: why ring_ready is false."""
-
-    state: str
-    message: str = ""
-    loaded_bytes: int = 0
-    total_bytes: int = 0
-    epoch: int | None = None
-    ring_ready: bool = True
-    ring_error: str = ""
-
-
 @dataclass(frozen=True)
 class Observation:
     """The latest answers; None for who did not answer in time."""
 
-    members: Mapping[str, MemberReport | None] = field(default_factory=dict)
+    members: Mapping[str, MemberStatus | None] = field(default_factory=dict)
     progress: StoreProgress | None = None
 
 
@@ -115,7 +103,7 @@ class Observer:
     """Asks everybody in the background, so that a member that hangs holds up nobody."""
 
     def __init__(self) -> None:
-        self._questions: dict[str, Callable[[], MemberReport | None]] = {}
+        self._questions: dict[str, Callable[[], MemberStatus | None]] = {}
         self._store: StoreObserver | None = None
         self._pending: dict[str, Future[Any]] = {}
         self._latest: dict[str, Any] = {}
@@ -165,9 +153,9 @@ class Observer:
             self._latest[name] = pending.result()
         self._pending[name] = self._pool.submit(question)
 
-    def _report(self, telemetry: str) -> MemberReport | None:
+    def _report(self, telemetry: str) -> MemberStatus | None:
         try:
             response = self._client.get(f"http://{telemetry}/status")
-            return MemberReport.model_validate_json(response.content)
+            return MemberStatus.model_validate_json(response.content)
         except (httpx.HTTPError, ValidationError):
             return None

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from languagepipes_operator.cli.up.observe import MemberReport, Observation
+from languagepipes_api.member_status import MemberStatus
+from languagepipes_api.store_answers import StoreProgress
+
+from languagepipes_operator.cli.up.observe import Observation
 from languagepipes_operator.cli.up.processes import Member
-from languagepipes_operator.observe.store_answers import StoreProgress
 
 MemberState = Literal["starting", "waiting", "loading", "joining", "ready", "failed", "silent", "restarting"]
 _SAID: dict[str, MemberState] = {
@@ -64,7 +66,7 @@ def take(
     work: Mapping[str, str],
     observation: Observation,
     *,
-    heard: Mapping[str, tuple[int, MemberReport]],
+    heard: Mapping[str, tuple[int, MemberStatus]],
     now: float,
     url: str | None = None,
 ) -> Snapshot:
@@ -94,10 +96,10 @@ def take(
 
 def _member_view(
     member: Member,
-    report: MemberReport | None,
+    report: MemberStatus | None,
     *,
     work: str,
-    heard: tuple[int, MemberReport] | None,
+    heard: tuple[int, MemberStatus] | None,
     now: float,
 ) -> MemberView:
     state: MemberState

@@ -1,49 +1,40 @@
 """`languagepipes up`: one pipe on this machine, by the same plan and the same node processes as in a cluster.
 
-What it takes is checked before anything starts; what it started is gone when it returns, whatever happened.
-
-    UpError             the pipe cannot be served here; the message has the reason and the remedy
+`checks` finds what is wrong before anything starts. What this module started is gone when it returns, in every case.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 from languagepipes_api.facts import ModelFacts
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
 from languagepipes_api.spec import LanguagePipe
+from languagepipes_api.store_answers import Problem
 
-from languagepipes_operator.cli.gpus import Gpu, gpus
-from languagepipes_operator.cli.machine import this_machine
+from languagepipes_operator.cli.gpus import Gpu
 from languagepipes_operator.cli.up import members, snapshot
-from languagepipes_operator.cli.up.addresses import HeldPorts, PortTaken
+from languagepipes_operator.cli.up.addresses import HeldPorts
 from languagepipes_operator.cli.up.authority import Credentials
+from languagepipes_operator.cli.up.checks import Start, UpError, check, private_directory
 from languagepipes_operator.cli.up.display import Display, display_on, where_layers_run
-from languagepipes_operator.cli.up.members import MemberProcess, Secrets
-from languagepipes_operator.cli.up.observe import MemberReport, Observer, SourceFailed, StoreObserver
+from languagepipes_operator.cli.up.members import MemberProcess
+from languagepipes_operator.cli.up.observe import Observer, SourceFailed, StoreObserver
 from languagepipes_operator.cli.up.options import UpOptions
 from languagepipes_operator.cli.up.processes import Command, Supervisor
+from languagepipes_operator.cli.up.ready_file import ReadyFile
 from languagepipes_operator.cli.up.signals import Interrupts
-from languagepipes_operator.cli.up.snapshot import END_MODEL, STORE, Snapshot
-from languagepipes_operator.observe.store_answers import Problem
-from languagepipes_operator.planning import Node, PlanError, plan
+from languagepipes_operator.cli.up.snapshot import STORE, Snapshot
+from languagepipes_operator.planning import PlanError, plan
 
 _STARTING_TICK_SECONDS = 0.25
 _READY_TICK_SECONDS = 1.0
-
-
-class UpError(Exception):
-    """The pipe cannot be served here."""
 
 
 def run(pipe: LanguagePipe, options: UpOptions) -> int:
@@ -66,92 +57,6 @@ def run(pipe: LanguagePipe, options: UpOptions) -> int:
         print(f"languagepipes up: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def private_directory() -> Path:
-    """A directory that only this user can read: it will hold private keys. Raises UpError."""
-    try:
-        return Path(tempfile.mkdtemp(prefix="languagepipes-"))
-    except OSError as error:
-        raise UpError(f"no private directory can be made ({error}): set TMPDIR to where there is space") from error
-
-
-@dataclass(frozen=True)
-class Start:
-    """What was checked before anything started. api: the address of the OpenAI API."""
-
-    api: str
-    secrets: Secrets
-    gpus: tuple[Gpu, ...]
-    node: Node
-
-
-def check(pipe: LanguagePipe, options: UpOptions, ports: HeldPorts) -> Start:
-    """Everything that can be wrong and can be known now. Holds the API's port. Raises UpError."""
-    if pipe.spec.replicas == 0:
-        raise UpError("spec.replicas is 0, so there is nothing to run: set it to 1, or leave it out")
-    for module in ("languagepipes_node", "torch"):
-        if importlib.util.find_spec(module) is None:
-            raise UpError(f'{module} is not installed: pip install "languagepipes[node]"')
-    secrets = find_secrets(pipe, options.secrets_dir)
-    found = gpus()
-    if (wanted := gpu_fields(pipe)) and not found:
-        raise UpError(
-            f"{wanted[0]} is GPU, but nvidia-smi finds no GPU on this machine: write CPU there, or install the driver"
-        )
-    for path, what in ((options.cache_dir, "--cache-dir"), (options.log_dir, "--log-dir")):
-        if path is not None:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UpError(f"{what} {path} cannot be made ({error.strerror}): choose another directory") from error
-    ready_file = options.ready_file
-    if ready_file is not None:
-        if not ready_file.parent.is_dir():
-            raise UpError(f"--ready-file {ready_file}: there is no directory {ready_file.parent}: make it first")
-        # One that an `up` left that was killed would say that this one is ready.
-        ready_file.unlink(missing_ok=True)
-    try:
-        api = ports.hold(options.port)
-    except PortTaken as error:
-        raise UpError(str(error)) from error
-    except OSError as error:
-        raise UpError(f"port {options.port} may not be used ({error.strerror}): choose another with --port") from error
-    node = replace(this_machine(), gpu_memory_bytes=tuple(gpu.memory_bytes for gpu in found))
-    return Start(api, secrets, found, node)
-
-
-def gpu_fields(pipe: LanguagePipe) -> list[str]:
-    """The fields of the spec that ask for a GPU."""
-    spec = pipe.spec
-    devices = [("spec.endModel.device", spec.end_model.device), ("spec.stages.device", spec.stages.device)]
-    devices += [
-        (f"spec.stages.list[{index}].device", stage.device) for index, stage in enumerate(spec.stages.items or ())
-    ]
-    return [field for field, device in devices if device == "GPU"]
-
-
-def find_secrets(pipe: LanguagePipe, secrets_dir: Path | None) -> Secrets:
-    """The files that stand in for the Secrets which the pipe names. Raises UpError, naming field and file."""
-    token, keys = pipe.spec.model.token_secret_ref, pipe.spec.server.api_keys_secret_ref
-    for field, reference in (("spec.model.tokenSecretRef", token), ("spec.server.apiKeysSecretRef", keys)):
-        if reference is not None and secrets_dir is None:
-            raise UpError(
-                f"{field} names the Secret {reference.name}, which only a cluster has: "
-                f"put it into files DIR/{reference.name}/KEY and pass --secrets-dir DIR"
-            )
-    token_file = api_keys_dir = None
-    if token is not None and secrets_dir is not None:
-        token_file = secrets_dir / token.name / token.key
-        if not token_file.is_file():
-            raise UpError(f"spec.model.tokenSecretRef: there is no file {token_file}: write the token into it")
-    if keys is not None and secrets_dir is not None:
-        api_keys_dir = secrets_dir / keys.name
-        if not api_keys_dir.is_dir() or not any(path.is_file() for path in api_keys_dir.iterdir()):
-            raise UpError(
-                f"spec.server.apiKeysSecretRef: there is no file in {api_keys_dir}: put one API key into each"
-            )
-    return Secrets(token_file, api_keys_dir)
 
 
 class _Up:
@@ -181,10 +86,10 @@ class _Up:
         self._credentials = Credentials(self._directory / "tls", namespace=pipe.namespace, pipe=pipe.name)
         self._work: dict[str, str] = {}
         self._telemetry: dict[str, str] = {}
-        self._heard: dict[str, tuple[int, MemberReport]] = {}
+        self._heard: dict[str, tuple[int, MemberStatus]] = {}
         self._plan: Plan | None = None
         self._announced = False
-        self._ready_text: str | None = None
+        self._ready_file = ReadyFile(options.ready_file, model=pipe.served_name)
         self._store_address = ports.hold()
 
     def serve(self) -> None:
@@ -200,8 +105,7 @@ class _Up:
 
     def stop(self) -> None:
         """Stop every member; a second request to stop ends their grace."""
-        if self._options.ready_file is not None and self._ready_text is not None:
-            self._options.ready_file.unlink(missing_ok=True)
+        self._ready_file.remove()
         if self._interrupts.stopping:
             self._display.say("stopping (once more to kill)")
         stops = max(1, self._interrupts.stops)
@@ -292,7 +196,7 @@ class _Up:
         if seen.ready and not self._announced:
             self._announced = True
             self._display.say(*self._announcement(seen))
-        self._keep_ready_file(seen)
+        self._ready_file.keep(seen, self._plan, self._telemetry)
         tick = _READY_TICK_SECONDS if seen.ready else _STARTING_TICK_SECONDS
         restart = self._supervisor.next_restart_seconds()
         self._interrupts.wait(tick if restart is None else min(tick, restart))
@@ -320,43 +224,4 @@ class _Up:
             f"{self._pipe.name} is ready at {seen.url}",
             *where_layers_run([seen.members[-1], *seen.members[1:-1]]),
             f"  curl {seen.url}/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}",
-        )
-
-    def _keep_ready_file(self, seen: Snapshot) -> None:
-        """It is there exactly while the pipe is ready, and names the processes of the moment."""
-        path = self._options.ready_file
-        if path is None or self._plan is None:
-            return
-        text = self._ready_json(self._plan, seen) if seen.ready else None
-        if text == self._ready_text:
-            return
-        self._ready_text = text
-        if text is None:
-            path.unlink(missing_ok=True)
-            return
-        # Atomic, since whoever waits for the file reads it at once.
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
-
-    def _ready_json(self, plan: Plan, seen: Snapshot) -> str:
-        views = {
-            view.name: {
-                "name": view.name,
-                "layers": view.work,
-                "pid": view.pid,
-                "telemetry": self._telemetry[view.name],
-            }
-            for view in seen.members
-        }
-        return json.dumps(
-            {
-                "url": seen.url,
-                "model": self._pipe.served_name,
-                "plan_hash": plan.hash,
-                "stages": [{**views[stage.name], "layers": str(stage.layers)} for stage in plan.stages],
-                "end_model": views[END_MODEL],
-                "store": views[STORE],
-            },
-            indent=2,
         )

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from languagepipes_api.names import Identity
 from languagepipes_operator import names
-from languagepipes_operator.certificates import secrets as pki
+from languagepipes_operator.certificates import rotation, secrets
 from languagepipes_operator.certificates.authority import issue, new_ca
+from languagepipes_operator.certificates.pem import read_pair
 from languagepipes_operator.observe.ca_rotation import ca_is_rotated
 from support.pki_world import CA, FIRST, MEMBERS, SECOND, STORE, World
 
@@ -46,7 +47,7 @@ def test_the_cas_key_is_in_no_secret_that_is_mounted(world: World) -> None:
 def test_secrets_that_are_good_are_returned_as_they_are(world: World) -> None:
     before = dict(world.secrets)
     world.pass_time(days=20)
-    decision = pki.decide(world.snapshot(), MEMBERS)
+    decision = secrets.decide(world.snapshot(), MEMBERS)
     assert not decision.changes
     for manifest in decision.secrets:
         live = before[manifest["metadata"]["name"]]
@@ -85,7 +86,7 @@ def test_the_ca_is_rotated_at_two_thirds_of_its_life_and_all_members_can_talk_me
 
 def test_a_person_may_ask_for_a_new_ca_once(world: World) -> None:
     old = world.bundle
-    world.annotate(CA, **{pki.ROTATE_ANNOTATION: "2026-01-01"})
+    world.annotate(CA, **{secrets.ROTATE_ANNOTATION: "2026-01-01"})
     assert rotate(world) == 3
     new = world.bundle
     assert new != old
@@ -95,14 +96,14 @@ def test_a_person_may_ask_for_a_new_ca_once(world: World) -> None:
 
 def test_while_the_ca_is_rotated_members_are_asked_for_their_bundle(world: World) -> None:
     assert not ca_is_rotated(world.secrets)
-    world.annotate(CA, **{pki.ROTATE_ANNOTATION: "now"})
+    world.annotate(CA, **{secrets.ROTATE_ANNOTATION: "now"})
     decision = world.reconcile()
     assert ca_is_rotated(world.secrets)
-    assert decision.requeue_at - world.now == timedelta(seconds=pki.ASK_SECONDS)
+    assert decision.requeue_at - world.now == timedelta(seconds=rotation.ASK_SECONDS)
 
 
 def test_nothing_is_issued_from_the_new_ca_before_all_members_trust_it(world: World) -> None:
-    world.annotate(CA, **{pki.ROTATE_ANNOTATION: "now"})
+    world.annotate(CA, **{secrets.ROTATE_ANNOTATION: "now"})
     world.reconcile()
     for member in MEMBERS[:-1]:
         world.sync(member)
@@ -113,7 +114,7 @@ def test_nothing_is_issued_from_the_new_ca_before_all_members_trust_it(world: Wo
 
 
 def test_the_old_ca_is_trusted_until_the_last_member_has_its_new_leaf(world: World) -> None:
-    world.annotate(CA, **{pki.ROTATE_ANNOTATION: "now"})
+    world.annotate(CA, **{secrets.ROTATE_ANNOTATION: "now"})
     world.roll()
     world.reconcile()  # every leaf is of the new CA now
     for member in MEMBERS[:-1]:
@@ -127,7 +128,7 @@ def test_the_old_ca_is_trusted_until_the_last_member_has_its_new_leaf(world: Wor
 
 def test_a_running_member_that_does_not_answer_holds_a_rotation_up(world: World) -> None:
     world.pods[SECOND].answers = False
-    world.annotate(CA, **{pki.ROTATE_ANNOTATION: "now"})
+    world.annotate(CA, **{secrets.ROTATE_ANNOTATION: "now"})
     for _ in range(5):
         world.pass_time(minutes=10)
         world.roll()
@@ -136,7 +137,7 @@ def test_a_running_member_that_does_not_answer_holds_a_rotation_up(world: World)
 
 def test_a_pod_whose_container_does_not_run_holds_a_rotation_up_for_minutes_only(world: World) -> None:
     world.pods[SECOND].running = False
-    world.annotate(CA, **{pki.ROTATE_ANNOTATION: "now"})
+    world.annotate(CA, **{secrets.ROTATE_ANNOTATION: "now"})
     world.roll()
     assert world.roll().waiting_for
     world.pass_time(minutes=6)
@@ -161,7 +162,7 @@ def test_a_silent_member_is_given_up_before_the_old_ca_ends(world: World) -> Non
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
 def test_a_deleted_ca_secret_is_made_anew_without_cutting_anybody_off(world: World, steps: int) -> None:
-    world.annotate(CA, **{pki.ROTATE_ANNOTATION: "now"})
+    world.annotate(CA, **{secrets.ROTATE_ANNOTATION: "now"})
     for _ in range(steps):
         world.roll()
     old = world.bundle
@@ -172,7 +173,7 @@ def test_a_deleted_ca_secret_is_made_anew_without_cutting_anybody_off(world: Wor
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_ca_secret_deleted_while_members_lag_cuts_nobody_off(world: World, steps: int) -> None:
-    world.annotate(CA, **{pki.ROTATE_ANNOTATION: "now"})
+    world.annotate(CA, **{secrets.ROTATE_ANNOTATION: "now"})
     for _ in range(steps - 1):
         world.roll()
     world.reconcile()
@@ -209,7 +210,7 @@ def test_leaves_are_left_as_they_are_while_the_key_of_their_ca_is_lost(world: Wo
 def test_a_ca_secret_broken_by_hand_is_made_whole_and_nobody_is_cut_off(
     world: World, files: dict[str, bytes], steps: int
 ) -> None:
-    world.annotate(CA, **{pki.ROTATE_ANNOTATION: "now"})
+    world.annotate(CA, **{secrets.ROTATE_ANNOTATION: "now"})
     for _ in range(steps):
         world.roll()
     world.edit(CA, **files)
@@ -221,7 +222,7 @@ def test_a_broken_leaf_secret_is_made_anew_and_the_others_are_left(world: World)
     name = names.leaf_secret(FIRST)
     stranger = new_ca("default", "qwen3", now=world.now)
     foreign = issue(stranger, FIRST, now=world.now)
-    ours = pki._pair(world.files(CA)["tls.crt"], world.files(CA)["tls.key"])
+    ours = read_pair(world.files(CA)["tls.crt"], world.files(CA)["tls.key"])
     assert ours is not None
     other_name = issue(ours, SECOND, now=world.now)
     expired = issue(ours, FIRST, now=world.now - timedelta(days=100))
@@ -255,14 +256,14 @@ def test_a_bundle_edited_in_a_leaf_secret_is_put_back_with_the_leaf_kept(world: 
 def test_a_changed_secret_is_written_only_upon_the_version_that_was_seen(world: World) -> None:
     version = world.secrets[names.leaf_secret(FIRST)]["metadata"]["resourceVersion"]
     world.edit(names.leaf_secret(FIRST), tls_key=b"nonsense")
-    decision = pki.decide(world.snapshot(), MEMBERS)
+    decision = secrets.decide(world.snapshot(), MEMBERS)
     told = {each["metadata"]["name"]: each["metadata"].get("resourceVersion") for each in decision.secrets}
     assert told == {name: version if name == names.leaf_secret(FIRST) else None for name in world.secrets}
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_member_that_joins_during_a_rotation_talks_to_all(world: World, steps: int) -> None:
-    world.annotate(CA, **{pki.ROTATE_ANNOTATION: "now"})
+    world.annotate(CA, **{secrets.ROTATE_ANNOTATION: "now"})
     for _ in range(steps):
         world.roll()
     third = Identity("default", "qwen3", 0, "stage", 3)
@@ -274,12 +275,12 @@ def test_a_member_that_joins_during_a_rotation_talks_to_all(world: World, steps:
 
 
 def test_a_member_that_left_needs_no_secret(world: World) -> None:
-    decision = pki.decide(world.snapshot(), (STORE,))
+    decision = secrets.decide(world.snapshot(), (STORE,))
     assert [each["metadata"]["name"] for each in decision.secrets] == [CA, names.leaf_secret(STORE)]
 
 
 def test_the_operators_own_certificate_can_be_had_before_any_decision(world: World) -> None:
-    credentials = pki.credentials(world.snapshot())
+    credentials = secrets.credentials(world.snapshot())
     assert credentials is not None
-    assert pki.bundle_hash(credentials.bundle) == pki.bundle_hash(world.files(CA)["ca.crt"])
-    assert pki.credentials(World(world.folder).snapshot()) is None
+    assert rotation.bundle_hash(credentials.bundle) == rotation.bundle_hash(world.files(CA)["ca.crt"])
+    assert secrets.credentials(World(world.folder).snapshot()) is None

@@ -6,11 +6,12 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
+from languagepipes_api.member_status import MemberStatus
+from languagepipes_api.store_answers import Problem, StoreProgress
 from languagepipes_operator.cli.up.display import LineDisplay, TableDisplay, changes, display_on, table
-from languagepipes_operator.cli.up.observe import MemberReport, Observation
+from languagepipes_operator.cli.up.observe import Observation
 from languagepipes_operator.cli.up.processes import Command, Death, Member
 from languagepipes_operator.cli.up.snapshot import MemberView, Snapshot, take
-from languagepipes_operator.observe.store_answers import Problem, StoreProgress
 from rich.console import Console
 
 GIB = 1024**3
@@ -119,13 +120,13 @@ def test_a_pipe_is_ready_only_when_every_member_process_is() -> None:
 def test_a_member_that_answered_and_falls_silent_is_not_taken_for_one_that_starts() -> None:
     members = {"gpu": member("gpu", process=_Running())}
 
-    def state(heard: dict[str, tuple[int, MemberReport]]) -> str:
+    def state(heard: dict[str, tuple[int, MemberStatus]]) -> str:
         return take("tiny", members, {}, Observation({"gpu": None}), heard=heard, now=0.0).members[0].state
 
     assert state({}) == "starting"
-    assert state({"gpu": (77, MemberReport(state="loading"))}) == "loading"
-    assert state({"gpu": (77, MemberReport(state="ready"))}) == "silent"
-    assert state({"gpu": (76, MemberReport(state="ready"))}) == "starting"
+    assert state({"gpu": (77, MemberStatus(state="loading"))}) == "loading"
+    assert state({"gpu": (77, MemberStatus(state="ready"))}) == "silent"
+    assert state({"gpu": (76, MemberStatus(state="ready"))}) == "starting"
 
 
 def test_a_member_between_two_lives_says_why_it_died_and_when_it_comes_back() -> None:
@@ -140,8 +141,8 @@ def test_a_member_between_two_lives_says_why_it_died_and_when_it_comes_back() ->
 def test_an_end_model_without_a_ring_is_not_ready_and_says_why() -> None:
     members = {"gpu": member("gpu", process=_Running()), "end-model": member("end-model", process=_Running())}
     reports = {
-        "gpu": MemberReport(state="ready"),
-        "end-model": MemberReport(state="ready", ring_ready=False, ring_error="stage 1 refuses: plan hash"),
+        "gpu": MemberStatus(state="ready"),
+        "end-model": MemberStatus(state="ready", ring_ready=False, ring_error="stage 1 refuses: plan hash"),
     }
     now = take("tiny", members, {}, Observation(reports), heard={}, now=0.0)
     assert not now.ready
@@ -150,5 +151,5 @@ def test_an_end_model_without_a_ring_is_not_ready_and_says_why() -> None:
 
 def test_the_epoch_is_the_end_models() -> None:
     members = {name: member(name, process=_Running()) for name in ("gpu", "end-model")}
-    reports = {"gpu": MemberReport(state="ready", epoch=9), "end-model": MemberReport(state="ready", epoch=4)}
+    reports = {"gpu": MemberStatus(state="ready", epoch=9), "end-model": MemberStatus(state="ready", epoch=4)}
     assert take("tiny", members, {}, Observation(reports), heard={}, now=0.0).epoch == 4

@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import LABEL_PLAN
-from languagepipes_operator.observe.snapshot import MemberReport, StoreReport
+from languagepipes_operator.observe.snapshot import StoreReport
 from languagepipes_operator.planning.errors import PlanError
-from languagepipes_operator.status.conditions import condition_in, unreadable_status
+from languagepipes_operator.status.conditions import condition_in
 from languagepipes_operator.status.events import Event, events_of
 from languagepipes_operator.status.failures import MESSAGE_MAX
+from languagepipes_operator.status.status import unreadable_status
 from support.failure_cases import CASES, END_MODEL
 from support.pipe_worlds import FACTS, NOW, World, ended, later, triple, turns, unready, unscheduled, waiting
 
@@ -119,7 +121,7 @@ def test_a_replica_short_is_degraded_and_still_answers() -> None:
     assert status["phase"] == "Degraded"
     assert triple(status, "Ready")[1] == "OOMKilled"
     assert "stage stage-2 of replica 1" in triple(status, "Ready")[2]
-    assert triple(status, "Degraded")[2].startswith("1 of 2 replicas answer: ")
+    assert triple(status, "Degraded")[2].startswith("1 of 2 replicas is ready: ")
     assert (status["stagesReady"], status["readyReplicas"]) == ("2/3", 1)
     assert [(s["nodes"], s["readyReplicas"], s["restarts"]) for s in status["stages"]] == [
         (["n2", "n2"], 2, 0),
@@ -224,7 +226,7 @@ def test_a_ring_that_runs_needs_no_store() -> None:
 def test_the_end_models_words_count_only_once_the_stages_are_up() -> None:
     world = World.ready()
     unready(world.pod("end-model"))
-    world.members[END_MODEL] = MemberReport(state="ready", ring_ready=False, ring_error="stage 2 does not answer")
+    world.members[END_MODEL] = MemberStatus(state="ready", ring_ready=False, ring_error="stage 2 does not answer")
     unready(world.pod("stage", stage=2))
 
     status = world.status()
@@ -243,7 +245,7 @@ def test_a_ring_that_was_whole_and_is_not_is_told_as_down() -> None:
     again = later(world, seconds=64).status(first)
 
     assert triple(first, "Ready")[:2] == ("False", "RingDown")
-    assert "no token goes round the ring any more" in triple(first, "Ready")[2]
+    assert "the ring health check no longer passes" in triple(first, "Ready")[2]
     assert [event.type for event in events_of(before, first)] == ["Warning", "Warning"]
     assert again == first
 

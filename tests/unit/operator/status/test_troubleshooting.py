@@ -56,11 +56,11 @@ def test_every_reason_of_the_weights_store_stands_on_the_page() -> None:
     source = "".join((OPERATOR / place).read_text() for place in places)
     of_the_operator = set(re.findall(r'(?:reason=|SourceFailed\(\s*)"([A-Z]\w+)"', source))
 
-    assert set(reasons_in("The weights cannot be had")) == of_the_store | of_the_operator
+    assert set(reasons_in("The weights are not available")) == of_the_store | of_the_operator
 
 
 def test_every_failure_has_a_remedy_and_no_reason_stands_twice() -> None:
-    titles = ("Nothing is wrong", "Something is wrong", "There is no plan", "The weights cannot be had")
+    titles = ("Nothing is wrong", "Something is wrong", "There is no plan", "The weights are not available")
     listed = [reason for title in titles for reason in reasons_in(title)]
 
     assert len(listed) == len(set(listed))

@@ -25,7 +25,7 @@ def _pipe(status: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 class _Server:
-    """Takes Events, unless told what to answer instead."""
+    """Takes Events, unless `refusals` has another answer."""
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
@@ -40,38 +40,38 @@ class _Server:
         return web.json_response(body)
 
 
-def test_what_could_not_be_told_is_told_at_the_next_look_and_nothing_twice() -> None:
+def test_an_event_that_could_not_be_created_is_created_at_the_next_reconcile_and_none_twice() -> None:
     server = _Server()
 
     async def scene(kube: Kube, _: Metrics) -> None:
         event_recorder, status = EventRecorder(kube, "me"), _status(Planned="StageTooLarge", Ready="NotPlanned")
-        event_recorder.met(_pipe())
+        event_recorder.observe(_pipe())
         server.refusals = [503] * 5
         with pytest.raises(Unavailable):
-            await event_recorder.tell(_pipe(), status)
+            await event_recorder.record(_pipe(), status)
         for _ in range(2):
-            # As the API server has it now: the status was written, though nothing was told of it.
-            event_recorder.met(_pipe(status))
-            await event_recorder.tell(_pipe(status), status)
+            # As the API server has it now: the status was written, though no Event of it was created.
+            event_recorder.observe(_pipe(status))
+            await event_recorder.record(_pipe(status), status)
 
     play(server.answer, scene)
     assert server.reasons == ["StageTooLarge", "NotPlanned"]
 
 
-def test_a_status_whose_writing_was_not_answered_is_told_of() -> None:
+def test_a_status_whose_writing_was_not_answered_is_recorded() -> None:
     server = _Server()
 
     async def scene(kube: Kube, _: Metrics) -> None:
         event_recorder, status = EventRecorder(kube, "me"), _status(Planned="StageTooLarge")
-        event_recorder.met(_pipe())
-        event_recorder.met(_pipe(status))  # the write raised, the watch brought it
-        await event_recorder.tell(_pipe(status), status)
+        event_recorder.observe(_pipe())
+        event_recorder.observe(_pipe(status))  # the write raised, the watch brought it
+        await event_recorder.record(_pipe(status), status)
 
     play(server.answer, scene)
     assert server.reasons == ["StageTooLarge"]
 
 
-def test_what_was_being_told_as_the_lease_was_lost_is_told_with_the_next() -> None:
+def test_an_event_that_was_being_created_as_the_lease_was_lost_is_created_with_the_next() -> None:
     server, hangs = _Server(), [True]
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -82,26 +82,26 @@ def test_what_was_being_told_as_the_lease_was_lost_is_told_with_the_next() -> No
 
     async def scene(kube: Kube, _: Metrics) -> None:
         event_recorder, status = EventRecorder(kube, "me"), _status(Planned="StageTooLarge")
-        event_recorder.met(_pipe())
+        event_recorder.observe(_pipe())
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(event_recorder.tell(_pipe(), status), 0.5)
-        event_recorder.met(_pipe(status))
-        await event_recorder.tell(_pipe(status), status)
+            await asyncio.wait_for(event_recorder.record(_pipe(), status), 0.5)
+        event_recorder.observe(_pipe(status))
+        await event_recorder.record(_pipe(status), status)
 
     play(answer, scene)
     assert server.reasons == ["StageTooLarge"]
 
 
-def test_what_others_told_and_what_is_refused_for_good_is_not_told_again() -> None:
+def test_what_others_recorded_and_what_is_refused_for_good_is_not_recorded_again() -> None:
     server = _Server()
 
     async def scene(kube: Kube, _: Metrics) -> None:
         event_recorder, first, second = EventRecorder(kube, "me"), _status(Planned="A"), _status(Planned="B")
-        event_recorder.met(_pipe(first))
-        await event_recorder.tell(_pipe(first), first)
+        event_recorder.observe(_pipe(first))
+        await event_recorder.record(_pipe(first), first)
         server.refusals = [403]
-        await event_recorder.tell(_pipe(first), second)
-        await event_recorder.tell(_pipe(second), second)
+        await event_recorder.record(_pipe(first), second)
+        await event_recorder.record(_pipe(second), second)
 
     play(server.answer, scene)
     assert server.reasons == []
