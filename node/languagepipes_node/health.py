@@ -20,8 +20,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import make_wsgi_app
 
 from languagepipes_node import metrics
+from languagepipes_node.net.addresses import address_family, split_address
+from languagepipes_node.net.errors import TlsError
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.errors import TlsError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -185,10 +186,9 @@ def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, st
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"this port serves /metrics, /healthz, /readyz and /status\n"]
 
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
-    kind = _ServerIPv6 if ":" in host else _Server
-    server = make_server(host, int(port), application, kind, _QuietHandler)
+    host, port = split_address(listen)
+    kind = _ServerIPv6 if address_family(host) == socket.AF_INET6 else _Server
+    server = make_server(host, port, application, kind, _QuietHandler)
     threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
     return server
 

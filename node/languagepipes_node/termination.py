@@ -15,8 +15,9 @@ from languagepipes_api.member_settings import PREFIX, MemberSettings
 
 from languagepipes_node.member import SettingsError
 from languagepipes_node.model.errors import ModelError
+from languagepipes_node.net.errors import TlsError
 from languagepipes_node.weights.errors import WeightsError
-from languagepipes_node.wire.errors import SupersededError, TlsError, WireError
+from languagepipes_node.wire.errors import SupersededError, WireError
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def code_of(error: Exception) -> str:
 
 def sentence_of(error: Exception) -> str:
     """For people. Of an error that we do not know it tells the type alone: its message may quote what it choked on."""
-    known = (WeightsError, SettingsError, WireError, ModelError, OSError)
+    known = (WeightsError, SettingsError, WireError, TlsError, ModelError, OSError)
     if isinstance(error, MemoryError):
         return "the process got no more memory: give the member more, or a smaller share of the layers"
     return str(error) if isinstance(error, known) else f"{type(error).__name__}; the log has the place"

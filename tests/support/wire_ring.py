@@ -15,7 +15,8 @@ from languagepipes_api.plan import EndModelAssignment, LayerRange, Plan, StageAs
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator, Timing
-from languagepipes_node.wire.transport import TlsTransport, Transport
+from languagepipes_node.wire.tls_transport import TlsTransport
+from languagepipes_node.wire.transport import Transport
 from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca, write_tls_dir
 
 from support.ports import free_address

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from languagepipes_api.names import API_GROUP, TLS_CA_FILE, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
 
-from languagepipes_node.wire.errors import TlsError
+from languagepipes_node.net.errors import TlsError
 
 # A renewal that comes while the files are read is met again at most once: the next is weeks away.
 _ATTEMPTS = 3

@@ -37,7 +37,8 @@ from languagepipes_node.wire.frame import (
 from languagepipes_node.wire.handshake import Acceptor, dial
 from languagepipes_node.wire.hello import NO_EPOCH, Close, CloseCode, Entry, Epoch, Hello, close, new_hello
 from languagepipes_node.wire.link import COALESCED_BYTES, ReceiveLink, SendLink, Slot, SlotPool, Timing
-from languagepipes_node.wire.transport import Connection, TlsTransport, Transport
+from languagepipes_node.wire.tls_transport import TlsTransport
+from languagepipes_node.wire.transport import Connection, Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

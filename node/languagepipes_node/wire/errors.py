@@ -1,7 +1,6 @@
 """What can go wrong on the wire.
 
 WireError
-├── TlsError            certificates or keys cannot be used, or a peer's certificate is not acceptable
 ├── FrameError          bytes that are no frame of this ring (ValueError too)
 │   └── VersionError    the peer speaks another wire version
 ├── HelloError          a hello or close message that cannot be read (ValueError too)
@@ -22,10 +21,6 @@ if TYPE_CHECKING:
 
 class WireError(Exception):
     """The root of everything raised by this package."""
-
-
-class TlsError(WireError):
-    """A certificate, a key or a TLS handshake is not acceptable."""
 
 
 class FrameError(WireError, ValueError):

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from languagepipes_node.metrics import FRAMES, WIRE_BYTES
+from languagepipes_node.net.errors import describe
 from languagepipes_node.wire.errors import FrameError, HelloError, LinkLost
 from languagepipes_node.wire.frame import (
     HEADER_BYTES,
@@ -28,7 +29,7 @@ from languagepipes_node.wire.frame import (
     parse_step,
 )
 from languagepipes_node.wire.hello import Close, Epoch, RingMember, close, parse_close
-from languagepipes_node.wire.transport import Connection, describe
+from languagepipes_node.wire.transport import Connection
 
 # Frames up to so many bytes are one write; a copy of them costs less than a second write.
 COALESCED_BYTES = 64 * 1024

@@ -16,9 +16,10 @@ from languagepipes_node import termination
 from languagepipes_node.health import MemberState
 from languagepipes_node.member import SettingsError
 from languagepipes_node.model.errors import OutOfMemory, WrongWeights
+from languagepipes_node.net.errors import TlsError
 from languagepipes_node.stage import loop
 from languagepipes_node.weights.errors import BrokenFile, StoreFailed
-from languagepipes_node.wire.errors import SupersededError, TlsError
+from languagepipes_node.wire.errors import SupersededError
 
 
 def test_a_thread_that_says_nothing_for_longer_than_it_said_fails_liveness() -> None:

@@ -17,7 +17,8 @@ from languagepipes_node.wire.frame import Kind
 from languagepipes_node.wire.handshake import dial
 from languagepipes_node.wire.hello import NO_EPOCH, Epoch, new_hello, parse_close
 from languagepipes_node.wire.link import read_control
-from languagepipes_node.wire.transport import Connection, MemoryNetwork
+from languagepipes_node.wire.transport import Connection
+from support.memory_network import MemoryNetwork
 from support.wire_ring import (
     FAST,
     RunningRing,

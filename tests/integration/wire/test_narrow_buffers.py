@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import numpy as np
 from languagepipes_node.wire.communicator import Timing
-from languagepipes_node.wire.transport import TlsTransport
+from languagepipes_node.wire.tls_transport import TlsTransport
 from support.wire_ring import FAST, Pki, build_ring, identity, make_plan, tokens
 
 

@@ -24,7 +24,9 @@ from languagepipes_node.wire.errors import FrameError
 from languagepipes_node.wire.frame import HEADER_BYTES, FrameLimits, Kind, control_frame
 from languagepipes_node.wire.hello import NO_EPOCH, Close, Epoch, Hello, new_hello, parse_close, parse_hello
 from languagepipes_node.wire.link import Timing, read_control, read_exactly
-from languagepipes_node.wire.transport import Connection, Listener, MemoryNetwork, TlsTransport, Transport
+from languagepipes_node.wire.tls_transport import TlsTransport
+from languagepipes_node.wire.transport import Connection, Listener, Transport
+from support.memory_network import MemoryNetwork
 from support.wire_ring import Pki, StageLoop, eventually, free_addresses, identity, make_plan, one_token
 
 PLAN = make_plan(stages=2, frames_in_flight=3)

@@ -22,7 +22,8 @@ from languagepipes_node.wire.communicator import EndModelCommunicator, RingInfo,
 from languagepipes_node.wire.errors import LinkLost, RingDown
 from languagepipes_node.wire.hello import Epoch, close, communicators
 from languagepipes_node.wire.link import SendLink
-from languagepipes_node.wire.transport import Connection, TlsTransport
+from languagepipes_node.wire.tls_transport import TlsTransport
+from languagepipes_node.wire.transport import Connection
 from support.wire_ring import (
     FAST,
     Pki,

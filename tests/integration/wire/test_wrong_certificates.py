@@ -15,15 +15,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from languagepipes_api.names import Identity
+from languagepipes_node.net.errors import TlsError, describe
 from languagepipes_node.net.tls import TlsFiles, identity_from_uri
 from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator
 from languagepipes_node.wire.epochs import Ring
-from languagepipes_node.wire.errors import LinkLost, RingDown, TlsError
+from languagepipes_node.wire.errors import LinkLost, RingDown
 from languagepipes_node.wire.frame import Kind, control_frame
 from languagepipes_node.wire.handshake import dial
 from languagepipes_node.wire.hello import Epoch, new_hello, parse_close
 from languagepipes_node.wire.link import read_control
-from languagepipes_node.wire.transport import TlsTransport, describe
+from languagepipes_node.wire.tls_transport import TlsTransport
 from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca, write_tls_dir
 from support.wire_ring import FAST, Pki, eventually, identity, make_plan
 
