@@ -18,7 +18,7 @@ from languagepipes_node.end_model.interfaces import LayersPort
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.buffers import bytes_of, tensor_from
 from languagepipes_node.wire.errors import RingDown
-from languagepipes_node.wire.hello import Epoch
+from languagepipes_node.wire.ring import Epoch
 
 
 @dataclass(frozen=True)

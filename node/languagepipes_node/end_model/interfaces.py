@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from languagepipes_node.model.batch import Batch
-from languagepipes_node.wire.hello import Epoch
+from languagepipes_node.wire.ring import Epoch
 
 
 class EndLayersPort(Protocol):

@@ -77,7 +77,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     from languagepipes_node.end_model.openai.server import ApiServer
     from languagepipes_node.model.buffers import TORCH_DTYPES
     from languagepipes_node.model.end import EndLayers
-    from languagepipes_node.wire.communicator import EndModelCommunicator
+    from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
 
     layers = EndLayers(
         startup.architecture,

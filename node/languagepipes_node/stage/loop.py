@@ -14,7 +14,7 @@ from languagepipes_node import metrics
 from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watch
 from languagepipes_node.model.buffers import bytes_of, tensor_from
 from languagepipes_node.model.stack import LayerStack
-from languagepipes_node.wire.communicator import StageCommunicator
+from languagepipes_node.wire.stage_communicator import StageCommunicator
 
 _IDLE_SECONDS = 0.2
 

@@ -44,7 +44,7 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
     from languagepipes_node.model.buffers import TORCH_DTYPES
     from languagepipes_node.model.stack import LayerStack
     from languagepipes_node.stage.loop import StageLoop
-    from languagepipes_node.wire.communicator import StageCommunicator
+    from languagepipes_node.wire.stage_communicator import StageCommunicator
 
     dtype = TORCH_DTYPES[plan.dtype]
     stack = LayerStack(

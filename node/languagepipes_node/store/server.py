@@ -42,7 +42,7 @@ _SUFFIX_RANGE = re.compile(r"bytes=-(\d{1,18})")
 
 
 class StoreServer(ThreadingMixIn, TCPServer):
-    """Serves `store_state` on `listen` (host:port) to members of the pipe of `identity`. Raises OSError if it cannot bind."""
+    """Serves `store_state` on `listen` to members of `identity`'s pipe. Raises OSError if it cannot bind."""
 
     allow_reuse_address = True
     daemon_threads = True

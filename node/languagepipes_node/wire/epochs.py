@@ -8,63 +8,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from languagepipes_api.names import WIRE_VERSION, Identity
-from languagepipes_api.plan import Plan
+from languagepipes_api.names import WIRE_VERSION
 
-from languagepipes_node.wire.hello import (
-    NO_EPOCH,
-    Close,
-    CloseCode,
-    Entry,
-    Epoch,
-    Hello,
-    RingMember,
-    close,
-    members,
-)
-
-
-@dataclass(frozen=True)
-class Ring:
-    """A member's own view of the ring: its identity and what the plan says of everyone."""
-
-    identity: Identity
-    plan: Plan
-
-    @property
-    def members(self) -> tuple[RingMember, ...]:
-        return members(self.plan)
-
-    @property
-    def me(self) -> RingMember:
-        return self.members[self.identity.index]
-
-    @property
-    def predecessor(self) -> RingMember:
-        return self.members[self.identity.index - 1]
-
-    @property
-    def successor(self) -> RingMember:
-        everyone = self.members
-        return everyone[(self.identity.index + 1) % len(everyone)]
-
-    def identity_of(self, member: RingMember) -> Identity:
-        mine = self.identity
-        if member.index == 0:
-            return Identity(mine.namespace, mine.pipe, mine.replica, "end-model")
-        return Identity(mine.namespace, mine.pipe, mine.replica, "stage", member.index)
-
-    def own_entry(self, *, kv_id: bytes, seen: Epoch) -> Entry:
-        me = self.me
-        return Entry(
-            index=me.index,
-            name=me.name,
-            layers=list(me.layers),
-            dtype=self.plan.dtype,
-            kv_id=kv_id,
-            kv_blocks=self.plan.kv_blocks,
-            seen=seen.counter,
-        )
+from languagepipes_node.wire.close import Close, CloseCode, close
+from languagepipes_node.wire.hello import Hello
+from languagepipes_node.wire.ring import NO_EPOCH, Epoch, Ring
 
 
 def validate_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:

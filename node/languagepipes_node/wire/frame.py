@@ -26,7 +26,8 @@ from languagepipes_api.plan import DTYPE_BYTES, Plan
 
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.wire.errors import FrameError, VersionError
-from languagepipes_node.wire.hello import MAX_MESSAGE_BYTES, Epoch
+from languagepipes_node.wire.hello import MAX_MESSAGE_BYTES
+from languagepipes_node.wire.ring import Epoch
 
 Int32: TypeAlias = npt.NDArray[np.int32]
 
@@ -81,7 +82,7 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameLimits:
-    """What the plan allows in a frame. home_rows_all: whether all packed tokens return, and not the wanted
+    """What the plan allows in a frame. return_all_rows: whether all packed tokens return, and not the wanted
     rows alone. A frame holds at most `max_runs` block runs: a million shared fragments would be no frame but
     an attack.
     """
@@ -96,7 +97,7 @@ class FrameLimits:
     kv_blocks: int
     stages: int
     frames_in_flight: int
-    home_rows_all: bool
+    return_all_rows: bool
     max_sequences: int
     max_runs: int
 
@@ -116,7 +117,7 @@ class FrameLimits:
             kv_blocks=plan.kv_blocks,
             stages=len(plan.stages),
             frames_in_flight=plan.frames_in_flight,
-            home_rows_all=len(plan.end_model.tail_layers) > 0,
+            return_all_rows=len(plan.end_model.tail_layers) > 0,
             max_sequences=max_sequences,
             max_runs=min(max_sequences * blocks_a_sequence, max(plan.kv_blocks, 65_536)),
         )
@@ -131,9 +132,9 @@ class FrameLimits:
         values = 3 * self.max_sequences + 2 * self.max_runs + self.frame_tokens + self.stages
         return tensor_offset(values) + self.frame_tokens * self.row_bytes
 
-    def home_rows(self, *, tokens: int, rows: int) -> int:
+    def returned_rows(self, *, tokens: int, rows: int) -> int:
         """Rows of the tensor that returns for a frame of so many tokens, so many of them wanted."""
-        return tokens if self.home_rows_all else rows
+        return tokens if self.return_all_rows else rows
 
 
 class Step(NamedTuple):
@@ -188,8 +189,8 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header:
     return header
 
 
-def check_step(header: Header, limits: FrameLimits, *, home: bool) -> None:
-    """Judge a step's header before its payload is read. home: whether the last stage sent it.
+def check_step(header: Header, limits: FrameLimits, *, returning: bool) -> None:
+    """Judge a step's header before its payload is read. returning: whether the last stage sent it.
 
     Raises FrameError naming field, value and limit.
     """
@@ -213,7 +214,7 @@ def check_step(header: Header, limits: FrameLimits, *, home: bool) -> None:
         raise FrameError(f"frame has {header.runs} block runs, must have {header.sequences} to {limits.max_runs}")
     if header.rows > tokens:
         raise FrameError(f"frame wants {header.rows} rows of {tokens} tokens")
-    tensor_rows = limits.home_rows(tokens=tokens, rows=header.rows) if home else tokens
+    tensor_rows = limits.returned_rows(tokens=tokens, rows=header.rows) if returning else tokens
     if header.tensor_rows != tensor_rows:
         raise FrameError(f"frame's tensor has {header.tensor_rows} rows, must have {tensor_rows}")
     payload = tensor_offset(value_count(header)) - HEADER_BYTES + tensor_rows * limits.row_bytes
@@ -266,7 +267,7 @@ def build_step(frame: memoryview, ints: Int32, *, limits: FrameLimits, epoch: Ep
         max(tokens, 0), limits.hidden_size, sequences, runs, rows, max(tokens, 0), limits.stages, limits.stages,
         max(payload, 0),
     )  # fmt: skip
-    check_step(header, limits, home=False)
+    check_step(header, limits, returning=False)
     place = 0
     for array in (batch.counts, batch.starts, batch.run_counts, batch.runs.reshape(-1), batch.rows):
         ints[place : place + len(array)] = array

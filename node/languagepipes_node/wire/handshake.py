@@ -13,11 +13,12 @@ from collections.abc import Callable
 
 from languagepipes_node.metrics import REFUSED_HELLOS
 from languagepipes_node.net.errors import TlsError, describe
-from languagepipes_node.wire.epochs import Ring
+from languagepipes_node.wire.close import Close, CloseCode, close
 from languagepipes_node.wire.errors import FrameError, HelloError, LinkLost, VersionError
 from languagepipes_node.wire.frame import HEADER_BYTES, Kind, control_frame, parse_header
-from languagepipes_node.wire.hello import NO_EPOCH, Close, CloseCode, Hello, close, parse_hello
+from languagepipes_node.wire.hello import Hello, parse_hello
 from languagepipes_node.wire.link import Timing
+from languagepipes_node.wire.ring import NO_EPOCH, Ring
 from languagepipes_node.wire.transport import Arrival, Connection, Listener, Transport
 
 MAX_PENDING_HANDSHAKES = 8

@@ -11,11 +11,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from languagepipes_node.metrics import FRAMES, WIRE_BYTES
 from languagepipes_node.net.errors import describe
+from languagepipes_node.wire.close import Close, close
 from languagepipes_node.wire.errors import FrameError, HelloError, LinkLost
 from languagepipes_node.wire.frame import (
     HEADER_BYTES,
@@ -28,7 +26,9 @@ from languagepipes_node.wire.frame import (
     parse_header,
     parse_step,
 )
-from languagepipes_node.wire.hello import Close, Epoch, RingMember, close, parse_close
+from languagepipes_node.wire.hello import parse_close
+from languagepipes_node.wire.ring import Epoch, RingMember
+from languagepipes_node.wire.slots import Slot, SlotPool
 from languagepipes_node.wire.transport import Connection
 
 # Frames up to so many bytes are one write; a copy of them costs less than a second write.
@@ -49,48 +49,6 @@ class Timing:
     silence_seconds: float = 1.0
     handshake_seconds: float = 2.0
     connect_seconds: float = 5.0
-
-
-class Slot:
-    """A receive buffer for one frame of any size that the plan allows."""
-
-    def __init__(self, pool: SlotPool, size: int) -> None:
-        # Aligned, so that a tensor that lies in it can be computed on where it is.
-        raw = np.empty(size + 64, dtype=np.uint8)
-        begin = -raw.ctypes.data % 64
-        self.bytes = raw[begin : begin + size]
-        self.view = memoryview(self.bytes)  # type: ignore[arg-type]
-        values = (size - HEADER_BYTES) // 4
-        self.ints: npt.NDArray[np.int32] = self.bytes[HEADER_BYTES : HEADER_BYTES + 4 * values].view("<i4")
-        self._pool = pool
-
-    def release(self) -> None:
-        self._pool.put(self)
-
-
-class SlotPool:
-    """Receive buffers, made once. One more than frames may be in flight: the frame that was just sent on
-    still holds its slot while the ring may be full. So a receiver of a rightful ring always finds one, and
-    always reads.
-    """
-
-    def __init__(self, limits: FrameLimits) -> None:
-        self.count = limits.frames_in_flight + 1
-        # list.append and list.pop are atomic; no lock on the hot path.
-        self._free = [Slot(self, limits.max_frame_bytes) for _ in range(self.count)]
-
-    @property
-    def free(self) -> int:
-        return len(self._free)
-
-    def take(self) -> Slot | None:
-        try:
-            return self._free.pop()
-        except IndexError:
-            return None
-
-    def put(self, slot: Slot) -> None:
-        self._free.append(slot)
 
 
 class SendLink:
@@ -259,7 +217,7 @@ class ReceiveLink:
         self._dropped = dropped
         self._lost = lost
         self._ended: Close | None = None
-        self._quiet = threading.Event()
+        self._stopped = threading.Event()
         self._frames = FRAMES.labels("received")
         self._bytes = WIRE_BYTES.labels("received")
         connection.set_timeout(timing.silence_seconds)
@@ -278,11 +236,11 @@ class ReceiveLink:
         """Wait until the link, closed before, has said why and is gone."""
         self._reader.join(timeout_seconds)
 
-    def wait_quiet(self, timeout_seconds: float) -> bool:
+    def wait_until_stopped(self, timeout_seconds: float) -> bool:
         """Wait until the link, closed before, touches no slot any more."""
-        if not self._quiet.wait(timeout_seconds):
+        if not self._stopped.wait(timeout_seconds):
             self._connection.abort()  # it waits for the rest of a frame
-            return self._quiet.wait(timeout_seconds)
+            return self._stopped.wait(timeout_seconds)
         return True
 
     def _run(self) -> None:
@@ -297,7 +255,7 @@ class ReceiveLink:
             close_reason = self._silence()
         except OSError as error:
             close_reason = close(self._me, "lost", f"link from {self._predecessor} broke: {describe(error)}")
-        self._quiet.set()
+        self._stopped.set()
         if self._ended is None:
             self._ended = close_reason
             self._lost(close_reason)
@@ -314,7 +272,7 @@ class ReceiveLink:
 
     def _read(self) -> Close:
         """Read frames until there is a reason to end. Raises what `_run` puts into words."""
-        connection, limits, home = self._connection, self._limits, self._me.index == 0
+        connection, limits, returning = self._connection, self._limits, self._me.index == 0
         silence_seconds = self._timing.silence_seconds
         head = bytearray(HEADER_BYTES)
         head_view = memoryview(head)
@@ -328,7 +286,7 @@ class ReceiveLink:
             read_exactly(connection, head_view)
             header = parse_header(head)
             if header.kind == Kind.STEP:
-                check_step(header, limits, home=home)
+                check_step(header, limits, returning=returning)
                 slot = self._slots.take()
                 if slot is None:
                     raise FrameError(f"more than {limits.frames_in_flight} frames in flight")

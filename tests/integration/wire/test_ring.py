@@ -16,7 +16,7 @@ from support.wire_ring import TransportMaker, build_ring, eventually, make_plan,
 def test_a_step_goes_round_and_brings_home_the_wanted_rows(transports: TransportMaker, stack: ExitStack) -> None:
     ring = build_ring(make_plan(), transports, stack)
     info = ring.end.connect()
-    assert [entry.name for entry in info.communicators] == ["end-model", "s1", "s2", "s3"]
+    assert [entry.name for entry in info.members] == ["end-model", "s1", "s2", "s3"]
     hidden = np.arange(5 * 8, dtype=np.float32).reshape(5, 8)
 
     ring.end.send(11, tokens(5, wanted=(1, 4)), hidden, 5)
