@@ -59,9 +59,8 @@ class RingSession:
 
 
 class Communicator:
-    """A member's end of the ring: what both kinds of member have, which is links, slots, and one way to lose an epoch.
-
-    The name is NCCL's, whose communicator is a rank's end of a ring of ranks.
+    """A member's end of the ring: links, slots, and one way to lose an epoch. The name is from NCCL, where a
+    communicator is a rank's end of the ring.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class Communicator:
         raise NotImplementedError
 
     def _on_lost(self, session: RingSession) -> None:
-        """The session just ended; called once, from any thread, without the lock."""
+        """Called once when a session has ended, from any thread, without the lock."""
 
     def _close_reason(self, code: CloseCode, message: str, seen: Epoch = NO_EPOCH) -> Close:
         return close(self._ring.me, code, message, seen)
@@ -143,7 +142,7 @@ class Communicator:
             outbound.close(close_reason)
 
     def _leave(self, session: RingSession) -> None:
-        """End the epoch because this process ends: the neighbours hear it before the process is gone."""
+        """End the epoch because this process ends: the neighbours learn the reason before the process is gone."""
         self._end(session, self._close_reason("shutdown", "is shutting down"))
         for link in (session.inbound, session.outbound):
             if link is not None:
@@ -204,7 +203,7 @@ def as_bytes(hidden: Buffer) -> memoryview:
 
 
 def send_frame(link: SendLink, frame: memoryview, tensor_begin: int, tensor: memoryview) -> None:
-    """Send a frame whose header and arrays lie in `frame`: small ones in one write."""
+    """Send a frame whose header and arrays are in `frame`: a small frame in one write."""
     if len(tensor) <= COALESCED_BYTES:
         end = tensor_begin + len(tensor)
         frame[tensor_begin:end] = tensor

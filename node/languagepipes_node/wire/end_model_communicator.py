@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RingInfo:
-    """A ring that is whole. members: what each said of itself in the hello, the End Model first; a `kv_id`
+    """A ring that is complete. members: what each reported of itself in the hello, the End Model first; a `kv_id`
     other than in the last epoch means that this member lost its KV."""
 
     epoch: Epoch
@@ -84,7 +84,7 @@ class _HelloReturned:
 
 
 class EndModelCommunicator(Communicator):
-    """The End Model's place in the ring. `connect`, `send` and `receive` belong to the engine's thread."""
+    """The End Model's end of the ring. `connect`, `send` and `receive` belong to the engine's thread."""
 
     def __init__(
         self,
@@ -254,7 +254,7 @@ class EndModelCommunicator(Communicator):
             self._end(session, self._close_reason("deadline", reason))
 
     def close(self) -> None:
-        """Leave the ring, telling the stages, and stop listening. Any thread."""
+        """Leave the ring, sending the reason to the stages, and stop listening. Any thread."""
         self._closed = True
         self._acceptor.close()
         with self._lock:

@@ -1,8 +1,8 @@
 """Frames: a fixed little-endian header, int32 arrays, a tensor's raw bytes. docs/protocol.md has the table.
 
-Reading never trusts: the header is judged against the plan's `FrameLimits` before a byte of the payload is
-read, and every value of the arrays before anyone uses it. Nothing is allocated here: frames are read into and
-built in buffers that exist already. This module knows neither sockets nor epochs' rules.
+Nothing that is read is trusted: the header is checked against the plan's `FrameLimits` before a byte of the payload is
+read, and every value of the arrays before it is used. Nothing is allocated here: frames are read into and
+built in buffers that exist already. It knows neither sockets nor which epoch holds.
 
     offset  0   header, HEADER_BYTES
            72   counts [S], starts [S], run_counts [S], runs [U, 2], rows [R], busy microseconds [stages]:
@@ -45,7 +45,7 @@ DTYPE_CODES: dict[str, int] = {"float32": 1, "bfloat16": 2, "float16": 3}
 
 
 class Kind(IntEnum):
-    """What a frame is. 3 is kept for replay, which nobody sends yet and which is refused by name."""
+    """What a frame is. 3 is reserved for replay, which no version sends yet and which is refused by name."""
 
     HELLO = 1
     STEP = 2
@@ -83,8 +83,7 @@ class Header(NamedTuple):
 @dataclass(frozen=True)
 class FrameLimits:
     """What the plan allows in a frame. return_all_rows: whether all packed tokens return, and not the wanted
-    rows alone. A frame holds at most `max_runs` block runs: a million shared fragments would be no frame but
-    an attack.
+    rows alone. A frame holds at most `max_runs` block runs: more would be an attack.
     """
 
     plan_hash: bytes
@@ -165,7 +164,7 @@ def control_frame(kind: Kind, plan_hash: bytes, epoch: Epoch, body: bytes = b"")
 
 def parse_header(data: bytes | bytearray | memoryview) -> Header:
     """The first HEADER_BYTES of a frame. Raises FrameError for what no frame of any ring can be, VersionError
-    for another wire version. A step's counts are judged by `check_step`.
+    for another wire version. A step's counts are checked by `check_step`.
     """
     if len(data) < HEADER_BYTES:
         raise FrameError(f"frame header has {len(data)} bytes, must have {HEADER_BYTES}")
@@ -190,7 +189,7 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header:
 
 
 def check_step(header: Header, limits: FrameLimits, *, returning: bool) -> None:
-    """Judge a step's header before its payload is read. returning: whether the last stage sent it.
+    """Check a step's header before its payload is read. returning: whether the last stage sent it.
 
     Raises FrameError naming field, value and limit.
     """
@@ -251,7 +250,7 @@ def build_step(frame: memoryview, ints: Int32, *, limits: FrameLimits, epoch: Ep
     """Write header and arrays of an outgoing step into `frame` (writable, at least limits.max_frame_bytes),
     whose int32 after the header `ints` views. The caller puts the tensor behind them, at `tensor_offset`.
 
-    Raises FrameError, in the words of the receiving side, if the batch breaks the plan's limits.
+    Raises FrameError, as the receiving side would, if the batch breaks the plan's limits.
     """
     sequences, runs, rows = len(batch.counts), len(batch.runs), len(batch.rows)
     if len(batch.starts) != sequences or len(batch.run_counts) != sequences:
@@ -304,7 +303,7 @@ def _views(ints: Int32, sequences: int, runs: int, rows: int) -> tuple[Batch, In
 
 
 def check_values(ints: Int32, *, sequences: int, runs: int, rows: int, tokens: int, limits: FrameLimits) -> None:
-    """Judge every int32 of a frame. Raises FrameError naming the sequence, the value and the limit."""
+    """Check every int32 of a frame. Raises FrameError naming the sequence, the value and the limit."""
     if len(ints) <= _FEW_VALUES:
         _check_few(ints.tolist(), sequences, runs, rows, tokens, limits)
     else:

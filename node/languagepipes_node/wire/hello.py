@@ -25,7 +25,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class Entry(Message):
-    """What one member says of itself. index: 0 for the End Model, else the stage's place. layers: half-open.
+    """What one member reports of itself. index: 0 for the End Model, else the stage's place. layers: half-open.
 
     kv_id: random per KV allocation; seen: the highest epoch counter before this hello.
     """
@@ -42,7 +42,8 @@ class Entry(Message):
 class Hello(Message):
     """Opens an epoch: sent by the End Model, carried round the ring, one entry added by every member.
 
-    stages: the layer range of every stage in the End Model's plan, so that one of another plan can say what differs.
+    stages: the layer range of every stage in the End Model's plan, so that a member of another plan can report what
+    differs.
     """
 
     wire: Annotated[int, Field(ge=0, lt=2**16)]

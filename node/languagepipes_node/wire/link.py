@@ -52,11 +52,10 @@ class Timing:
 
 
 class SendLink:
-    """The sending half. `send` belongs to one thread; a keeper thread of its own sends heartbeats and listens
-    for news.
+    """The sending half. `send` belongs to one thread; a keeper thread of its own sends heartbeats and waits for
+    the peer's close frame.
 
-    lost: called once, from the keeper, with the news that ended the link; not if `close` ended it or `send`
-    raised them.
+    lost: called once, from the keeper, with the close reason; not if `close` ended the link or `send` raised.
     """
 
     def __init__(
@@ -90,11 +89,11 @@ class SendLink:
         self._keeper.start()
 
     def join(self, timeout_seconds: float) -> None:
-        """Wait until the link, closed before, has said why and is gone."""
+        """Wait until the link, closed before, has sent the close reason and is gone."""
         self._keeper.join(timeout_seconds)
 
     def send(self, head: memoryview, tensor: memoryview | None = None) -> None:
-        """Write one frame: all of it in `head`, or its tensor apart. Raises LinkLost with the news."""
+        """Write one frame: all of it in `head`, or its tensor apart. Raises LinkLost with the close reason."""
         with self._lock:
             if self._ended is not None:
                 raise LinkLost(self._ended)
@@ -105,13 +104,13 @@ class SendLink:
             except OSError as error:
                 self._broken = True
                 # Once closed from here, the failure is our own doing, and not the reason.
-                self._ended = self._ended or self._close_reason_behind(error)
+                self._ended = self._ended or self._close_reason_of(error)
                 raise LinkLost(self._ended) from error
         self._frames.inc()
         self._bytes.inc(len(head) if tensor is None else len(head) + len(tensor))
 
     def close(self, close_reason: Close) -> None:
-        """End the link, its last frame being the news. Any thread; returns soon even if a send is blocked."""
+        """End the link with a close frame. Any thread; returns soon even if a send is blocked."""
         if self._ended is None:
             self._ended = close_reason
         if self._lock.acquire(timeout=_CLOSE_WRITE_SECONDS):
@@ -138,14 +137,14 @@ class SendLink:
                         break
                     close_reason = self._read_close_reason()
                     self._broken, self._ended = True, close_reason
-            # A send in progress moves bytes: no heartbeat is needed then.
+            # A send in progress moves bytes, so no heartbeat is needed then.
             elif lock.acquire(blocking=False):
                 try:
                     if self._over():
                         break
                     connection.write(self._heartbeat)
                 except OSError as error:
-                    close_reason = self._close_reason_behind(error)
+                    close_reason = self._close_reason_of(error)
                     self._broken, self._ended = True, close_reason
                 finally:
                     lock.release()
@@ -157,8 +156,8 @@ class SendLink:
     def _over(self) -> bool:
         return self._ended is not None
 
-    def _close_reason_behind(self, error: OSError) -> Close:
-        """Why a write failed: what the peer said before it closed, or what is seen from here."""
+    def _close_reason_of(self, error: OSError) -> Close:
+        """Why a write failed: what the peer reported before it closed, or what is seen from here."""
         try:
             if self._connection.readable(0.05):
                 close_reason = self._read_close_reason()
@@ -188,8 +187,8 @@ class ReceiveLink:
     """The receiving half: a thread that always reads, each frame into a slot of its own.
 
     deliver: called with each good frame's slot, header and contents; whoever gets them releases the slot.
-    dropped: called for each frame of another epoch. lost: called once with the news, from the reading thread,
-    unless `close` ended the link.
+    dropped: called for each frame of another epoch. lost: called once with the close reason, from the reading
+    thread, unless `close` ended the link.
     """
 
     def __init__(
@@ -227,17 +226,17 @@ class ReceiveLink:
         self._reader.start()
 
     def close(self, close_reason: Close) -> None:
-        """End the link, its last frame the other way being the news. Any thread; does not wait."""
+        """End the link, a close frame being its only one the other way. Any thread; does not wait."""
         if self._ended is None:
             self._ended = close_reason
         self._connection.interrupt()
 
     def join(self, timeout_seconds: float) -> None:
-        """Wait until the link, closed before, has said why and is gone."""
+        """Wait until the link, closed before, has sent the close reason and is gone."""
         self._reader.join(timeout_seconds)
 
     def wait_until_stopped(self, timeout_seconds: float) -> bool:
-        """Wait until the link, closed before, touches no slot any more."""
+        """Wait until the link, closed before, uses no slot any more."""
         if not self._stopped.wait(timeout_seconds):
             self._connection.abort()  # it waits for the rest of a frame
             return self._stopped.wait(timeout_seconds)
@@ -271,14 +270,14 @@ class ReceiveLink:
         return close(self._me, "silence", f"no bytes from {self._predecessor} for {seconds:.1f} s")
 
     def _read(self) -> Close:
-        """Read frames until there is a reason to end. Raises what `_run` puts into words."""
+        """Read frames until there is a reason to end. Raises what `_run` makes a close reason of."""
         connection, limits, returning = self._connection, self._limits, self._me.index == 0
         silence_seconds = self._timing.silence_seconds
         head = bytearray(HEADER_BYTES)
         head_view = memoryview(head)
         epoch = tuple(self._epoch)
         while True:
-            # The second look: a process that was stopped finds its time over although bytes have come.
+            # The second `readable`: a process that was frozen finds its time over although bytes have arrived.
             if not connection.readable(silence_seconds) and self._ended is None and not connection.readable(0):
                 return self._ended or self._silence()
             if self._ended is not None:

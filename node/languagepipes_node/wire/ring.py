@@ -56,7 +56,7 @@ def members(plan: Plan) -> tuple[RingMember, ...]:
 
 @dataclass(frozen=True)
 class Ring:
-    """A member's own view of the ring: its identity and what the plan says of everyone."""
+    """A member's own view of the ring: its identity, and all members as the plan has them."""
 
     identity: Identity
     plan: Plan

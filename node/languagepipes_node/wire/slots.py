@@ -12,7 +12,7 @@ class Slot:
     """A receive buffer for one frame of any size that the plan allows."""
 
     def __init__(self, pool: SlotPool, size: int) -> None:
-        # Aligned, so that a tensor that lies in it can be computed on where it is.
+        # Aligned, so that a tensor in it can be computed on without a copy.
         raw = np.empty(size + 64, dtype=np.uint8)
         begin = -raw.ctypes.data % 64
         self.bytes = raw[begin : begin + size]
@@ -26,9 +26,9 @@ class Slot:
 
 
 class SlotPool:
-    """Receive buffers, made once. One more than frames may be in flight: the frame that was just sent on
-    still holds its slot while the ring may be full. So a receiver of a rightful ring always finds one, and
-    always reads.
+    """Receive buffers, made once. One more than frames may be in flight, since the frame that is being forwarded
+    holds its slot while the ring may be full. So, in a ring that keeps its limits, a receiver always finds a slot
+    and never stops reading.
     """
 
     def __init__(self, limits: FrameLimits) -> None:

@@ -31,7 +31,7 @@ _MAX_BUSY = 2**31 - 1
 
 
 class Inbound:
-    """A frame at a stage. It lies in a receive slot: valid until `StageCommunicator.forward`, or `release`.
+    """A frame at a stage, in a receive slot: valid until `StageCommunicator.forward`, or `release`.
 
     step: the End Model's number. batch: views into the slot. hidden: writable bytes
     [batch.tokens × hidden_size × itemsize] in the plan's dtype, aligned to 64 bytes.
@@ -62,7 +62,7 @@ class Inbound:
 
 
 class StageCommunicator(Communicator):
-    """A stage's place in the ring. `receive` and `forward` belong to one thread, the ring thread.
+    """A stage's end of the ring. `receive` and `forward` belong to one thread, the ring thread.
 
     It serves one epoch after another: when the ring is down, `receive` just waits for the next hello. `kv_id`
     (8 bytes) names this KV allocation; by default it is drawn anew.
@@ -157,7 +157,7 @@ class StageCommunicator(Communicator):
             inbound.release()
 
     def close(self) -> None:
-        """Leave the ring, telling both neighbours, and stop listening. Call it when the ring thread is done."""
+        """Leave the ring, with a reason to both neighbours, and stop listening. Only once the ring thread ended."""
         self._closed = True
         self._acceptor.close()
         with self._lock:
@@ -184,7 +184,7 @@ class StageCommunicator(Communicator):
         return None
 
     def _adopt(self) -> None:
-        """Between steps: end the old epoch, begin the one that was offered, say hello to the successor."""
+        """Between steps: end the old epoch, begin the one that was offered, send its hello to the successor."""
         with self._lock:
             pending, self._pending = self._pending, None
             old = self._session
@@ -193,7 +193,7 @@ class StageCommunicator(Communicator):
         connection, hello, seen = pending
         if old is not None:
             self._end(old, self._close_reason("superseded", f"epoch {hello.epoch} replaces {old.epoch}", hello.epoch))
-        # The slots of the old epoch come back: from its reader, then from the queue.
+        # The slots of the old epoch are released: by its reader, then from the queue.
         if self._last_inbound is not None:
             self._last_inbound.wait_until_stopped(self._timing.silence_seconds)
         self._drain()
@@ -205,11 +205,13 @@ class StageCommunicator(Communicator):
         self._last_inbound = session.inbound
         entry = own_entry(self._ring, kv_id=self._kv_id, seen=seen)
         try:
-            onward = dial(self._transport, self._successor_address, self._ring, hello.with_entry(entry), self._timing)
+            successor = dial(
+                self._transport, self._successor_address, self._ring, hello.with_entry(entry), self._timing
+            )
         except LinkLost as lost:
             self._end(session, lost.close_reason)
             return
-        self._attach_outbound(session, onward)
+        self._attach_outbound(session, successor)
 
     def _drain(self) -> None:
         while True:

@@ -38,7 +38,7 @@ PATIENT = Timing(heartbeat_seconds=5.0, silence_seconds=20.0, handshake_seconds=
 IDS = (b"process1", b"process2")
 
 
-class Home:
+class Returning:
     """Where the last stage connects to: a hello and its connection at a time."""
 
     def __init__(self, listener: Listener) -> None:
@@ -65,8 +65,8 @@ class RingMachine(RuleBasedStateMachine):
         make = self.transports(self.exits)
         addresses = free_addresses(make(0), 3)
         self.mine = make(0)
-        self.home = Home(self.mine.listen(addresses[0]))
-        self.exits.callback(self.home.listener.close)
+        self.returning = Returning(self.mine.listen(addresses[0]))
+        self.exits.callback(self.returning.listener.close)
         self.address = addresses[1]
         self.loops = []
         for index in (1, 2):
@@ -118,10 +118,10 @@ class RingMachine(RuleBasedStateMachine):
         if self.epoch is not None:
             self.older.append(self.epoch)
         self.highest = self.epoch = epoch
-        inbound, home = self.home.hellos.get(timeout=10.0)
+        inbound, returned = self.returning.hellos.get(timeout=10.0)
         inbound.set_timeout(10.0)
-        assert home.epoch == epoch
-        assert [entry.index for entry in home.entries] == [0, 1, 2]
+        assert returned.epoch == epoch
+        assert [entry.index for entry in returned.entries] == [0, 1, 2]
         self.drop_links()
         self.links = [connection, inbound]
         self.expected.clear()

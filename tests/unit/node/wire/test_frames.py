@@ -94,10 +94,10 @@ def test_the_tensor_lies_at_a_multiple_of_64_bytes() -> None:
 
 def test_the_last_stage_sends_the_wanted_rows_only() -> None:
     _, header = built(tokens(5, wanted=(1, 4)))
-    home = frames.with_tensor_rows(header, 2, LIMITS)
-    frames.check_step(home, LIMITS, returning=True)
+    returned = frames.with_tensor_rows(header, 2, LIMITS)
+    frames.check_step(returned, LIMITS, returning=True)
     with pytest.raises(FrameError, match="tensor has 2 rows, must have 5"):
-        frames.check_step(home, LIMITS, returning=False)
+        frames.check_step(returned, LIMITS, returning=False)
 
 
 def test_a_close_message_keeps_the_reason_and_the_epoch_that_holds() -> None:
