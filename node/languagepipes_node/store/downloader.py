@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from languagepipes_api.facts import ModelFacts
 
+from languagepipes_node.model.facts import read_facts
 from languagepipes_node.store.cache import Cache
 from languagepipes_node.store.fetch import fetch, sha256_of
 from languagepipes_node.store.sources import LocalSource, RemoteSource, Snapshot, SourceFile
@@ -33,7 +34,6 @@ from languagepipes_node.weights.errors import (
     UnsupportedFile,
     WeightsError,
 )
-from languagepipes_node.weights.facts import read_facts
 from languagepipes_node.weights.index import (
     MAX_JSON_BYTES,
     SINGLE_FILE,
