@@ -26,7 +26,8 @@ from languagepipes_api.names import Identity
 from languagepipes_api.plan import EndModelAssignment, LayerRange, Plan, StageAssignment
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator
+from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
+from languagepipes_node.wire.stage_communicator import StageCommunicator
 from languagepipes_operator.certificates.authority import issue, new_ca, write_tls_dir
 
 from benchmarks.figures import Spread, markdown_table, significant

@@ -16,7 +16,8 @@ CONTRACTS = {
         "transformers",
         "languagepipes_node",
     ),
-    "languagepipes_node.store.main, languagepipes_node.wire.member": (
+    "languagepipes_node.store.main, languagepipes_node.wire.stage_communicator, "
+    "languagepipes_node.wire.end_model_communicator": (
         "torch",
         "transformers",
         "languagepipes_operator",

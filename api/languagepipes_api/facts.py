@@ -1,7 +1,7 @@
 """What the planner must know of a model, as the weights store reports it: counts, never weights.
 
 Counts are of parameters; a dtype turns them into bytes. The store derives them from config.json and the safetensors
-headers (`languagepipes_node.weights.facts`); the planner consumes them. This module reads no file.
+headers (`languagepipes_node.model.facts`); the planner consumes them. This module reads no file.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"languagepipes-node: {problems[-1]}", file=sys.stderr)
         from languagepipes_node import termination
 
-        termination.tell("languagepipes-node", ("InvalidSettings", "; ".join(problems)))
+        termination.report("languagepipes-node", ("InvalidSettings", "; ".join(problems)))
         return 2
     return run(settings)
 

@@ -1,7 +1,7 @@
 """A member's own HTTP port: /metrics, /healthz, /readyz and /status. It never shows text of a request.
 
-Liveness depends on this process alone: it fails after a minute without progress while weights load, and when the thread
-that has the work says nothing for longer than it said it would.
+Liveness depends on this process alone: it fails after a minute without progress while weights load, and when the
+working thread (ring thread or engine) takes longer for a step than it announced to its `Watchdog`.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from languagepipes_api.member_status import MemberStatus
 from prometheus_client import make_wsgi_app
 
 from languagepipes_node import metrics
+from languagepipes_node.net.addresses import address_family, split_address
+from languagepipes_node.net.errors import TlsError
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.errors import TlsError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _LOADING_STALL_SECONDS = 60.0
-# A member's thread comes by at least five times a second while it waits, so this is ample.
+# A waiting thread reports to its watchdog at least five times a second, so this is ample.
 WAITING_SECONDS = 60.0
 # One frame's compute. The End Model gives a frame of a size never seen 120 s, since the first may page in all weights.
 COMPUTING_SECONDS = 180.0
 
 
-class Watch:
-    """What a thread says of itself so that its hanging for good is noticed. `expect` costs two assignments."""
+class Watchdog:
+    """Notices that a thread hangs: it announces each step and how long that may take. `expect` is cheap."""
 
     def __init__(self) -> None:
         self._what, self._until = "", float("inf")
 
     def expect(self, what: str, within_seconds: float) -> None:
-        """The thread goes on to `what`, and says so again within that time."""
+        """The thread begins `what`, and calls `expect` or `rest` again within that time."""
         self._what, self._until = what, time.monotonic() + within_seconds
 
     def rest(self) -> None:
@@ -49,19 +50,19 @@ class Watch:
         self._until = float("inf")
 
     @property
-    def complaint(self) -> str:
-        """What hangs, or nothing."""
+    def error(self) -> str:
+        """What hangs; empty if nothing does."""
         late = time.monotonic() - self._until
         return f"{self._what} makes no progress: {late:.0f} s over its time" if late > 0 else ""
 
 
 @dataclass
 class MemberState:
-    """What a member says of itself. state: "starting" | "waiting" | "loading" | "ready" | "failed".
+    """What a member reports of itself. state: "starting" | "waiting" | "loading" | "ready" | "failed".
 
     Fields are written by one thread and read by any; each is replaced whole. `extra`: the fields of `MemberStatus` that
-    only its role has, asked at each /status. tls: the files that its connections use, once known.
-    watch: of the thread that has the work.
+    only its role has, asked at each /status. tls: the files that its connections use, once known. watchdog: of the
+    working thread.
     """
 
     role: str
@@ -72,16 +73,16 @@ class MemberState:
     extra: Callable[[], dict[str, Any]] = field(default=dict)
     progressed_at: float = field(default_factory=time.monotonic)
     tls: TlsFiles | None = None
-    watch: Watch = field(default_factory=Watch)
+    watchdog: Watchdog = field(default_factory=Watchdog)
 
     def enter(self, state: str, message: str = "") -> None:
         self.state, self.message = state, message
         self.progressed_at = time.monotonic()
 
-    def wait(self, whom: str, why: str) -> None:
-        """While it waits: say for what exactly. Nothing where it goes on with other work meanwhile."""
+    def wait(self, dependency: str, why: str) -> None:
+        """While the state is "waiting": what it waits for, and why. Otherwise nothing changes."""
         if self.state == "waiting":
-            self.message = f"waiting for {whom}: {why}"
+            self.message = f"waiting for {dependency}: {why}"
 
     def loaded(self, total_bytes: int) -> None:
         """Report how many bytes of weights are in place by now."""
@@ -90,7 +91,7 @@ class MemberState:
         metrics.LOAD_BYTES.set(self.loaded_bytes)
 
     def moving(self) -> None:
-        """Loading is not stuck: a piece of a tensor came, or the store is away, which is not this member's fault."""
+        """Loading is not stuck: bytes of a tensor arrived, or the store is away, which no restart would help."""
         self.progressed_at = time.monotonic()
 
     def to_load(self, total_bytes: int) -> None:
@@ -98,15 +99,15 @@ class MemberState:
         metrics.LOAD_TOTAL_BYTES.set(total_bytes)
 
     @property
-    def complaint(self) -> str:
-        """Why this process must be started anew, or nothing."""
+    def error(self) -> str:
+        """Why this process must be restarted; empty if it need not be."""
         if self.state == "loading" and time.monotonic() - self.progressed_at >= _LOADING_STALL_SECONDS:
             return "loading makes no progress"
-        return self.watch.complaint
+        return self.watchdog.error
 
     @property
     def alive(self) -> bool:
-        return not self.complaint
+        return not self.error
 
     def status(self) -> MemberStatus:
         """The answer of /status now."""
@@ -127,7 +128,7 @@ class MemberState:
             try:
                 report = self.tls.report()
             except TlsError:
-                pass  # its own message comes from whoever needs a connection
+                pass  # reported where a connection is needed
             else:
                 ends = datetime.fromtimestamp(report.leaf_not_after, UTC).isoformat()
                 return {"bundle": report.bundle, "leaf_not_after": ends}
@@ -151,7 +152,7 @@ class _ServerIPv6(_Server):
 
 
 class _QuietHandler(WSGIRequestHandler):
-    timeout = 10  # a client that connects and says nothing holds the port no longer
+    timeout = 10  # how long a client that connects and sends nothing may hold a thread
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -160,7 +161,7 @@ class _QuietHandler(WSGIRequestHandler):
 def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, str]] | None = None) -> WSGIServer:
     """Serve health and metrics on `listen` ("host:port", an IPv6 host in brackets) from a daemon thread.
 
-    ready: asked at each /readyz for (ready, reason); by default a member is ready in state "ready". Raises OSError if
+    ready: called at each /readyz for (ready, reason); by default a member is ready in state "ready". Raises OSError if
     the address cannot be bound.
     """
     exposition = make_wsgi_app()
@@ -177,8 +178,8 @@ def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, st
             shown: Iterable[bytes] = exposition(environ, start_response)
             return shown
         if path == "/healthz":
-            complaint = state.complaint
-            return _answer(start_response, not complaint, complaint or "ok")
+            error = state.error
+            return _answer(start_response, not error, error or "ok")
         if path == "/readyz":
             is_ready, reason = readiness()
             return _answer(start_response, is_ready, "ok" if is_ready else reason)
@@ -189,10 +190,9 @@ def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, st
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"this port serves /metrics, /healthz, /readyz and /status\n"]
 
-    host, _, port = listen.rpartition(":")
-    host = host.strip("[]")
-    kind = _ServerIPv6 if ":" in host else _Server
-    server = make_server(host, int(port), application, kind, _QuietHandler)
+    host, port = split_address(listen)
+    kind = _ServerIPv6 if address_family(host) == socket.AF_INET6 else _Server
+    server = make_server(host, port, application, kind, _QuietHandler)
     threading.Thread(target=server.serve_forever, name="telemetry", daemon=True).start()
     return server
 

@@ -1,4 +1,4 @@
-"""What stage and End Model start with alike: their plan, the store, the architecture, and loading that shows itself."""
+"""How both stage and End Model start: read the plan, reach the store, learn the architecture, choose the device."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Startup:
 
 
 def prepare(settings: MemberSettings, state: MemberState) -> Startup:
-    """Read the plan and ask the store for config.json, waiting as long as it takes for a store that has the plan's
-    revision: a pipe's store is replaced at another pace than its members.
+    """Read the plan and fetch config.json from the store. Waits without limit for a store that has the plan's
+    revision, since a pipe's store is not replaced at the same time as its members.
 
     Raises SettingsError for a plan that cannot be read, WeightsError if the store gave up for good.
     """

@@ -1,7 +1,7 @@
 """Metrics and health of every role, on a port of their own. Base units, bounded labels, and never any text.
 
-Every metric of the node is defined here, so that names and labels can be read in one place. A stage's metrics say
-lengths and times, nothing of content.
+Every metric of the node is defined here, so that names and labels can be read in one place. A stage's metrics hold
+lengths and times, no content.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ _OF_STORE = (STORE_FETCHED_BYTES, STORE_TOTAL_BYTES, STORE_SERVED_BYTES)
 
 
 def show_only(role: Literal["store", "stage", "end-model"]) -> None:
-    """Take other roles' metrics off this process's /metrics: there they are no zeros, they are nothing.
+    """Remove other roles' metrics from this process's /metrics, where they would be zero for ever.
 
-    A store or a stage that says `languagepipes_ring_ready 0` would set off alerts.
+    A store or a stage that exports `languagepipes_ring_ready 0` would set off alerts.
     """
     others: list[Counter | Gauge | Histogram] = []
     if role != "end-model":

@@ -51,15 +51,15 @@ def keep_out_of_core_dumps() -> None:
 
 
 def import_meanwhile(module: str) -> None:
-    """Import what takes seconds (torch) in a thread, while this process waits for its plan and its weights."""
+    """Import a module that takes seconds (torch) in a thread, while this process waits for its plan and its weights."""
     threading.Thread(target=importlib.import_module, args=(module,), name=f"import {module}", daemon=True).start()
 
 
 def end_on_signals() -> None:
-    """SIGTERM or SIGINT ends this process at once, with status 0: it waits or loads, and serves nobody yet.
+    """SIGTERM or SIGINT ends this process at once, with status 0: it waits or loads, and serves no request yet.
 
-    Not by default actions, which the first process of a container does not have, and without Python's clean-up, which
-    would meet a thread in the middle of importing torch.
+    The default action would not do: the first process of a container has none. Python's clean-up would not do either:
+    it could run while a thread is importing torch.
     """
 
     def end(number: int, frame: FrameType | None) -> None:

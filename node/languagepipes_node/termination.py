@@ -1,6 +1,6 @@
-"""Why this process ends, as `code: sentence`: the last line on stderr, and the pod's termination message.
+"""Reports why this process ends, as `code: sentence`: the last line on stderr, and the pod's termination message.
 
-Codes are CamelCase and stable; the operator quotes them in conditions. Neither ever holds text of a request.
+Codes are CamelCase and stable; the operator quotes them in conditions. Neither contains text of a request.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from languagepipes_api.member_settings import PREFIX, MemberSettings
 
 from languagepipes_node.member import SettingsError
 from languagepipes_node.model.errors import ModelError
+from languagepipes_node.net.errors import TlsError
 from languagepipes_node.weights.errors import WeightsError
-from languagepipes_node.wire.errors import SupersededError, TlsError, WireError
+from languagepipes_node.wire.errors import SupersededError, WireError
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,10 @@ _DEFAULT_PATH = MemberSettings.model_fields["termination_log"].default
 _MAX_BYTES = 2048
 
 
-def tell(who: str, error: Exception | tuple[str, str]) -> None:
-    """Say why `who` ends. error: one of the errors that end a member, or (code, sentence)."""
+def report(who: str, error: Exception | tuple[str, str]) -> None:
+    """Report why `who` ends. error: one of the errors that end a member, or (code, sentence)."""
     if not isinstance(error, tuple):
-        if code_of(error) == "InternalError":
+        if code_of(error) in ("InternalError", "MissingModule"):
             log.error("%s in\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
         error = code_of(error), sentence_of(error)
     code, sentence = error
@@ -61,17 +62,24 @@ def code_of(error: Exception) -> str:
         return type(error).__name__
     if isinstance(error, MemoryError):
         return "OutOfMemory"
+    if isinstance(error, ImportError):
+        return "MissingModule"
     if isinstance(error, OSError):
         return _CODES_OF_ERRNO.get(error.errno or 0, "SystemError")
     return "InternalError"
 
 
 def sentence_of(error: Exception) -> str:
-    """For people. Of an error that we do not know it tells the type alone: its message may quote what it choked on."""
-    known = (WeightsError, SettingsError, WireError, ModelError, OSError)
+    """For people. Of an unknown error only the type is named, since its message may quote text of a request."""
+    known = (WeightsError, SettingsError, WireError, TlsError, ModelError, OSError)
     if isinstance(error, MemoryError):
         return "the process got no more memory: give the member more, or a smaller share of the layers"
-    return str(error) if isinstance(error, known) else f"{type(error).__name__}; the log has the place"
+    if isinstance(error, ImportError):
+        # The message of an import error names modules and nothing else.
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        problem = f"lacks the Python module {missing}" if missing else f"cannot import a Python module ({error})"
+        return f"the node image {problem}: use an image built from this version's Dockerfile.node"
+    return str(error) if isinstance(error, known) else f"{type(error).__name__}; the log has the traceback"
 
 
 _CODES_OF_ERRNO = {

@@ -13,10 +13,11 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 with atheris.instrument_imports(include=["languagepipes_node.wire"]):
-    from languagepipes_node.wire.epochs import Ring, validate_hello
+    from languagepipes_node.wire.epochs import validate_hello
     from languagepipes_node.wire.errors import WireError
     from languagepipes_node.wire.frame import HEADER_BYTES, FrameLimits, Kind, check_step, parse_header, parse_step
-    from languagepipes_node.wire.hello import NO_EPOCH, parse_close, parse_hello
+    from languagepipes_node.wire.hello import parse_close, parse_hello
+    from languagepipes_node.wire.ring import NO_EPOCH, Ring
 
 from support.wire_ring import identity, make_plan
 
@@ -43,7 +44,7 @@ def read_any(data: bytes) -> None:
 def read_step(data: bytes) -> None:
     """A step that passes must keep every promise that the layers rely on."""
     header = parse_header(data)
-    check_step(header, LIMITS, home=False)
+    check_step(header, LIMITS, returning=False)
     size = HEADER_BYTES + header.payload_bytes
     if size > LIMITS.max_frame_bytes:
         raise AssertionError(f"{size} bytes pass, a slot has {LIMITS.max_frame_bytes}")

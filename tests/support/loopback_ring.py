@@ -1,5 +1,4 @@
-"""A ring inside one process: the interface of `wire.member.EndModelCommunicator` over given layer stacks, for tests
-and figures.
+"""A ring inside one process: the interface of `EndModelCommunicator` over given layer stacks, for tests and figures.
 
 Each stack is a member with a thread of its own and a first-in-first-out queue, so several frames can be in
 flight; `threads=False` computes at once inside `send`, which makes runs exactly repeatable. Hidden states
@@ -18,19 +17,19 @@ from languagepipes_node.end_model.interfaces import LayersPort
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.buffers import bytes_of, tensor_from
 from languagepipes_node.wire.errors import RingDown
-from languagepipes_node.wire.hello import Epoch
+from languagepipes_node.wire.ring import Epoch
 
 
 @dataclass(frozen=True)
 class LoopbackInfo:
-    """What `connect` tells."""
+    """What `connect` returns."""
 
     epoch: Epoch
 
 
 @dataclass
 class LoopbackFrame:
-    """A frame on its way, and then at home."""
+    """A frame in flight, and then returned."""
 
     step: int
     epoch: int
@@ -71,7 +70,7 @@ class LoopbackRing:
         self._lost: RingDown | None = RingDown("the ring has not been joined yet", "lost")
         self._refused: str | None = None
         self._epoch = 0
-        self._home: queue.Queue[LoopbackFrame | RingDown] = queue.Queue()
+        self._returned: queue.Queue[LoopbackFrame | RingDown] = queue.Queue()
         self._inboxes: list[queue.SimpleQueue[LoopbackFrame | None]] = []
         self._threads: list[threading.Thread] = []
         self.frames_sent = 0
@@ -90,7 +89,7 @@ class LoopbackRing:
         if self._refused is not None:
             raise RingDown(self._refused, "unreachable")
         self._epoch += 1
-        self._home = queue.Queue()
+        self._returned = queue.Queue()
         self._lost = None
         return LoopbackInfo(Epoch(self._epoch, b"loopback"))
 
@@ -115,7 +114,7 @@ class LoopbackRing:
         if self._lost is not None:
             raise self._lost
         try:
-            frame = self._home.get(timeout=timeout_seconds) if timeout_seconds > 0 else self._home.get_nowait()
+            frame = self._returned.get(timeout=timeout_seconds) if timeout_seconds > 0 else self._returned.get_nowait()
         except queue.Empty:
             return None
         if isinstance(frame, RingDown):
@@ -125,13 +124,13 @@ class LoopbackRing:
     def drop(self, reason: str) -> None:
         """As EndModelCommunicator.drop."""
         self._lost = RingDown(reason, "deadline")
-        self._home.put(self._lost)
+        self._returned.put(self._lost)
 
     def break_ring(self, reason: str, *, stay_down: bool = False) -> None:
         """What a dead member does: the epoch is over at once. `heal` ends stay_down."""
         self._refused = reason if stay_down else None
         self._lost = RingDown(reason, "lost")
-        self._home.put(self._lost)
+        self._returned.put(self._lost)
 
     def heal(self) -> None:
         """`connect` succeeds again."""
@@ -174,4 +173,4 @@ class LoopbackRing:
     def _arrive(self, frame: LoopbackFrame) -> None:
         altered = frame if self._alter is None else self._alter(frame)
         if altered is not None and altered.epoch == self._epoch:
-            self._home.put(altered)
+            self._returned.put(altered)

@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 import numpy as np
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.transport import TlsTransport
+from languagepipes_node.wire.tls_transport import TlsTransport
 
 # docs/protocol.md, written out a second time on purpose: the test must not learn the format from the code under test.
 HEADER = struct.Struct("<4sHBB8sQ8sQIIIIIIHHI")

@@ -1,9 +1,8 @@
-"""A small real tokenizer, and an engine that answers what a test tells it to, for a server on loopback."""
+"""An engine that answers what a test tells it to, for a server on loopback."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import queue
 import threading
 import time
@@ -25,50 +24,12 @@ from languagepipes_node.end_model.requests import (
 )
 from languagepipes_node.end_model.text import TextCodec
 from languagepipes_node.weights.gguf_convert import convert
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from support.paths import SMOLLM2
 
 CONVERTED = SMOLLM2.parent / "smollm2-float32"
-CHATML = (
-    "{% for message in messages %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-CORPUS = [
-    "The capital of France is Paris. The quick brown fox jumps over the lazy dog.",
-    "user system assistant developer hello world, how are you today? I am fine, thank you.",
-    "Größe, naïve café, crème brûlée, señor, 東京 日本語 中文, emoji 🎉🎉 👩‍👩‍👧‍👦 🇫🇷 done END STOP",
-]
 
 Script = Callable[[Submission], Iterable[int | Failure]]
-
-
-def train_tokenizer() -> Tokenizer:
-    """A byte-level BPE tokenizer like Qwen's and Llama's, small enough that most characters take several tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
-    return tokenizer
-
-
-def model_files(tokenizer: Tokenizer, *, chat_template: str | None = CHATML) -> dict[str, bytes]:
-    config: dict[str, object] = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}
-    if chat_template is not None:
-        config["chat_template"] = chat_template
-    return {
-        "tokenizer.json": tokenizer.to_str().encode(),
-        "tokenizer_config.json": json.dumps(config).encode(),
-        "generation_config.json": b'{"eos_token_id": [0, 2]}',
-    }
 
 
 class ScriptedEngine:

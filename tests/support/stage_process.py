@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.communicator import StageCommunicator
-from languagepipes_node.wire.transport import TlsTransport
+from languagepipes_node.wire.stage_communicator import StageCommunicator
+from languagepipes_node.wire.tls_transport import TlsTransport
 
 from support.wire_ring import identity, make_plan
 

@@ -25,8 +25,10 @@ from languagepipes_node.model.stack import LayerStack
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.stage.loop import StageLoop
 from languagepipes_node.weights.directory import SafetensorsDirectory
-from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator
-from languagepipes_node.wire.transport import TlsTransport, Transport
+from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
+from languagepipes_node.wire.stage_communicator import StageCommunicator
+from languagepipes_node.wire.tls_transport import TlsTransport
+from languagepipes_node.wire.transport import Transport
 from languagepipes_operator.certificates import authority as certificates
 
 from support.ports import free_port

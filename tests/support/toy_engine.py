@@ -178,7 +178,7 @@ class Rig:
     @property
     def idle(self) -> bool:
         engine = self.engine
-        return not engine._sequence_table and not engine._in_flight and engine._inbox.empty() and not engine._outputs
+        return not engine._sequences and not engine._in_flight and engine._inbox.empty() and not engine._outputs
 
     def answer(self, request_id: int) -> list[int]:
         return self.client.tokens(request_id)

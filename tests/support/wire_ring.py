@@ -14,8 +14,11 @@ from languagepipes_api.names import Identity
 from languagepipes_api.plan import EndModelAssignment, LayerRange, Plan, StageAssignment
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator, Timing
-from languagepipes_node.wire.transport import TlsTransport, Transport
+from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
+from languagepipes_node.wire.link import Timing
+from languagepipes_node.wire.stage_communicator import StageCommunicator
+from languagepipes_node.wire.tls_transport import TlsTransport
+from languagepipes_node.wire.transport import Transport
 from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca, write_tls_dir
 
 from support.ports import free_address

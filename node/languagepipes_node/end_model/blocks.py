@@ -1,8 +1,8 @@
-"""KV blocks of the ring's one block-id space: who holds which, and when one is free again.
+"""KV blocks of the ring's one block-id space: which lease holds which, and when a block is free again.
 
 A sequence's session holds a `BlockLease`; each frame in flight that names its blocks holds the lease too.
-The blocks are free again when the last holder lets go, so nobody writes to a block that a frame still
-addresses. The allocator knows ids only; what a block contains, and where, is each member's own affair.
+The blocks are free again when the last holder releases them, so no block that a frame still addresses is
+written by another sequence. The allocator knows ids only; what a block contains, and where, each member decides.
 
 Consecutive ids are preferred, since a run is one view of a member's cache: a lease grows in place where it
 can, and a new lease starts where both it and its neighbour have room to grow. No block is shared, so copy-on-
@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 
 
 class BlockError(RuntimeError):
-    """A broken promise inside the engine (too few blocks, released twice), never a client's fault."""
+    """A fault inside the engine (too few blocks, released twice), never a client's."""
 
 
 @dataclass(eq=False)
 class BlockLease:
     """Blocks of one session of a sequence, in order: `runs` are half-open `[first, stop)` id ranges.
 
-    expected: blocks that the lease may grow to; a hint that places neighbours, never a promise.
+    expected: blocks that the lease may grow to; a hint for placing neighbours, not a reservation.
     holders: the sequence (if it still holds it) plus the frames in flight that name these blocks.
     """
 
@@ -104,7 +104,7 @@ class BlockAllocator:
         lease.holders += 1
 
     def release(self, lease: BlockLease) -> None:
-        """The sequence, or a frame, lets go; with the last holder the blocks are free again."""
+        """The sequence, or a frame, releases it; after the last holder the blocks are free again."""
         if lease.holders < 1:
             raise BlockError("a lease was released more often than it was held")
         lease.holders -= 1

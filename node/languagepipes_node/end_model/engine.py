@@ -45,7 +45,7 @@ from languagepipes_node.end_model.scheduler import (
 )
 from languagepipes_node.end_model.sequence_table import SequenceTable
 from languagepipes_node.end_model.sequences import Sequence
-from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watch
+from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watchdog
 from languagepipes_node.model.buffers import TORCH_DTYPES, bytes_of, tensor_from
 from languagepipes_node.model.errors import ModelError
 from languagepipes_node.wire.errors import FrameError, RingDown, SupersededError
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 Deliver = Callable[[list[EngineOutput]], None]
 
-# Before a chunk of this size is computed, tokens that wait to be handed over go first.
+# Before a chunk of more tokens is computed, sampled tokens that wait are handed over.
 _LARGE_CHUNK = 32
 # How soon an engine that waits for a frame notices that it is to stop.
 _STOP_SECONDS = 0.1
@@ -105,8 +105,7 @@ class Engine:
     """`submit` and `status` are for any thread; everything else belongs to the thread of `run_forever`.
 
     deliver: takes one list of outputs a step; must not block. Called on the engine's thread, and on the
-    caller's of `submit` for what is refused at once. watch: told of each step, so that one that hangs for good is
-    noticed."""
+    caller's of `submit` for what is refused at once. watchdog: notices a step that hangs."""
 
     def __init__(
         self,
@@ -116,13 +115,13 @@ class Engine:
         plan: Plan,
         settings: EngineSettings,
         deliver: Deliver,
-        watch: Watch | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._layers = end_layers
         self._ring = ring
         self._settings = settings
         self._deliver = deliver
-        self._watch = watch or Watch()
+        self._watchdog = watchdog or Watchdog()
         self._limits = settings.limits(plan)
         self._hidden_size = plan.hidden_size
         self._dtype = TORCH_DTYPES[plan.dtype]
@@ -130,16 +129,15 @@ class Engine:
         self._hops = len(plan.stages) + 1
         self._context_limit = min(plan.max_context_length, plan.kv_blocks * plan.kv_block_tokens)
 
-        # None only wakes the engine.
+        # None just wakes the engine.
         self._inbox: SimpleQueue[EngineCommand | None] = SimpleQueue()
         self._stopping = threading.Event()
-        # Guards the pair (ring is up, inbox): what is accepted is seen by the step that runs while the ring
-        # is up.
+        # Guards (ring is up, inbox) together: a command that is accepted is taken while the ring is up.
         self._gate = threading.Lock()
         self._ring_error: str | None = "the ring has not been joined yet"
         self._loss_code = "start"
 
-        self._sequence_table = SequenceTable(blocks=plan.kv_blocks, block_tokens=plan.kv_block_tokens)
+        self._sequences = SequenceTable(blocks=plan.kv_blocks, block_tokens=plan.kv_block_tokens)
         self._costs = RingCost.of(len(plan.stages))
         self._sampler = Sampler()
         self._in_flight: deque[InFlightBatch] = deque()
@@ -175,11 +173,11 @@ class Engine:
         """Until `stop`. Joins the ring again whenever it is lost. Raises SupersededError if another End Model
         holds the replica: then this process must exit."""
         pause = self._settings.reconnect_first_seconds
-        farewell = "the engine failed", "internal"
+        ending = "the engine failed", "internal"
         try:
             with torch.inference_mode():
                 while not self._stopping.is_set():
-                    self._watch.expect("joining the ring", WAITING_SECONDS)
+                    self._watchdog.expect("joining the ring", WAITING_SECONDS)
                     try:
                         self.join_ring()
                         pause = self._settings.reconnect_first_seconds
@@ -189,19 +187,19 @@ class Engine:
                         self.lose_ring(down.reason, down.code)
                         self._stopping.wait(pause)
                         pause = min(2 * pause, self._settings.reconnect_most_seconds)
-            farewell = "the server is shutting down", "stopped"
+            ending = "the server is shutting down", "stopped"
         except SupersededError as error:
-            farewell = str(error), "superseded"
+            ending = str(error), "superseded"
             raise
         finally:
-            # Whatever ends this thread, no request is left without an answer.
-            self.lose_ring(*farewell)
+            # Whatever ends this thread, every open request gets an answer.
+            self.lose_ring(*ending)
 
     def join_ring(self) -> None:
         """One attempt at a new epoch. Raises RingDown."""
         info = self._ring.connect()
         self._epoch = info.epoch.counter
-        # Other machines may compute in this epoch: by the old ones' times every frame could be overdue, for ever.
+        # Other machines may compute in this epoch; measured against the old ones' times, each frame could be overdue.
         self._costs = RingCost.of(len(self._costs.members) - 1)
         metrics.RING_EPOCHS.labels(reason=self._loss_code).inc()
         metrics.EPOCH.set(self._epoch)
@@ -213,7 +211,7 @@ class Engine:
 
     def step(self) -> None:
         """One round of the engine. Raises RingDown once the ring is lost."""
-        self._watch.expect("computing a frame", COMPUTING_SECONDS)
+        self._watchdog.expect("computing a frame", COMPUTING_SECONDS)
         self.dispatch()
         returned = self._wait()
         if returned is not None:
@@ -224,7 +222,7 @@ class Engine:
         self._take_commands()
         while (decision := schedule(self._snapshot())).shares or decision.preempt:
             self._carry_out(decision)
-        # Handing over what the last frame brought is done while the ring computes the next.
+        # The last frame's tokens are handed over while the ring computes the next frame.
         self._hand_over()
 
     # Commands.
@@ -240,19 +238,19 @@ class Engine:
     def _take(self, command: EngineCommand | None) -> None:
         if command is None:
             return
-        sequence = self._sequence_table.find(command.request_id)
+        sequence = self._sequences.find(command.request_id)
         if isinstance(command, Submission):
             if sequence is not None:
                 self._fail(sequence, "internal", f"request_id={command.request_id} was submitted twice")
             else:
                 self._admit(command)
         elif sequence is not None:
-            self._sequence_table.end(sequence)
+            self._sequences.end(sequence)
 
     def _admit(self, submission: Submission) -> None:
         settings = self._settings
-        if len(self._sequence_table) >= settings.max_running + settings.max_queued:
-            message = f"{len(self._sequence_table)} requests are running or queued, which is the limit; try again later"
+        if len(self._sequences) >= settings.max_running + settings.max_queued:
+            message = f"{len(self._sequences)} requests are running or queued, which is the limit; try again later"
             self._outputs.append(Failure(submission.request_id, "queue_full", message))
             return
         try:
@@ -261,28 +259,28 @@ class Engine:
             self._outputs.append(Failure(submission.request_id, "internal", str(error)))
             return
         self._arrivals += 1
-        self._sequence_table.add(sequence)
+        self._sequences.add(sequence)
         metrics.PROMPT_TOKENS.inc(sequence.prompt_length)
 
     # Sending.
 
     def _snapshot(self) -> Snapshot[Sequence]:
         return Snapshot(
-            running=self._sequence_table.running,
-            waiting=self._sequence_table.waiting,
-            frames=[in_flight_batch.view for in_flight_batch in self._in_flight],
-            free_blocks=self._sequence_table.blocks.free,
-            returning_blocks=self._sequence_table.returning_blocks,
+            running=self._sequences.running,
+            waiting=self._sequences.waiting,
+            frames=[frame.view for frame in self._in_flight],
+            free_blocks=self._sequences.blocks.free,
+            returning_blocks=self._sequences.returning_blocks,
             limits=self._limits,
             costs=self._costs,
         )
 
     def _carry_out(self, decision: Decision[Sequence]) -> None:
         for sequence in decision.preempt:
-            self._sequence_table.preempt(sequence)
+            self._sequences.preempt(sequence)
             metrics.PREEMPTIONS.inc()
         for sequence in decision.admit:
-            self._sequence_table.start(sequence)
+            self._sequences.start(sequence)
         if not decision.shares:
             return
         if decision.tokens > _LARGE_CHUNK:
@@ -293,7 +291,7 @@ class Engine:
         """Front layers over the packed tokens, then onto the ring."""
         started = time.perf_counter()
         self._step += 1
-        leases = [self._sequence_table.lease_for(share) for share in decision.shares]
+        leases = [self._sequences.lease_for(share) for share in decision.shares]
         batch = pack(decision.shares, leases, self._limits.block_tokens)
         tokens = torch.from_numpy(packed_tokens(decision.shares))  # int64 [tokens]
         try:
@@ -302,7 +300,7 @@ class Engine:
             self._fail_all(decision.shares, error)
             return
         sent_at = time.perf_counter()
-        in_flight_batch = InFlightBatch(
+        frame = InFlightBatch(
             step=self._step,
             shares=decision.shares,
             leases=leases,
@@ -318,13 +316,13 @@ class Engine:
         except FrameError as error:
             self._fail_all(decision.shares, error)
             return
-        self._sequence_table.sent(decision.shares, leases, step=self._step)
-        self._in_flight.append(in_flight_batch)
+        self._sequences.sent(decision.shares, leases, step=self._step)
+        self._in_flight.append(frame)
 
     def _allowed_seconds(self, tokens: int) -> float:
         """How long a frame sent now may take: it queues behind those in flight."""
         settings = self._settings
-        ahead = [in_flight_batch.batch.tokens for in_flight_batch in self._in_flight] + [tokens]
+        ahead = [frame.batch.tokens for frame in self._in_flight] + [tokens]
         if not all(self._costs.trusted(count) for count in ahead):
             return settings.deadline_unmeasured_seconds
         expected = sum(self._costs.round(count) for count in ahead)
@@ -337,20 +335,20 @@ class Engine:
         if not self._in_flight:
             with contextlib.suppress(Empty):
                 self._take(self._inbox.get(timeout=self._settings.idle_seconds))
-            if self._inbox.empty() and not self._sequence_table:
-                # Nothing is due, but a ring that was lost meanwhile says so.
+            if self._inbox.empty() and not self._sequences:
+                # No frame is due, but this raises if the ring was lost meanwhile.
                 self._ring.receive(0)
             return None
         deadline = self._in_flight[0].deadline
         late = time.perf_counter() >= deadline
         while not self._stopping.is_set():
-            self._watch.expect("waiting for a frame", WAITING_SECONDS)
+            self._watchdog.expect("waiting for a frame", WAITING_SECONDS)
             pause = self._settings.poll_seconds if self._could_send_more() else _STOP_SECONDS
-            # An engine that was busy until now, or stopped, looks once more before it blames a member.
+            # An engine that was busy or frozen until now looks once more before it reports a frame as overdue.
             pause = self._settings.deadline_slack_seconds if late else min(pause, deadline - time.perf_counter())
             returned = self._ring.receive(max(pause, 0.0))
             if returned is not None:
-                self._watch.expect("computing a frame", COMPUTING_SECONDS)
+                self._watchdog.expect("computing a frame", COMPUTING_SECONDS)
                 return returned
             if time.perf_counter() >= deadline:
                 reason = self._in_flight[0].overdue
@@ -362,47 +360,47 @@ class Engine:
 
     def _could_send_more(self) -> bool:
         """Whether a request that arrives now might be sent before the next frame has returned."""
-        alone = self._limits.decode_frames == 1 and any(sequence.streaming for sequence in self._sequence_table.running)
+        alone = self._limits.decode_frames == 1 and any(sequence.streaming for sequence in self._sequences.running)
         return len(self._in_flight) < (1 if alone else self._limits.prefill_frames)
 
     # Receiving.
 
     def collect(self, returned: ReturnedPort) -> None:
         """The second half of a step: a frame has returned; tail layers, logits, sampled tokens."""
-        home_at = time.perf_counter()
+        returned_at = time.perf_counter()
         try:
             if not self._in_flight:
                 raise RowsError(f"step {returned.step} returned, none was due")
-            in_flight_batch = self._in_flight[0]
-            rows = in_flight_batch.batch.tokens if self._tail_layers else len(in_flight_batch.batch.rows)
-            in_flight_batch.check(returned, rows=rows, row_bytes=self._hidden_size * self._dtype.itemsize)
-            sampled = self._sample(in_flight_batch, returned)
+            frame = self._in_flight[0]
+            rows = frame.batch.tokens if self._tail_layers else len(frame.batch.rows)
+            frame.check(returned, rows=rows, row_bytes=self._hidden_size * self._dtype.itemsize)
+            sampled = self._sample(frame, returned)
         except ModelError as error:
-            self._fail_all(in_flight_batch.shares, error)
-            sampled = [None] * len(in_flight_batch.batch.rows)
+            self._fail_all(frame.shares, error)
+            sampled = [None] * len(frame.batch.rows)
         except RowsError as error:
             self._ring.drop(str(error))
             raise RingDown(str(error), "protocol") from error
         finally:
             returned.release()
         self._in_flight.popleft()
-        self._sequence_table.home(in_flight_batch.shares, in_flight_batch.leases)
+        self._sequences.returned(frame.shares, frame.leases)
         now = time.perf_counter()
-        for sequence, token in zip(in_flight_batch.asking, sampled, strict=True):
+        for sequence, token in zip(frame.asking, sampled, strict=True):
             self._accept(sequence, token)
-        self._measure(in_flight_batch, returned.busy_microseconds, home_at=home_at, done_at=now)
+        self._measure(frame, returned.busy_microseconds, returned_at=returned_at, done_at=now)
 
-    def _sample(self, in_flight_batch: InFlightBatch, returned: ReturnedPort) -> list[SampledToken | None]:
+    def _sample(self, frame: InFlightBatch, returned: ReturnedPort) -> list[SampledToken | None]:
         """One token for each row that the frame asked for; None where what returned is not finite."""
-        batch = in_flight_batch.batch
+        batch = frame.batch
         if not len(batch.rows) and not self._tail_layers:
             return []
-        home = tensor_from(
+        hidden = tensor_from(
             returned.hidden, dtype=self._dtype, width=self._hidden_size, device=self._layers.device
         )  # [rows, hidden], or [tokens, hidden] with tail layers
-        if self._tail_layers and not bool(torch.isfinite(home).all()):
-            self._fail_not_finite(in_flight_batch, torch.isfinite(home).all(dim=1).cpu().numpy())
-        rows = self._layers.back(home, batch)  # [R, hidden]
+        if self._tail_layers and not bool(torch.isfinite(hidden).all()):
+            self._fail_not_finite(frame, torch.isfinite(hidden).all(dim=1).cpu().numpy())
+        rows = self._layers.back(hidden, batch)  # [R, hidden]
         if not len(batch.rows):
             return []
         logits = self._layers.logits(rows)  # [R, vocabulary]
@@ -416,16 +414,14 @@ class Engine:
                     counts=sequence.counts,
                     logprobs=sequence.logprobs,
                 )
-                for sequence in in_flight_batch.asking
+                for sequence in frame.asking
             ],
         )
 
-    def _fail_not_finite(
-        self, in_flight_batch: InFlightBatch, finite: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    ) -> None:
+    def _fail_not_finite(self, frame: InFlightBatch, finite: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
         """With tail layers, prompt tokens return too: their sequences fail although they ask for no row."""
         first = 0
-        for share in in_flight_batch.shares:
+        for share in frame.shares:
             if not finite[first : first + share.count].all():
                 self._fail(share.sequence, "internal", _NOT_FINITE)
             first += share.count
@@ -440,20 +436,20 @@ class Engine:
         self._outputs.append(TokenOutput(sequence.request_id, sampled.token, finish, sampled.logprobs))
         self._tokens += 1
         if finish is not None:
-            self._sequence_table.end(sequence)
+            self._sequences.end(sequence)
 
     def _measure(
-        self, in_flight_batch: InFlightBatch, busy_microseconds: list[int], *, home_at: float, done_at: float
+        self, frame: InFlightBatch, busy_microseconds: list[int], *, returned_at: float, done_at: float
     ) -> None:
         """Feed the running estimate of what frames cost, and the step metrics."""
-        own_seconds = in_flight_batch.front_seconds + done_at - home_at
+        own_seconds = frame.front_seconds + done_at - returned_at
         stages = [microseconds * 1e-6 for microseconds in busy_microseconds]
         if len(stages) + 1 == len(self._costs.members):
-            self._costs.add(in_flight_batch.batch.tokens, [own_seconds, *stages])
-        ring_seconds = home_at - in_flight_batch.sent_at
+            self._costs.add(frame.batch.tokens, [own_seconds, *stages])
+        ring_seconds = returned_at - frame.sent_at
         metrics.STEP.observe(own_seconds)
         metrics.RING_STEP.observe(ring_seconds)
-        if in_flight_batch.alone and not self._in_flight:
+        if frame.alone and not self._in_flight:
             hop_seconds = max(0.0, ring_seconds - sum(stages)) / self._hops
             self._costs.add_hop(hop_seconds)
             metrics.HOP.observe(hop_seconds)
@@ -463,16 +459,16 @@ class Engine:
     def _fail(self, sequence: Sequence, code: Literal["ring_down", "internal"], message: str) -> None:
         if not sequence.ended:
             self._outputs.append(Failure(sequence.request_id, code, message))
-            self._sequence_table.end(sequence)
+            self._sequences.end(sequence)
 
     def _fail_all(self, shares: tuple[Share[Sequence], ...], error: Exception) -> None:
-        """These layers, or this ring's limits, cannot take that frame; other requests go on."""
+        """The layers, or the ring's limits, do not accept that frame; other requests continue."""
         log.error("step %d failed: %s: %s", self._step, type(error).__name__, error)
         for share in shares:
             self._fail(share.sequence, "internal", "this request's step could not be computed")
 
     def lose_ring(self, reason: str, code: str) -> None:
-        """The epoch is over: frames in flight are gone, and so is what they carried. Everyone is told."""
+        """The epoch is over: frames in flight and what they carried are lost. Every request fails with the reason."""
         with self._gate:
             was, self._ring_error = self._ring_error, reason
         if was is None:
@@ -480,12 +476,12 @@ class Engine:
         metrics.RING_READY.set(0)
         self._take_commands()
         while self._in_flight:
-            in_flight_batch = self._in_flight.popleft()
-            self._sequence_table.home(in_flight_batch.shares, in_flight_batch.leases)
-        for sequence in self._sequence_table.everyone():
+            frame = self._in_flight.popleft()
+            self._sequences.returned(frame.shares, frame.leases)
+        for sequence in self._sequences.everyone():
             self._fail(sequence, "ring_down", reason)
         self._hand_over()
-        if was != reason:  # not once for each attempt to join it again
+        if was != reason:  # not once for each attempt to join again
             log.warning("ring down: epoch=%d code=%s %s", self._epoch, code, reason)
 
     # Handing over.
@@ -506,12 +502,12 @@ class Engine:
             ring_ready=error is None,
             ring_error=error or "",
             epoch=self._epoch,
-            running=len(self._sequence_table.running),
-            waiting=len(self._sequence_table.waiting),
-            kv_blocks_used=self._sequence_table.blocks.used,
-            kv_blocks_total=self._sequence_table.blocks.total,
+            running=len(self._sequences.running),
+            waiting=len(self._sequences.waiting),
+            kv_blocks_used=self._sequences.blocks.used,
+            kv_blocks_total=self._sequences.blocks.total,
         )
-        metrics.RUNNING_SEQUENCES.set(len(self._sequence_table.running))
-        metrics.WAITING_SEQUENCES.set(len(self._sequence_table.waiting))
-        metrics.KV_BLOCKS_USED.set(self._sequence_table.blocks.used)
+        metrics.RUNNING_SEQUENCES.set(len(self._sequences.running))
+        metrics.WAITING_SEQUENCES.set(len(self._sequences.waiting))
+        metrics.KV_BLOCKS_USED.set(self._sequences.blocks.used)
         metrics.FRAMES_IN_FLIGHT.set(len(self._in_flight))

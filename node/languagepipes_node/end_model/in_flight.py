@@ -1,4 +1,4 @@
-"""Frames in flight: what each carries, by when it must have returned, and whether what returned answers it."""
+"""Frames in flight: what each carries, when it is due, and whether what returned belongs to it."""
 
 from __future__ import annotations
 

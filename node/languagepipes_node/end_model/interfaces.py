@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from languagepipes_node.model.batch import Batch
-from languagepipes_node.wire.hello import Epoch
+from languagepipes_node.wire.ring import Epoch
 
 
 class EndLayersPort(Protocol):
@@ -58,17 +58,17 @@ class ReturnedPort(Protocol):
 
 
 class RingInfoPort(Protocol):
-    """What a hello that returned says."""
+    """The ring as a hello that returned describes it."""
 
     @property
     def epoch(self) -> Epoch: ...
 
 
 class RingPort(Protocol):
-    """`wire.member.EndModelCommunicator`, or `loopback.LoopbackRing`. One thread uses it."""
+    """`wire.end_model_communicator.EndModelCommunicator`. One thread uses it."""
 
     def connect(self) -> RingInfoPort:
-        """The next frame that returns, oldest first. Raises RingDown once the ring is lost, frames in flight or not."""
+        """One attempt at a new epoch; frames of older ones are dropped. Raises RingDown."""
         ...
 
     def send(self, step: int, batch: Batch, hidden: memoryview, tokens: int) -> None:

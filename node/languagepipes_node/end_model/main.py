@@ -1,4 +1,4 @@
-"""The role `end-model`: load its layers, join the ring, serve the OpenAI API until told to stop.
+"""The role `end-model`: load its layers, join the ring, serve the OpenAI API until SIGTERM.
 
 Two threads matter: the engine's, which does all torch work, and the API's event loop. They share two queues.
 """
@@ -48,16 +48,16 @@ def run(settings: MemberSettings) -> int:
             server.shutdown()
     except Exception as error:
         state.enter("failed", termination.sentence_of(error))
-        termination.tell("end-model", error)
+        termination.report("end-model", error)
         return 1
     if failure is not None:
-        termination.tell("end-model", failure)
+        termination.report("end-model", failure)
         return 1
     return 0
 
 
 def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tuple[str, str] | None:
-    """Until told to stop: None, or (code, sentence) of what ended it."""
+    """Until SIGTERM: None, or (code, sentence) of what ended it."""
     startup = member.prepare(settings, state)
     plan = startup.plan
 
@@ -68,7 +68,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     except TextError as error:
         raise member.SettingsError(str(error)) from error
 
-    # Only now: torch has been on its way in since the process started (process.import_meanwhile).
+    # Not before: a thread has been importing torch since the process started (process.import_meanwhile).
     state.enter("starting", "importing torch")
     from languagepipes_node.end_model.engine import Engine, EngineSettings
     from languagepipes_node.end_model.openai.app import create_app
@@ -77,7 +77,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     from languagepipes_node.end_model.openai.server import ApiServer
     from languagepipes_node.model.buffers import TORCH_DTYPES
     from languagepipes_node.model.end import EndLayers
-    from languagepipes_node.wire.communicator import EndModelCommunicator
+    from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
 
     layers = EndLayers(
         startup.architecture,
@@ -111,7 +111,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
             shared_cores=settings.shared_cores,
         ),
         deliver=bridge.deliver,
-        watch=state.watch,
+        watchdog=state.watchdog,
     )
     app = create_app(
         engine=engine,
@@ -137,7 +137,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
 
     failures: list[tuple[str, str]] = []
 
-    def turn() -> None:
+    def run_engine() -> None:
         try:
             if (failure := drive(engine, bridge)) is not None:
                 failures.append(failure)
@@ -150,7 +150,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
             failures.append(("ApiFailed", f"the API's thread ended{why}"))
             stopping.set()
 
-    thread = threading.Thread(target=turn, name="engine")
+    thread = threading.Thread(target=run_engine, name="engine")
     thread.start()
     api.start(on_end=api_ended)
     log.info("end-model ready, API on %s", api.address)
@@ -159,7 +159,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     api.stop()
     engine.stop()
     thread.join()
-    state.watch.rest()
+    state.watchdog.rest()
     communicator.close()
     return failures[0] if failures else None
 
@@ -174,7 +174,7 @@ def drive(engine: Engine, bridge: EngineBridge) -> tuple[str, str] | None:
     except WireError as error:  # another End Model holds the replica
         failure = termination.code_of(error), str(error)
     except Exception as error:
-        # Its message may quote what it choked on, which may be of a request: type and place are enough.
+        # Its message may quote text of a request: the type and the traceback are enough.
         failure = "EngineFailed", f"the engine failed: {type(error).__name__}"
         log.error("%s in\n%s", failure[1], "".join(traceback.format_tb(error.__traceback__)))
     finally:

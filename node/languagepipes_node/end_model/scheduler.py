@@ -70,8 +70,8 @@ class FrameView:
 class Snapshot(Generic[S]):
     """Everything a decision rests on. running and waiting are in order of arrival.
 
-    free_blocks: can be handed out now. returning_blocks: held by frames in flight alone; free when those are
-    home."""
+    free_blocks: can be handed out now. returning_blocks: held by frames in flight alone; free when those have
+    returned."""
 
     running: Sequence[S]
     waiting: Sequence[S]

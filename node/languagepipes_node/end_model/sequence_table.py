@@ -1,5 +1,4 @@
-"""Who runs, who waits, and which blocks they hold: the state that decisions of the scheduler are carried out
-on.
+"""Which sequences run, which wait, and which blocks they hold: the state that the scheduler decides on.
 
 Sequences are in order of arrival in both lists, whatever happened to them. Blocks of a sequence that left are
 returned when the last frame that names them has returned."""
@@ -54,14 +53,14 @@ class SequenceTable:
         insort(self.running, sequence, key=_arrival)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Give its blocks back; it is computed again once there is room, before all who came later."""
+        """Give its blocks back; it is computed again once there is room, before all that arrived later."""
         self.running.remove(sequence)
         self._give_back(sequence)
         sequence.forget()
         insort(self.waiting, sequence, key=_arrival)
 
     def end(self, sequence: Sequence) -> None:
-        """It is in no further frame. Nothing happens if it ended before."""
+        """It will be in no further frame. Nothing happens if it ended before."""
         if sequence.ended:
             return
         sequence.ended = True
@@ -90,12 +89,12 @@ class SequenceTable:
             share.sequence.in_flight += 1
             share.sequence.last_step = step
 
-    def home(self, shares: tuple[Share[Sequence], ...], leases: list[BlockLease]) -> None:
+    def returned(self, shares: tuple[Share[Sequence], ...], leases: list[BlockLease]) -> None:
         """That frame has returned, or its epoch is over."""
         for share, lease in zip(shares, leases, strict=True):
             share.sequence.in_flight -= 1
             if share.sequence.lease is lease:
-                share.sequence.home = share.start + share.count
+                share.sequence.returned = share.start + share.count
             elif lease.holders == 1:
                 self.returning_blocks -= lease.blocks
             self.blocks.release(lease)

@@ -16,7 +16,7 @@ from languagepipes_node.end_model.requests import FinishReason, SamplingParamete
 @dataclass(eq=False)
 class Sequence:
     """tokens: prompt and generated ids. sent: tokens of this session whose frame was sent (KV is written
-    or on its way). home: those whose frame returned. in_flight: frames that name this sequence, of any
+    or on its way). returned: those whose frame has returned. in_flight: frames that name this sequence, of any
     session.
 
     arrival: a running number, so that order of arrival is total. last_step: the step that last held it (0:
@@ -32,7 +32,7 @@ class Sequence:
     logprobs: int | None
     seed: int
     sent: int = 0
-    home: int = 0
+    returned: int = 0
     in_flight: int = 0
     last_step: int = 0
     lease: BlockLease | None = None
@@ -82,7 +82,7 @@ class Sequence:
 
     @property
     def streaming(self) -> bool:
-        """Its prompt is behind it: what it waits for is its next token, and a client sees each delay."""
+        """Its prompt is computed: it waits for its next token, and the client sees each delay."""
         return len(self.tokens) > self.prompt_length and self.remaining <= 1
 
     def accept(self, token: int) -> FinishReason | None:
@@ -99,4 +99,4 @@ class Sequence:
     def forget(self) -> None:
         """Start a new session: everything is to be computed again from the tokens."""
         self.sent = 0
-        self.home = 0
+        self.returned = 0

@@ -1,7 +1,7 @@
-"""TCP to a name: looked up anew each time, under a deadline, and every address tried.
+"""TCP to a name: resolved each time, under a deadline, and every address tried.
 
-A pod's name outlives its pod: for a moment the name gives a dead address beside the new one, or the old one alone. And
-the system's resolver takes no deadline: it waits 5 s for each server that does not answer.
+A pod's name outlives its pod: for a moment it resolves to the old address beside the new one, or to the old one alone.
+And the system's resolver takes no deadline: it waits 5 s for each server that does not answer.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from typing import Any
 
-# What one address may take while others are left to try.
+# How long one address may take while others are left to try.
 ADDRESS_SECONDS = 1.0
 
 _lock = threading.Lock()
-# Look-ups under way, so that a resolver that hangs holds one thread a name and not one a try.
+# Look-ups in progress, so that a resolver that hangs holds one thread a name and not one an attempt.
 _lookups: dict[tuple[str, int], Future[list[tuple[int, Any]]]] = {}
 
 
@@ -66,9 +66,9 @@ def _look_up(host: str, port: int, lookup: Future[list[tuple[int, Any]]]) -> Non
     failure: Exception | None = None
     try:
         found = _ask(host, port)
-    except Exception as error:  # whoever waits has to hear of it
+    except Exception as error:  # passed on to the waiting caller
         failure = error
-    with _lock:  # before it is answered: who asks after that looks up anew
+    with _lock:  # before the result is set: a caller that comes later starts a new look-up
         del _lookups[host, port]
     if failure is None:
         lookup.set_result(found)

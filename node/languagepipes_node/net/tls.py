@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 from languagepipes_api.names import API_GROUP, TLS_CA_FILE, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
 
-from languagepipes_node.wire.errors import TlsError
+from languagepipes_node.net.errors import TlsError
 
-# A renewal that comes while the files are read is met again at most once: the next is weeks away.
+# Reading is repeated if a renewal replaces the files meanwhile; the next renewal is weeks away.
 _ATTEMPTS = 3
 _LABEL = r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?"
 _URI = re.compile(
@@ -54,7 +54,7 @@ def identity_from_uri(uri: str) -> Identity:
 
 
 def identity_from_certificate(certificate: Mapping[str, Any]) -> Identity:
-    """Whom a verified certificate names, given as `getpeercert()` (or asyncio's "peercert") tells it.
+    """The identity in a verified certificate, given as `getpeercert()` (or asyncio's "peercert") returns it.
 
     Raises TlsError unless it has exactly one URI SAN and that is a member's.
     """
@@ -66,7 +66,7 @@ def identity_from_certificate(certificate: Mapping[str, Any]) -> Identity:
 
 
 def peer_identity(connection: HasPeerCertificate) -> Identity:
-    """Whom the peer's certificate names. Raises TlsError if it showed none or an unusable one."""
+    """The identity in the peer's certificate. Raises TlsError if it showed none or an unusable one."""
     return identity_from_certificate(connection.getpeercert() or {})
 
 
@@ -80,7 +80,7 @@ class TlsReport:
 
 @dataclass(frozen=True)
 class _Generation:
-    """The three files as they were at one moment. signature: tells this moment from others."""
+    """The three files as they were at one moment. signature: changes when any of them does."""
 
     signature: tuple[object, ...]
     client: ssl.SSLContext
@@ -91,9 +91,9 @@ class _Generation:
 class TlsFiles:
     """A directory with ca.crt, tls.crt and tls.key (PEM), read anew when they change.
 
-    In a Secret's volume all three are links through `..data`, which the kubelet turns over at once and whose old
-    target it then deletes: they are read where it points, so that no two renewals are mixed. Elsewhere renewal
-    replaces them one by one; while they cannot be used, the contexts made before stay in use.
+    In a Secret's volume all three are links through `..data`, which the kubelet replaces atomically and whose old
+    target it then deletes: the files are read where it points, so that no two renewals are mixed. Elsewhere renewal
+    replaces them one by one; while they do not belong together, the contexts made before stay in use.
     """
 
     def __init__(self, directory: Path) -> None:

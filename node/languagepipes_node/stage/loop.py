@@ -1,4 +1,4 @@
-"""The stage's one loop: receive a frame, run its tokens through this stage's layers, send the result on.
+"""The stage's one loop: receive a frame, run its tokens through this stage's layers, forward the result.
 
 It keeps no request state: which blocks, which positions and which rows all arrive in the frame.
 """
@@ -11,10 +11,10 @@ import time
 import torch
 
 from languagepipes_node import metrics
-from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watch
+from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watchdog
 from languagepipes_node.model.buffers import bytes_of, tensor_from
 from languagepipes_node.model.stack import LayerStack
-from languagepipes_node.wire.communicator import StageCommunicator
+from languagepipes_node.wire.stage_communicator import StageCommunicator
 
 _IDLE_SECONDS = 0.2
 
@@ -22,8 +22,8 @@ _IDLE_SECONDS = 0.2
 class StageLoop:
     """Runs one LayerStack behind one StageCommunicator.
 
-    rows_only: the last stage of a replica without tail layers returns the wanted rows and nothing else. watch: told of
-    each step, so that one that hangs for good is noticed.
+    rows_only: the last stage of a replica without tail layers returns the wanted rows and nothing else. watchdog:
+    notices a step that hangs.
     """
 
     def __init__(
@@ -34,28 +34,28 @@ class StageLoop:
         hidden_size: int,
         dtype: torch.dtype,
         rows_only: bool,
-        watch: Watch | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         self._stack = stack
         self._communicator = communicator
         self._hidden_size = hidden_size
         self._dtype = dtype
         self._rows_only = rows_only
-        self._watch = watch or Watch()
+        self._watchdog = watchdog or Watchdog()
 
     def run(self, stopping: threading.Event) -> None:
-        """Until `stopping` is set. Lost links are the member's business and end nothing here."""
+        """Until `stopping` is set. A lost link does not end it: the communicator waits for the next epoch."""
         with torch.inference_mode():
             while not stopping.is_set():
                 self.step()
 
     def step(self) -> bool:
         """Receive, run and send one frame. False if none came within a moment."""
-        self._watch.expect("the ring thread", WAITING_SECONDS)
+        self._watchdog.expect("the ring thread", WAITING_SECONDS)
         inbound = self._communicator.receive(_IDLE_SECONDS)
         if inbound is None:
             return False
-        self._watch.expect("computing a frame", COMPUTING_SECONDS)
+        self._watchdog.expect("computing a frame", COMPUTING_SECONDS)
         started = time.perf_counter()
         hidden = tensor_from(
             inbound.hidden, dtype=self._dtype, width=self._hidden_size, device=self._stack.device
@@ -65,9 +65,9 @@ class StageLoop:
             rows = torch.from_numpy(inbound.batch.rows).to(hidden.device)
             hidden = hidden.index_select(0, rows)  # [rows, hidden]
         data = bytes_of(hidden)
-        blocks = int(inbound.batch.runs[:, 1].sum())  # now: once forwarded, the next frame may lie in the slot
+        blocks = int(inbound.batch.runs[:, 1].sum())  # before `forward`: after it, the slot may hold the next frame
         busy_seconds = time.perf_counter() - started
-        self._watch.expect("sending a frame", WAITING_SECONDS)
+        self._watchdog.expect("sending a frame", WAITING_SECONDS)
         self._communicator.forward(inbound, data, round(busy_seconds * 1e6))
         metrics.STEP.observe(busy_seconds)
         metrics.KV_BLOCKS_USED.set(blocks)

@@ -1,4 +1,4 @@
-"""The role `stage`: load one layer range, join the ring, run frames until told to stop."""
+"""The role `stage`: load one layer range, join the ring, run frames until SIGTERM."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(settings: MemberSettings) -> int:
             server.shutdown()
     except Exception as error:
         state.enter("failed", termination.sentence_of(error))
-        termination.tell(f"stage {settings.stage}", error)
+        termination.report(f"stage {settings.stage}", error)
         return 1
     return 0
 
@@ -39,12 +39,12 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
         )
     assignment = plan.stages[settings.stage - 1]
 
-    # Only now: torch has been on its way in since the process started (process.import_meanwhile).
+    # Not before: a thread has been importing torch since the process started (process.import_meanwhile).
     state.enter("starting", "importing torch")
     from languagepipes_node.model.buffers import TORCH_DTYPES
     from languagepipes_node.model.stack import LayerStack
     from languagepipes_node.stage.loop import StageLoop
-    from languagepipes_node.wire.communicator import StageCommunicator
+    from languagepipes_node.wire.stage_communicator import StageCommunicator
 
     dtype = TORCH_DTYPES[plan.dtype]
     stack = LayerStack(
@@ -85,10 +85,10 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
         hidden_size=plan.hidden_size,
         dtype=dtype,
         rows_only=last and len(plan.end_model.tail_layers) <= 0,
-        watch=state.watch,
+        watchdog=state.watchdog,
     )
     try:
         loop.run(stopping)
     finally:
-        state.watch.rest()
+        state.watchdog.rest()
         communicator.close()

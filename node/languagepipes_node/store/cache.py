@@ -1,4 +1,4 @@
-"""The store's volume: verified files that outlive a restart, and downloads that go on where they broke off.
+"""The store's volume: verified files that outlive a restart, and downloads that resume where they stopped.
 
     root/pins/KEY.json       source and revision → the commit and listing they were resolved to
     root/blobs/KEY           one verified file; KEY is its published hash, else a digest of where it is from
@@ -6,7 +6,7 @@
     root/converted/KEY/      a GGUF file as safetensors (weights.gguf_convert.converted_name)
     root/digests.json        SHA-256 of local GGUF files by path, size and time
 
-A file reaches blobs/ by rename after its hash was checked, so what is there is whole. Knows no network.
+A file reaches blobs/ by rename after its hash was checked, so every file there is complete. Knows no network.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ class Cache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):
-            return None  # an unreadable pin is resolved anew
+            return None  # an unreadable pin is resolved again
 
     def pin(self, url: str, revision: str, snapshot: Snapshot) -> None:
         write_atomically(self._pin_path(url, revision), json.dumps(asdict(snapshot)).encode())
 
     def unpin(self, url: str, revision: str) -> None:
-        """Resolve anew at the next start: what was pinned can no longer be had."""
+        """Resolve again at the next start: what was pinned is no longer available."""
         self._pin_path(url, revision).unlink(missing_ok=True)
 
     def blob(self, url: str, snapshot: Snapshot, file: SourceFile) -> Path:
-        """Where a verified file lies, or will lie."""
+        """Where a verified file is, or will be."""
         return self.blobs / blob_key(url, snapshot, file)
 
     def has(self, url: str, snapshot: Snapshot, file: SourceFile) -> bool:
@@ -71,7 +71,7 @@ class Cache:
             return False
 
     def verified(self, url: str, snapshot: Snapshot, file: SourceFile) -> Path | None:
-        """Where it lies, if it does."""
+        """Where the verified file is; None if there is none."""
         return self.blob(url, snapshot, file) if self.has(url, snapshot, file) else None
 
     def partial_bytes(self, url: str, snapshot: Snapshot, file: SourceFile) -> int:

@@ -1,7 +1,7 @@
-"""From a source to a full shelf: resolve → facts from headers → fetch and verify → convert → serve.
+"""From a source to a model that is served: resolve → facts from headers → fetch and verify → convert → serve.
 
-Each step is named in `fill`. Network trouble is waited out with back-off and shown meanwhile; what a person must mend
-ends in phase Failed with reason and remedy.
+Each step is named in `download_all`. A network error is retried with back-off and reported meanwhile; what a person
+must correct ends in phase Failed with reason and remedy.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TypeVar
 from languagepipes_api.facts import ModelFacts
 from languagepipes_api.store_answers import StorePhase
 
+from languagepipes_node.model.facts import read_facts
 from languagepipes_node.store.cache import Cache
 from languagepipes_node.store.fetch import fetch, sha256_of
 from languagepipes_node.store.sources import LocalSource, RemoteSource, Snapshot, SourceFile
@@ -34,7 +35,6 @@ from languagepipes_node.weights.errors import (
     UnsupportedFile,
     WeightsError,
 )
-from languagepipes_node.weights.facts import read_facts
 from languagepipes_node.weights.index import (
     MAX_JSON_BYTES,
     SINGLE_FILE,
@@ -72,7 +72,7 @@ class Selection:
 
 
 class Downloader:
-    """Fills `shelf` from `source`. wait: sleeps, and returns True if the process is told to stop.
+    """Fills `store_state` from `source`. wait: sleeps, and returns True if the process is to stop.
 
     on_progress: called whenever bytes came or a phase began.
     """
@@ -95,9 +95,9 @@ class Downloader:
         self._on_progress = on_progress
 
     def run(self) -> None:
-        """Returns when the store's state is full, has failed for good, or the process is told to stop."""
+        """Returns when all files are served, when it failed for good, or when the process is to stop."""
         try:
-            self.fill()
+            self.download_all()
         except Stopped:
             return
         except WeightsError as error:
@@ -106,33 +106,34 @@ class Downloader:
             self._fail(error)
         except OSError as error:
             self._fail(self._explain(error))
-        except Exception as error:  # a fault of ours; the store stays up and says so
-            log.exception("filling the store failed")
+        except Exception as error:  # a fault of ours; the store stays up and reports it
+            log.exception("the download failed")
             self._fail(BrokenFile(f"internal error while reading the model: {type(error).__name__}"))
 
     def _explain(self, error: OSError) -> WeightsError:
-        """A disk's answer that nobody nearer to it expected: of the cache, or of the source if that lies on a disk."""
-        told = error.strerror or type(error).__name__
+        """An unexpected error of a disk: the cache's, or the source's if that is on a disk."""
+        reason = error.strerror or type(error).__name__
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return NoSpace(f"cache directory {self._cache.root} is full ({told}); enlarge spec.cache.size")
+            return NoSpace(f"cache directory {self._cache.root} is full ({reason}); enlarge spec.cache.size")
         name = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
         if name is None or name.is_relative_to(self._cache.root):
             return CacheUnusable(
-                f"cache directory {self._cache.root}: {told}; give the store a volume that works and that it can write"
+                f"cache directory {self._cache.root}: {reason}; "
+                "give the store a volume that works and that it can write"
             )
         return SourceUnreadable(
-            f"{self._source.url}: {name}: {told}; let user {os.getuid()} (group {os.getgid()}) read the files"
+            f"{self._source.url}: {name}: {reason}; let user {os.getuid()} (group {os.getgid()}) read the files"
         )
 
-    def fill(self) -> None:
-        """The whole way, in named steps. Raises WeightsError or Stopped."""
+    def download_all(self) -> None:
+        """All of it, in named steps. Raises WeightsError or Stopped."""
         snapshot = self.resolve()
         selection = self._retrying(lambda: select(self._source, snapshot, self._cache))
         self._store_state.total_bytes = selection.total_bytes
         index, facts = self._retrying(lambda: self.read_facts(snapshot, selection))
         self._store_state.facts = facts
         if selection.gguf is None:
-            self._show_index(index, facts.revision)
+            self._publish_index(index, facts.revision)
         if isinstance(self._source, RemoteSource):
             paths = self.download(self._source, snapshot, selection)
         else:
@@ -207,7 +208,7 @@ class Downloader:
             convert(path, output, dtype=dtype, progress=self._advance)
         files = list_files(output)
         index = build_index(files, lambda name, begin, end: read_file_range(output / name, begin, end))
-        self._show_index(index, revision)
+        self._publish_index(index, revision)
         for name in files:
             self._store_state.put(name, output / name)
 
@@ -227,7 +228,7 @@ class Downloader:
                 log.warning("%s; fetching it once more", error)
 
     def _check_unchanged(self, index: WeightsIndex, paths: dict[str, Path]) -> None:
-        """The headers came by ranges before any hash was checked: hold them against the verified files."""
+        """The headers came by ranges before any hash was checked: compare them with the verified files."""
         if not isinstance(self._source, RemoteSource):
             return
         self._enter("Verifying")
@@ -245,7 +246,7 @@ class Downloader:
             return []
         return [path for path in self._cache.converted.iterdir() if path.name.startswith(selection.gguf.sha256)]
 
-    def _show_index(self, index: WeightsIndex, revision: str) -> None:
+    def _publish_index(self, index: WeightsIndex, revision: str) -> None:
         data = {"revision": revision, **index.to_json()}
         self._store_state.index_json = json.dumps(data, separators=(",", ":")).encode()
         self._store_state.index = index
@@ -289,7 +290,7 @@ class Downloader:
 
 
 class Stopped(Exception):
-    """The process was told to stop; no failure."""
+    """The process is to stop; no failure."""
 
 
 class RangeReader:

@@ -112,7 +112,7 @@ def _hash_present(stream: BinaryIO, file: SourceFile, hasher: Hasher, progress: 
     progress(present)
     while chunk := stream.read(_HASH_CHUNK_BYTES):
         hasher.update(chunk)
-        progress(present)  # no more bytes, but a sign of life
+        progress(present)  # no more bytes, but progress
     return present
 
 

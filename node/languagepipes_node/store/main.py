@@ -1,4 +1,4 @@
-"""The role `store`: serve at once, fill the store's state behind it, until told to stop."""
+"""The role `store`: serve at once, and download the model meanwhile, until SIGTERM."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from languagepipes_node.weights.errors import BrokenFile, WeightsError
 log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_SECONDS = 5.0
-# What was mended elsewhere (a model's terms accepted, a repository made) cannot be seen from here.
+# What was corrected elsewhere (a model's terms accepted, a repository created) cannot be seen from here.
 _TRY_AGAIN_SECONDS = 600.0
 
 
 def run(settings: MemberSettings) -> int:
-    """Returns 0 after SIGTERM, 1 if the server cannot start. A model that cannot be had is told on /v1/progress."""
+    """Returns 0 after SIGTERM, 1 if the server cannot start. Why a model cannot be downloaded is on /v1/progress."""
     stopping = process.stop_on_signals()
     state = MemberState("store")
     store_state = StoreState()
@@ -49,7 +49,7 @@ def run(settings: MemberSettings) -> int:
         finally:
             telemetry_server.shutdown()
     except Exception as error:
-        termination.tell("store", error)
+        termination.report("store", error)
         return 1
     return 0
 
@@ -62,7 +62,7 @@ def _serve(settings: MemberSettings, store_state: StoreState, state: MemberState
     server = StoreServer(listen, state.tls, settings.identity, store_state)
     server.start()
     arguments = (settings, source, trusted, store_state, state, stopping)
-    threading.Thread(target=_fill, args=arguments, name="store-filling", daemon=True).start()
+    threading.Thread(target=_download, args=arguments, name="store-download", daemon=True).start()
     stopping.wait()
     server.stop()
 
@@ -81,7 +81,7 @@ def _trusted(settings: MemberSettings) -> ssl.SSLContext | None:
         ) from error
 
 
-def _fill(
+def _download(
     settings: MemberSettings,
     url: str,
     trusted: ssl.SSLContext | None,
@@ -89,27 +89,27 @@ def _fill(
     state: MemberState,
     stopping: threading.Event,
 ) -> None:
-    """Fetch all files. A failure stands until what may have caused it looks otherwise; then all is tried once more."""
-    show = _shower(store_state, state)
+    """Download all files. After a failure: again once what may have caused it has changed, or after ten minutes."""
+    report = _progress_reporter(store_state, state)
     while True:
-        seen = _surroundings(settings, url)
-        _try_to_fill(settings, url, trusted, store_state, show, stopping)
+        seen = _possible_causes(settings, url)
+        _try_download(settings, url, trusted, store_state, report, stopping)
         if not store_state.failed:
             return
         again = time.monotonic() + _TRY_AGAIN_SECONDS
-        while _surroundings(settings, url) == seen and time.monotonic() < again:
+        while _possible_causes(settings, url) == seen and time.monotonic() < again:
             if stopping.wait(_LOOK_AGAIN_SECONDS):
                 return
-        log.info("trying once more")
+        log.info("downloading again")
         store_state.done_bytes = store_state.total_bytes = 0
 
 
-def _try_to_fill(
+def _try_download(
     settings: MemberSettings,
     url: str,
     trusted: ssl.SSLContext | None,
     store_state: StoreState,
-    show: Callable[[], None],
+    report: Callable[[], None],
     stopping: threading.Event,
 ) -> None:
     try:
@@ -122,20 +122,20 @@ def _try_to_fill(
         )
         cache = Cache(settings.cache_dir or default_cache_dir())
     except Exception as error:
-        if not isinstance(error, WeightsError):  # a fault of ours; the store stays up and says so
-            log.exception("the store cannot begin")
+        if not isinstance(error, WeightsError):  # a fault of ours; the store stays up and reports it
+            log.exception("the store cannot start")
             error = BrokenFile(f"internal error before the model was read: {type(error).__name__}")
         log.error("%s: %s", error.reason, error)
         store_state.error = error
         store_state.phase = "Failed"
-        show()
+        report()
         return
-    Downloader(source, cache, store_state, dtype=settings.dtype, wait=stopping.wait, on_progress=show).run()
+    Downloader(source, cache, store_state, dtype=settings.dtype, wait=stopping.wait, on_progress=report).run()
 
 
-def _surroundings(settings: MemberSettings, url: str) -> tuple[object, ...]:
-    """What a person changes to mend a failure: the token, the cache's volume, the files on a claim."""
-    token = volume = place = None
+def _possible_causes(settings: MemberSettings, url: str) -> tuple[object, ...]:
+    """What a person changes to correct a failure: the token, the cache's volume, the files on a claim."""
+    token = volume = files = None
     cache = settings.cache_dir or default_cache_dir()
     with contextlib.suppress(OSError):
         token = settings.token_file.read_bytes() if settings.token_file else None
@@ -147,14 +147,14 @@ def _surroundings(settings: MemberSettings, url: str) -> tuple[object, ...]:
             source = open_source(url, volumes_dir=settings.volumes_dir)
             if isinstance(source, FileSource):
                 status = source.root.stat()
-                place = status.st_mtime_ns, status.st_mode, status.st_uid, os.access(source.root, os.R_OK)
-    return token, volume, place
+                files = status.st_mtime_ns, status.st_mode, status.st_uid, os.access(source.root, os.R_OK)
+    return token, volume, files
 
 
-def _shower(store_state: StoreState, state: MemberState) -> Callable[[], None]:
-    """What is called at each step forward: health and metrics say what the store's state says."""
+def _progress_reporter(store_state: StoreState, state: MemberState) -> Callable[[], None]:
+    """A function to call at each progress: it copies the store's state into health and metrics."""
 
-    def show() -> None:
+    def report() -> None:
         metrics.STORE_FETCHED_BYTES.set(store_state.done_bytes)
         metrics.STORE_TOTAL_BYTES.set(store_state.total_bytes)
         state.loaded_bytes, state.total_bytes = store_state.done_bytes, store_state.total_bytes
@@ -168,7 +168,7 @@ def _shower(store_state: StoreState, state: MemberState) -> Callable[[], None]:
             waiting = store_state.error is not None or store_state.phase == "Resolving"
             state.enter("waiting" if waiting else "loading", message)
 
-    return show
+    return report
 
 
 def default_cache_dir() -> Path:

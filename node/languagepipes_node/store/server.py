@@ -24,11 +24,12 @@ from languagepipes_api.names import Identity
 from languagepipes_api.store_answers import Problem, StoreRefusal
 
 from languagepipes_node import metrics
+from languagepipes_node.net.addresses import address_family, split_address
+from languagepipes_node.net.errors import TlsError
 from languagepipes_node.net.tls import TlsFiles, peer_identity
 from languagepipes_node.store.state import StoreState
 from languagepipes_node.weights.errors import BrokenFile, StoreUnavailable, WeightsError
 from languagepipes_node.weights.remote import etag
-from languagepipes_node.wire.errors import WireError
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ _SUFFIX_RANGE = re.compile(r"bytes=-(\d{1,18})")
 
 
 class StoreServer(ThreadingMixIn, TCPServer):
-    """Serves `shelf` on `listen` ("host:port") to members of `identity`'s pipe. Raises OSError if it cannot bind."""
+    """Serves `store_state` on `listen` to members of `identity`'s pipe. Raises OSError if it cannot bind."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -50,15 +51,14 @@ class StoreServer(ThreadingMixIn, TCPServer):
     request_queue_size = 128
 
     def __init__(self, listen: str, tls: TlsFiles, identity: Identity, store_state: StoreState) -> None:
-        host, _, port = listen.rpartition(":")
-        host = host.strip("[]")
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        host, port = split_address(listen)
+        self.address_family = address_family(host)
         self.tls = tls
         self.identity = identity
         self.store_state = store_state
         tls.server_context()  # fails now rather than at the first connection
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        super().__init__((host, int(port)), _Connection)
+        super().__init__((host, port), _Connection)
 
     @property
     def port(self) -> int:
@@ -104,7 +104,7 @@ class _Connection(BaseRequestHandler):
                 peer = peer_identity(secured)
                 secured.settimeout(IDLE_SECONDS)
                 _Exchange(secured, peer, self.client_address, self.server)
-        except (OSError, WireError) as error:  # ssl.SSLError and time-outs are OSErrors
+        except (OSError, TlsError) as error:  # ssl.SSLError and time-outs are OSErrors
             log.debug("a connection from %s ended: %s", self.client_address, error)
 
 

@@ -1,6 +1,6 @@
-"""What the store shows at this moment: progress, facts, index, and which files may be served.
+"""The store's state: progress, facts, index, and which files may be served.
 
-The filling thread writes, the server's threads read; every field is replaced whole.
+The downloading thread writes, the server's threads read; every field is replaced whole.
 """
 
 from __future__ import annotations

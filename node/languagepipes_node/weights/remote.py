@@ -20,12 +20,12 @@ from urllib.parse import quote
 from languagepipes_api.facts import ModelFacts
 
 from languagepipes_node.net.dialling import connect
+from languagepipes_node.net.errors import TlsError
 from languagepipes_node.net.tls import TlsFiles, peer_identity
 from languagepipes_node.weights.directory import exactly, row_range
 from languagepipes_node.weights.errors import StoreFailed, StoreRefused, StoreUnavailable
 from languagepipes_node.weights.index import MAX_JSON_BYTES, IndexEntry, WeightsIndex
 from languagepipes_node.weights.source import TensorInfo
-from languagepipes_node.wire.errors import TlsError
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Who may open an epoch: the decisions of the handshake, pure. `member.py` acts on them.
+"""Who may open an epoch: the decisions of the handshake, pure. The two communicators act on them.
 
 Two claimants to a replica cannot both be right: the higher epoch counter decides, at each member for itself.
 """
@@ -8,70 +8,17 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from languagepipes_api.names import WIRE_VERSION, Identity
-from languagepipes_api.plan import Plan
+from languagepipes_api.names import WIRE_VERSION
 
-from languagepipes_node.wire.hello import (
-    NO_EPOCH,
-    Close,
-    CloseCode,
-    Entry,
-    Epoch,
-    Hello,
-    RingMember,
-    close,
-    members,
-)
-
-
-@dataclass(frozen=True)
-class Ring:
-    """A member's own view of the ring: its identity and what the plan says of everyone."""
-
-    identity: Identity
-    plan: Plan
-
-    @property
-    def members(self) -> tuple[RingMember, ...]:
-        return members(self.plan)
-
-    @property
-    def me(self) -> RingMember:
-        return self.members[self.identity.index]
-
-    @property
-    def predecessor(self) -> RingMember:
-        return self.members[self.identity.index - 1]
-
-    @property
-    def successor(self) -> RingMember:
-        everyone = self.members
-        return everyone[(self.identity.index + 1) % len(everyone)]
-
-    def identity_of(self, member: RingMember) -> Identity:
-        mine = self.identity
-        if member.index == 0:
-            return Identity(mine.namespace, mine.pipe, mine.replica, "end-model")
-        return Identity(mine.namespace, mine.pipe, mine.replica, "stage", member.index)
-
-    def own_entry(self, *, kv_id: bytes, seen: Epoch) -> Entry:
-        me = self.me
-        return Entry(
-            index=me.index,
-            name=me.name,
-            layers=list(me.layers),
-            dtype=self.plan.dtype,
-            kv_id=kv_id,
-            kv_blocks=self.plan.kv_blocks,
-            seen=seen.counter,
-        )
+from languagepipes_node.wire.close import Close, CloseCode, close
+from languagepipes_node.wire.hello import Hello
+from languagepipes_node.wire.ring import NO_EPOCH, Epoch, Ring
 
 
 def validate_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:
     """Why a member refuses a hello, or None if it accepts. `highest`: the highest epoch that it has seen.
 
-    The End Model judges the hello that returned with the same rules, but for the epoch, which must be its
-    own.
+    The End Model validates the hello that returned by the same rules, but for the epoch, which must be its own.
     """
     me, plan = ring.me, ring.plan
 
@@ -87,7 +34,7 @@ def validate_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:
             "pipe",
             f"pipe {theirs[0]}/{theirs[1]} replica {theirs[2]} is not {mine[0]}/{mine[1]} replica {mine[2]}",
         )
-    # What differs is told before the hash, which only says that something does.
+    # What differs is reported before the hash, which only shows that something does.
     if len(hello.stages) != len(plan.stages):
         return refuse("stations", f"the hello's plan has {len(hello.stages)} stages, not {len(plan.stages)}")
     for member, layers in zip(ring.members[1:], hello.stages, strict=True):
@@ -117,7 +64,7 @@ def validate_hello(ring: Ring, hello: Hello, highest: Epoch) -> Close | None:
 
 
 class Decision(enum.Enum):
-    """What an End Model does after its epoch was turned down."""
+    """What an End Model does after its epoch was refused."""
 
     RETRY_ABOVE = "retry above"
     EXIT = "exit"
@@ -133,16 +80,16 @@ class EndEpochs:
     held: bool = False
 
     def next(self) -> Epoch:
-        """An epoch above all that this process opened or heard of."""
+        """An epoch above all that this process opened or learned of."""
         self.highest += 1
         return Epoch(self.highest, self.id)
 
     def decide(self, close_reason: Close, *, opened: Epoch) -> Decision:
-        """What to do now that an epoch of ours ended with these news. Learns the counter that they tell of.
+        """What to do now that an epoch of ours ended for this reason. Records the counter that the reason names.
 
-        One that held the ring and is told of a higher counter under another id has been replaced: a newer End
-        Model of the replica runs. One that never held it was just started, so it is the newer one: it goes
-        above.
+        An End Model that held the ring and learns of a higher counter under another id has been replaced: a newer
+        End Model of the replica runs. One that never held it was just started, so it is the newer one, and opens a
+        higher epoch.
         """
         if close_reason.code not in ("stale_epoch", "superseded"):
             return Decision.GIVE_UP

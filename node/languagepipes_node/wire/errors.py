@@ -1,11 +1,10 @@
 """What can go wrong on the wire.
 
 WireError
-├── TlsError            certificates or keys cannot be used, or a peer's certificate is not acceptable
 ├── FrameError          bytes that are no frame of this ring (ValueError too)
 │   └── VersionError    the peer speaks another wire version
 ├── HelloError          a hello or close message that cannot be read (ValueError too)
-├── LinkLost            one link ended; carries the news
+├── LinkLost            one link ended; carries the close reason
 ├── RingDown            the ring is not whole; carries the root cause, for people
 └── SupersededError     another End Model owns the replica: this process must exit
 
@@ -14,18 +13,11 @@ Messages name members, sizes and reasons; never a hidden state.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from languagepipes_node.wire.hello import Close
+from languagepipes_node.wire.close import Close
 
 
 class WireError(Exception):
     """The root of everything raised by this package."""
-
-
-class TlsError(WireError):
-    """A certificate, a key or a TLS handshake is not acceptable."""
 
 
 class FrameError(WireError, ValueError):
@@ -43,7 +35,7 @@ class HelloError(WireError, ValueError):
 
 
 class LinkLost(WireError):
-    """A link ended. `news` says why, as told by the peer or as seen from here."""
+    """A link ended. `close_reason`: why, as the peer reported it or as seen from here."""
 
     def __init__(self, close_reason: Close) -> None:
         super().__init__(str(close_reason))
@@ -51,7 +43,7 @@ class LinkLost(WireError):
 
 
 class RingDown(WireError):
-    """The ring is not whole. `code` is a machine reason (see hello.CLOSE_CODES); the text is the root cause."""
+    """The ring is not whole. `code` is a machine reason (see close.CLOSE_CODES); the text is the root cause."""
 
     def __init__(self, reason: str, code: str = "lost") -> None:
         super().__init__(reason)

@@ -1,8 +1,8 @@
 """Frames: a fixed little-endian header, int32 arrays, a tensor's raw bytes. docs/protocol.md has the table.
 
-Reading never trusts: the header is judged against the plan's `FrameLimits` before a byte of the payload is
-read, and every value of the arrays before anyone uses it. Nothing is allocated here: frames are read into and
-built in buffers that exist already. This module knows neither sockets nor epochs' rules.
+Nothing that is read is trusted: the header is checked against the plan's `FrameLimits` before a byte of the payload is
+read, and every value of the arrays before it is used. Nothing is allocated here: frames are read into and
+built in buffers that exist already. It knows neither sockets nor which epoch holds.
 
     offset  0   header, HEADER_BYTES
            72   counts [S], starts [S], run_counts [S], runs [U, 2], rows [R], busy microseconds [stages]:
@@ -26,7 +26,8 @@ from languagepipes_api.plan import DTYPE_BYTES, Plan
 
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.wire.errors import FrameError, VersionError
-from languagepipes_node.wire.hello import MAX_MESSAGE_BYTES, Epoch
+from languagepipes_node.wire.hello import MAX_MESSAGE_BYTES
+from languagepipes_node.wire.ring import Epoch
 
 Int32: TypeAlias = npt.NDArray[np.int32]
 
@@ -44,7 +45,7 @@ DTYPE_CODES: dict[str, int] = {"float32": 1, "bfloat16": 2, "float16": 3}
 
 
 class Kind(IntEnum):
-    """What a frame is. 3 is kept for replay, which nobody sends yet and which is refused by name."""
+    """What a frame is. 3 is reserved for replay, which no version sends yet and which is refused by name."""
 
     HELLO = 1
     STEP = 2
@@ -81,9 +82,8 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameLimits:
-    """What the plan allows in a frame. home_rows_all: whether all packed tokens return, and not the wanted
-    rows alone. A frame holds at most `max_runs` block runs: a million shared fragments would be no frame but
-    an attack.
+    """What the plan allows in a frame. return_all_rows: whether all packed tokens return, and not the wanted
+    rows alone. A frame holds at most `max_runs` block runs: more would be an attack.
     """
 
     plan_hash: bytes
@@ -96,7 +96,7 @@ class FrameLimits:
     kv_blocks: int
     stages: int
     frames_in_flight: int
-    home_rows_all: bool
+    return_all_rows: bool
     max_sequences: int
     max_runs: int
 
@@ -116,7 +116,7 @@ class FrameLimits:
             kv_blocks=plan.kv_blocks,
             stages=len(plan.stages),
             frames_in_flight=plan.frames_in_flight,
-            home_rows_all=len(plan.end_model.tail_layers) > 0,
+            return_all_rows=len(plan.end_model.tail_layers) > 0,
             max_sequences=max_sequences,
             max_runs=min(max_sequences * blocks_a_sequence, max(plan.kv_blocks, 65_536)),
         )
@@ -131,9 +131,9 @@ class FrameLimits:
         values = 3 * self.max_sequences + 2 * self.max_runs + self.frame_tokens + self.stages
         return tensor_offset(values) + self.frame_tokens * self.row_bytes
 
-    def home_rows(self, *, tokens: int, rows: int) -> int:
+    def returned_rows(self, *, tokens: int, rows: int) -> int:
         """Rows of the tensor that returns for a frame of so many tokens, so many of them wanted."""
-        return tokens if self.home_rows_all else rows
+        return tokens if self.return_all_rows else rows
 
 
 class Step(NamedTuple):
@@ -164,7 +164,7 @@ def control_frame(kind: Kind, plan_hash: bytes, epoch: Epoch, body: bytes = b"")
 
 def parse_header(data: bytes | bytearray | memoryview) -> Header:
     """The first HEADER_BYTES of a frame. Raises FrameError for what no frame of any ring can be, VersionError
-    for another wire version. A step's counts are judged by `check_step`.
+    for another wire version. A step's counts are checked by `check_step`.
     """
     if len(data) < HEADER_BYTES:
         raise FrameError(f"frame header has {len(data)} bytes, must have {HEADER_BYTES}")
@@ -188,8 +188,8 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header:
     return header
 
 
-def check_step(header: Header, limits: FrameLimits, *, home: bool) -> None:
-    """Judge a step's header before its payload is read. home: whether the last stage sent it.
+def check_step(header: Header, limits: FrameLimits, *, returning: bool) -> None:
+    """Check a step's header before its payload is read. returning: whether the last stage sent it.
 
     Raises FrameError naming field, value and limit.
     """
@@ -213,7 +213,7 @@ def check_step(header: Header, limits: FrameLimits, *, home: bool) -> None:
         raise FrameError(f"frame has {header.runs} block runs, must have {header.sequences} to {limits.max_runs}")
     if header.rows > tokens:
         raise FrameError(f"frame wants {header.rows} rows of {tokens} tokens")
-    tensor_rows = limits.home_rows(tokens=tokens, rows=header.rows) if home else tokens
+    tensor_rows = limits.returned_rows(tokens=tokens, rows=header.rows) if returning else tokens
     if header.tensor_rows != tensor_rows:
         raise FrameError(f"frame's tensor has {header.tensor_rows} rows, must have {tensor_rows}")
     payload = tensor_offset(value_count(header)) - HEADER_BYTES + tensor_rows * limits.row_bytes
@@ -250,7 +250,7 @@ def build_step(frame: memoryview, ints: Int32, *, limits: FrameLimits, epoch: Ep
     """Write header and arrays of an outgoing step into `frame` (writable, at least limits.max_frame_bytes),
     whose int32 after the header `ints` views. The caller puts the tensor behind them, at `tensor_offset`.
 
-    Raises FrameError, in the words of the receiving side, if the batch breaks the plan's limits.
+    Raises FrameError, as the receiving side would, if the batch breaks the plan's limits.
     """
     sequences, runs, rows = len(batch.counts), len(batch.runs), len(batch.rows)
     if len(batch.starts) != sequences or len(batch.run_counts) != sequences:
@@ -266,7 +266,7 @@ def build_step(frame: memoryview, ints: Int32, *, limits: FrameLimits, epoch: Ep
         max(tokens, 0), limits.hidden_size, sequences, runs, rows, max(tokens, 0), limits.stages, limits.stages,
         max(payload, 0),
     )  # fmt: skip
-    check_step(header, limits, home=False)
+    check_step(header, limits, returning=False)
     place = 0
     for array in (batch.counts, batch.starts, batch.run_counts, batch.runs.reshape(-1), batch.rows):
         ints[place : place + len(array)] = array
@@ -303,7 +303,7 @@ def _views(ints: Int32, sequences: int, runs: int, rows: int) -> tuple[Batch, In
 
 
 def check_values(ints: Int32, *, sequences: int, runs: int, rows: int, tokens: int, limits: FrameLimits) -> None:
-    """Judge every int32 of a frame. Raises FrameError naming the sequence, the value and the limit."""
+    """Check every int32 of a frame. Raises FrameError naming the sequence, the value and the limit."""
     if len(ints) <= _FEW_VALUES:
         _check_few(ints.tolist(), sequences, runs, rows, tokens, limits)
     else:

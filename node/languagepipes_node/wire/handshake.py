@@ -1,7 +1,7 @@
 """How links begin: the acceptor of a member, and dialling a successor.
 
 A peer has `handshake_seconds` for TLS and its hello, away from the accept loop, and only so many may try at
-once. A refusal is told to the peer in a close frame before the connection ends.
+once. A refusal is sent to the peer in a close frame before the connection ends.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 
 from languagepipes_node.metrics import REFUSED_HELLOS
-from languagepipes_node.wire.epochs import Ring
-from languagepipes_node.wire.errors import FrameError, HelloError, LinkLost, TlsError, VersionError
+from languagepipes_node.net.errors import TlsError, describe
+from languagepipes_node.wire.close import Close, CloseCode, close
+from languagepipes_node.wire.errors import FrameError, HelloError, LinkLost, VersionError
 from languagepipes_node.wire.frame import HEADER_BYTES, Kind, control_frame, parse_header
-from languagepipes_node.wire.hello import NO_EPOCH, Close, CloseCode, Hello, close, parse_hello
+from languagepipes_node.wire.hello import Hello, parse_hello
 from languagepipes_node.wire.link import Timing
-from languagepipes_node.wire.transport import Arrival, Connection, Listener, Transport, describe
+from languagepipes_node.wire.ring import NO_EPOCH, Ring
+from languagepipes_node.wire.transport import Arrival, Connection, Listener, Transport
 
 MAX_PENDING_HANDSHAKES = 8
 _LINGER_SECONDS = 0.3
@@ -28,8 +30,8 @@ log = logging.getLogger(__name__)
 class Acceptor:
     """Accepts the predecessor's connections and no other's.
 
-    offer: judges a well-formed hello from the predecessor. None means that it took the connection over; a
-    Close is the refusal. Called from handshake threads, several at once.
+    offer: decides on a well-formed hello from the predecessor. None: it took the connection over; a Close: the
+    refusal. Called from handshake threads, several at once.
     """
 
     def __init__(
@@ -139,7 +141,7 @@ def _read_by(connection: Connection, size: int, deadline: float) -> bytearray:
 
 
 def dial(transport: Transport, address: str, ring: Ring, hello: Hello, timing: Timing) -> Connection:
-    """Connect to the successor, check who it is and say hello. Raises LinkLost with the news."""
+    """Connect to the successor, check its identity and send the hello. Raises LinkLost with the close reason."""
     seconds = timing.handshake_seconds
     try:
         connection = transport.dial(address, seconds)
@@ -161,15 +163,13 @@ def dial(transport: Transport, address: str, ring: Ring, hello: Hello, timing: T
         connection.set_timeout(seconds)
         connection.write(control_frame(Kind.HELLO, bytes.fromhex(hello.plan), hello.epoch, hello.pack()))
     except OSError as error:
-        close_reason = close(
-            ring.me, "unreachable", f"{ring.successor} took no hello: {_reason_behind(connection, error)}"
-        )
+        close_reason = close(ring.me, "unreachable", f"{ring.successor} took no hello: {_reason_of(connection, error)}")
         connection.close(0)
         raise LinkLost(close_reason) from error
     return connection
 
 
-def _reason_behind(connection: Connection, failed_write: OSError) -> str:
+def _reason_of(connection: Connection, failed_write: OSError) -> str:
     """With TLS 1.3 a client learns only by reading that its certificate was refused."""
     try:
         connection.set_timeout(_LINGER_SECONDS)

@@ -11,10 +11,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from languagepipes_node.metrics import FRAMES, WIRE_BYTES
+from languagepipes_node.net.errors import describe
+from languagepipes_node.wire.close import Close, close
 from languagepipes_node.wire.errors import FrameError, HelloError, LinkLost
 from languagepipes_node.wire.frame import (
     HEADER_BYTES,
@@ -27,8 +26,10 @@ from languagepipes_node.wire.frame import (
     parse_header,
     parse_step,
 )
-from languagepipes_node.wire.hello import Close, Epoch, RingMember, close, parse_close
-from languagepipes_node.wire.transport import Connection, describe
+from languagepipes_node.wire.hello import parse_close
+from languagepipes_node.wire.ring import Epoch, RingMember
+from languagepipes_node.wire.slots import Slot, SlotPool
+from languagepipes_node.wire.transport import Connection
 
 # Frames up to so many bytes are one write; a copy of them costs less than a second write.
 COALESCED_BYTES = 64 * 1024
@@ -50,54 +51,11 @@ class Timing:
     connect_seconds: float = 5.0
 
 
-class Slot:
-    """A receive buffer for one frame of any size that the plan allows."""
-
-    def __init__(self, pool: SlotPool, size: int) -> None:
-        # Aligned, so that a tensor that lies in it can be computed on where it is.
-        raw = np.empty(size + 64, dtype=np.uint8)
-        begin = -raw.ctypes.data % 64
-        self.bytes = raw[begin : begin + size]
-        self.view = memoryview(self.bytes)  # type: ignore[arg-type]
-        values = (size - HEADER_BYTES) // 4
-        self.ints: npt.NDArray[np.int32] = self.bytes[HEADER_BYTES : HEADER_BYTES + 4 * values].view("<i4")
-        self._pool = pool
-
-    def release(self) -> None:
-        self._pool.put(self)
-
-
-class SlotPool:
-    """Receive buffers, made once. One more than frames may be in flight: the frame that was just sent on
-    still holds its slot while the ring may be full. So a receiver of a rightful ring always finds one, and
-    always reads.
-    """
-
-    def __init__(self, limits: FrameLimits) -> None:
-        self.count = limits.frames_in_flight + 1
-        # list.append and list.pop are atomic; no lock on the hot path.
-        self._free = [Slot(self, limits.max_frame_bytes) for _ in range(self.count)]
-
-    @property
-    def free(self) -> int:
-        return len(self._free)
-
-    def take(self) -> Slot | None:
-        try:
-            return self._free.pop()
-        except IndexError:
-            return None
-
-    def put(self, slot: Slot) -> None:
-        self._free.append(slot)
-
-
 class SendLink:
-    """The sending half. `send` belongs to one thread; a keeper thread of its own sends heartbeats and listens
-    for news.
+    """The sending half. `send` belongs to one thread; a keeper thread of its own sends heartbeats and waits for
+    the peer's close frame.
 
-    lost: called once, from the keeper, with the news that ended the link; not if `close` ended it or `send`
-    raised them.
+    lost: called once, from the keeper, with the close reason; not if `close` ended the link or `send` raised.
     """
 
     def __init__(
@@ -131,11 +89,11 @@ class SendLink:
         self._keeper.start()
 
     def join(self, timeout_seconds: float) -> None:
-        """Wait until the link, closed before, has said why and is gone."""
+        """Wait until the link, closed before, has sent the close reason and is gone."""
         self._keeper.join(timeout_seconds)
 
     def send(self, head: memoryview, tensor: memoryview | None = None) -> None:
-        """Write one frame: all of it in `head`, or its tensor apart. Raises LinkLost with the news."""
+        """Write one frame: all of it in `head`, or its tensor apart. Raises LinkLost with the close reason."""
         with self._lock:
             if self._ended is not None:
                 raise LinkLost(self._ended)
@@ -146,13 +104,13 @@ class SendLink:
             except OSError as error:
                 self._broken = True
                 # Once closed from here, the failure is our own doing, and not the reason.
-                self._ended = self._ended or self._close_reason_behind(error)
+                self._ended = self._ended or self._close_reason_of(error)
                 raise LinkLost(self._ended) from error
         self._frames.inc()
         self._bytes.inc(len(head) if tensor is None else len(head) + len(tensor))
 
     def close(self, close_reason: Close) -> None:
-        """End the link, its last frame being the news. Any thread; returns soon even if a send is blocked."""
+        """End the link with a close frame. Any thread; returns soon even if a send is blocked."""
         if self._ended is None:
             self._ended = close_reason
         if self._lock.acquire(timeout=_CLOSE_WRITE_SECONDS):
@@ -179,14 +137,14 @@ class SendLink:
                         break
                     close_reason = self._read_close_reason()
                     self._broken, self._ended = True, close_reason
-            # A send in progress moves bytes: no heartbeat is needed then.
+            # A send in progress moves bytes, so no heartbeat is needed then.
             elif lock.acquire(blocking=False):
                 try:
                     if self._over():
                         break
                     connection.write(self._heartbeat)
                 except OSError as error:
-                    close_reason = self._close_reason_behind(error)
+                    close_reason = self._close_reason_of(error)
                     self._broken, self._ended = True, close_reason
                 finally:
                     lock.release()
@@ -198,8 +156,8 @@ class SendLink:
     def _over(self) -> bool:
         return self._ended is not None
 
-    def _close_reason_behind(self, error: OSError) -> Close:
-        """Why a write failed: what the peer said before it closed, or what is seen from here."""
+    def _close_reason_of(self, error: OSError) -> Close:
+        """Why a write failed: what the peer reported before it closed, or what is seen from here."""
         try:
             if self._connection.readable(0.05):
                 close_reason = self._read_close_reason()
@@ -229,8 +187,8 @@ class ReceiveLink:
     """The receiving half: a thread that always reads, each frame into a slot of its own.
 
     deliver: called with each good frame's slot, header and contents; whoever gets them releases the slot.
-    dropped: called for each frame of another epoch. lost: called once with the news, from the reading thread,
-    unless `close` ended the link.
+    dropped: called for each frame of another epoch. lost: called once with the close reason, from the reading
+    thread, unless `close` ended the link.
     """
 
     def __init__(
@@ -258,7 +216,7 @@ class ReceiveLink:
         self._dropped = dropped
         self._lost = lost
         self._ended: Close | None = None
-        self._quiet = threading.Event()
+        self._stopped = threading.Event()
         self._frames = FRAMES.labels("received")
         self._bytes = WIRE_BYTES.labels("received")
         connection.set_timeout(timing.silence_seconds)
@@ -268,20 +226,20 @@ class ReceiveLink:
         self._reader.start()
 
     def close(self, close_reason: Close) -> None:
-        """End the link, its last frame the other way being the news. Any thread; does not wait."""
+        """End the link, a close frame being its only one the other way. Any thread; does not wait."""
         if self._ended is None:
             self._ended = close_reason
         self._connection.interrupt()
 
     def join(self, timeout_seconds: float) -> None:
-        """Wait until the link, closed before, has said why and is gone."""
+        """Wait until the link, closed before, has sent the close reason and is gone."""
         self._reader.join(timeout_seconds)
 
-    def wait_quiet(self, timeout_seconds: float) -> bool:
-        """Wait until the link, closed before, touches no slot any more."""
-        if not self._quiet.wait(timeout_seconds):
+    def wait_until_stopped(self, timeout_seconds: float) -> bool:
+        """Wait until the link, closed before, uses no slot any more."""
+        if not self._stopped.wait(timeout_seconds):
             self._connection.abort()  # it waits for the rest of a frame
-            return self._quiet.wait(timeout_seconds)
+            return self._stopped.wait(timeout_seconds)
         return True
 
     def _run(self) -> None:
@@ -296,7 +254,7 @@ class ReceiveLink:
             close_reason = self._silence()
         except OSError as error:
             close_reason = close(self._me, "lost", f"link from {self._predecessor} broke: {describe(error)}")
-        self._quiet.set()
+        self._stopped.set()
         if self._ended is None:
             self._ended = close_reason
             self._lost(close_reason)
@@ -312,14 +270,14 @@ class ReceiveLink:
         return close(self._me, "silence", f"no bytes from {self._predecessor} for {seconds:.1f} s")
 
     def _read(self) -> Close:
-        """Read frames until there is a reason to end. Raises what `_run` puts into words."""
-        connection, limits, home = self._connection, self._limits, self._me.index == 0
+        """Read frames until there is a reason to end. Raises what `_run` makes a close reason of."""
+        connection, limits, returning = self._connection, self._limits, self._me.index == 0
         silence_seconds = self._timing.silence_seconds
         head = bytearray(HEADER_BYTES)
         head_view = memoryview(head)
         epoch = tuple(self._epoch)
         while True:
-            # The second look: a process that was stopped finds its time over although bytes have come.
+            # The second `readable`: a process that was frozen finds its time over although bytes have arrived.
             if not connection.readable(silence_seconds) and self._ended is None and not connection.readable(0):
                 return self._ended or self._silence()
             if self._ended is not None:
@@ -327,7 +285,7 @@ class ReceiveLink:
             read_exactly(connection, head_view)
             header = parse_header(head)
             if header.kind == Kind.STEP:
-                check_step(header, limits, home=home)
+                check_step(header, limits, returning=returning)
                 slot = self._slots.take()
                 if slot is None:
                     raise FrameError(f"more than {limits.frames_in_flight} frames in flight")

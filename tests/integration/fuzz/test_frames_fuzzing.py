@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from languagepipes_node.model.batch import Batch
-from languagepipes_node.wire.epochs import Ring
+from languagepipes_node.wire.close import Close
 from languagepipes_node.wire.frame import HEADER_BYTES, FrameLimits, Kind, build_step, control_frame
-from languagepipes_node.wire.hello import NO_EPOCH, Close, Epoch, new_hello
+from languagepipes_node.wire.hello import new_hello, own_entry
+from languagepipes_node.wire.ring import NO_EPOCH, Epoch, Ring
 from support.bounded_run import survives
 from support.paths import ROOT
 from support.wire_ring import identity, make_plan, one_token, tokens
@@ -30,7 +31,7 @@ def test_no_bytes_crash_the_frame_reader(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     hello = new_hello(PLAN, identity(0), EPOCH).with_entry(
-        Ring(identity(0), PLAN).own_entry(kv_id=b"k" * 8, seen=NO_EPOCH)
+        own_entry(Ring(identity(0), PLAN), kv_id=b"k" * 8, seen=NO_EPOCH)
     )
     close_reason = Close(code="silence", member="stage 1 (s1)", message="no bytes from end-model for 1.0 s")
     plan_hash = bytes.fromhex(PLAN.hash)

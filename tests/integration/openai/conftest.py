@@ -10,7 +10,8 @@ from languagepipes_node.end_model.openai.auth import ApiKeys
 from languagepipes_node.end_model.openai.bridge import EngineBridge
 from languagepipes_node.end_model.openai.server import ApiServer
 from languagepipes_node.end_model.text import TextCodec
-from support.scripted_engine import Script, ScriptedEngine, Served, model_files, saying, smollm2_file, train_tokenizer
+from support.scripted_engine import Script, ScriptedEngine, Served, saying, smollm2_file
+from support.tiny_tokenizer import model_files, train_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,11 @@ from languagepipes_api.names import Identity
 from languagepipes_node import health
 from languagepipes_node.end_model.openai.server import ApiServer
 from languagepipes_node.health import MemberState
+from languagepipes_node.net.addresses import split_address
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.store.server import StoreServer
 from languagepipes_node.store.state import StoreState
-from languagepipes_node.wire.transport import TlsTransport, split_address
+from languagepipes_node.wire.tls_transport import TlsTransport
 from languagepipes_operator.certificates.authority import issue, new_ca, write_tls_dir
 
 

@@ -58,7 +58,7 @@ def test_no_embedding_row_is_sent_and_every_byte_is_in_a_field_of_the_format(tin
     embedding_rows = {row.numpy().tobytes() for row in embedding}
     norms = embedding / embedding.norm(dim=1, keepdim=True)
     sent = [row for stream in steps(streams) for frame in stream for row in frame.rows]
-    assert len(sent) > 3 * sum(LENGTHS)  # in and out of stage 1, into stage 2; wanted rows alone go home
+    assert len(sent) > 3 * sum(LENGTHS)  # in and out of stage 1, into stage 2; the wanted rows alone return
     assert not embedding_rows.intersection(sent)
     hidden = torch.from_numpy(np.frombuffer(b"".join(sent), np.float32).reshape(len(sent), -1).copy())
     likeness = (hidden / hidden.norm(dim=1, keepdim=True)) @ norms.T

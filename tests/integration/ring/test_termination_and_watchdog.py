@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import threading
 import time
 from pathlib import Path
@@ -16,23 +17,24 @@ from languagepipes_node import termination
 from languagepipes_node.health import MemberState
 from languagepipes_node.member import SettingsError
 from languagepipes_node.model.errors import OutOfMemory, WrongWeights
+from languagepipes_node.net.errors import TlsError
 from languagepipes_node.stage import loop
 from languagepipes_node.weights.errors import BrokenFile, StoreFailed
-from languagepipes_node.wire.errors import SupersededError, TlsError
+from languagepipes_node.wire.errors import SupersededError
 
 
-def test_a_thread_that_says_nothing_for_longer_than_it_said_fails_liveness() -> None:
+def test_a_thread_that_takes_longer_than_it_announced_fails_liveness() -> None:
     state = MemberState("stage", state="ready")
     assert state.alive  # before any work, and for as long as nothing is expected
-    state.watch.expect("computing a frame", 0.05)
+    state.watchdog.expect("computing a frame", 0.05)
     assert state.alive
     time.sleep(0.1)
     assert not state.alive
-    assert state.complaint.startswith("computing a frame makes no progress")
-    state.watch.expect("the ring thread", 60)
+    assert state.error.startswith("computing a frame makes no progress")
+    state.watchdog.expect("the ring thread", 60)
     assert state.alive
-    state.watch.expect("the ring thread", -1)
-    state.watch.rest()
+    state.watchdog.expect("the ring thread", -1)
+    state.watchdog.rest()
     assert state.alive
 
 
@@ -49,6 +51,8 @@ def test_a_thread_that_says_nothing_for_longer_than_it_said_fails_liveness() -> 
         (OSError(errno.EADDRINUSE, "Address already in use"), "CannotListen"),
         (OSError(errno.ENOSPC, "No space left on device"), "NoSpace"),
         (MemoryError(), "OutOfMemory"),
+        (ModuleNotFoundError("No module named 'transformers'", name="transformers"), "MissingModule"),
+        (ImportError("cannot import name 'Qwen3' from 'transformers'"), "MissingModule"),
         (ValueError("what the user wrote"), "InternalError"),
     ],
 )
@@ -56,17 +60,29 @@ def test_every_fatal_error_has_a_stable_code(error: Exception, code: str) -> Non
     assert termination.code_of(error) == code
 
 
-def test_termination_message_are_short_one_line_and_quote_no_unknown_error(
+def test_a_missing_module_is_named_with_the_remedy() -> None:
+    with pytest.raises(ModuleNotFoundError) as raised:
+        importlib.import_module("no_such_module_at_all")
+    assert termination.sentence_of(raised.value) == (
+        "the node image lacks the Python module no_such_module_at_all: "
+        "use an image built from this version's Dockerfile.node"
+    )
+    with pytest.raises(ImportError) as broken:
+        exec("from languagepipes_node.health import Nothing")
+    assert "cannot import name 'Nothing' from 'languagepipes_node.health'" in termination.sentence_of(broken.value)
+
+
+def test_termination_messages_are_short_one_line_and_quote_no_unknown_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "log"
     monkeypatch.setenv("LANGUAGEPIPES_TERMINATION_LOG", str(log))
-    termination.tell("stage 1", BrokenFile("no file, no words"))
+    termination.report("stage 1", BrokenFile("no file, no words"))
     assert not log.exists()
     log.write_text("older words")
-    termination.tell("stage 1", ValueError("what the user wrote"))
-    assert log.read_text() == "InternalError: ValueError; the log has the place"
-    termination.tell("stage 1", BrokenFile("model.safetensors:\n" + "é" * 5000))
+    termination.report("stage 1", ValueError("what the user wrote"))
+    assert log.read_text() == "InternalError: ValueError; the log has the traceback"
+    termination.report("stage 1", BrokenFile("model.safetensors:\n" + "é" * 5000))
     assert log.read_text().startswith("BrokenFile: model.safetensors: éé")
     assert log.stat().st_size <= 2048
     assert "what the user wrote" not in capsys.readouterr().err
@@ -106,7 +122,7 @@ def test_a_stage_whose_compute_hangs_fails_liveness_and_one_that_idles_does_not(
         hidden_size=8,
         dtype=torch.float32,
         rows_only=False,
-        watch=state.watch,  # type: ignore[arg-type]
+        watchdog=state.watchdog,  # type: ignore[arg-type]
     )
     thread = threading.Thread(target=stage.run, args=(stopping,))
     thread.start()
@@ -114,7 +130,7 @@ def test_a_stage_whose_compute_hangs_fails_liveness_and_one_that_idles_does_not(
         time.sleep(0.1)
         assert state.alive
         time.sleep(0.5)
-        assert state.complaint.startswith("computing a frame makes no progress")
+        assert state.error.startswith("computing a frame makes no progress")
         going_on.set()
         time.sleep(0.6)  # idle for longer than any budget
         assert state.alive

@@ -56,9 +56,9 @@ def test_a_wrong_token_is_named_and_a_right_one_is_taken_when_it_comes(
         assert (store_state.phase, store_state.error.reason) == ("Failed", "TokenRefused")
         assert str(store_state.error).endswith("put one that works into the Secret of tokenSecretRef")
         assert "hf_wrong" not in str(store_state.error)
-        seen = store_role._surroundings(settings.model_copy(update={"token_file": token}), URL)
+        seen = store_role._possible_causes(settings.model_copy(update={"token_file": token}), URL)
         token.write_text(TOKEN)
-        assert store_role._surroundings(settings.model_copy(update={"token_file": token}), URL) != seen
+        assert store_role._possible_causes(settings.model_copy(update={"token_file": token}), URL) != seen
         assert fill(URL, tmp_path / "cache", token_file=token).phase == "Ready"
 
 

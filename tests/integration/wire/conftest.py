@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from languagepipes_node.wire.transport import MemoryNetwork, TlsTransport
+from languagepipes_node.wire.tls_transport import TlsTransport
+from support.memory_network import MemoryNetwork
 from support.wire_ring import Pki, TransportMaker, identity
 
 

@@ -10,14 +10,16 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 from languagepipes_api.plan import LayerRange, Plan
-from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator
-from languagepipes_node.wire.epochs import Ring
+from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
 from languagepipes_node.wire.errors import RingDown, SupersededError
 from languagepipes_node.wire.frame import Kind
 from languagepipes_node.wire.handshake import dial
-from languagepipes_node.wire.hello import NO_EPOCH, Epoch, new_hello, parse_close
+from languagepipes_node.wire.hello import new_hello, own_entry, parse_close
 from languagepipes_node.wire.link import read_control
-from languagepipes_node.wire.transport import Connection, MemoryNetwork
+from languagepipes_node.wire.ring import NO_EPOCH, Epoch, Ring
+from languagepipes_node.wire.stage_communicator import StageCommunicator
+from languagepipes_node.wire.transport import Connection
+from support.memory_network import MemoryNetwork
 from support.wire_ring import (
     FAST,
     RunningRing,
@@ -139,7 +141,7 @@ def test_a_hello_that_comes_while_another_is_adopted_is_adopted_next(
 
     def say_hello(counter: int) -> Connection:
         epoch = Epoch(counter, b"endmodel")
-        hello = new_hello(plan, identity(0), epoch).with_entry(ring.own_entry(kv_id=bytes(8), seen=NO_EPOCH))
+        hello = new_hello(plan, identity(0), epoch).with_entry(own_entry(ring, kv_id=bytes(8), seen=NO_EPOCH))
         connection = dial(transports(0), addresses[1], ring, hello, FAST)
         stack.callback(connection.close, 0)
         return connection
@@ -208,7 +210,7 @@ def test_of_two_end_models_the_newer_wins_and_the_older_must_exit(stack: ExitSta
 
 def test_each_communicator_tells_what_it_is_in_the_hello(transports: TransportMaker, stack: ExitStack) -> None:
     ring = build_ring(make_plan(tail=True), transports, stack)
-    entries = ring.end.connect().communicators
+    entries = ring.end.connect().members
     assert [(entry.index, entry.layers, entry.dtype, entry.kv_blocks) for entry in entries] == [
         (0, [0, 1, 4, 5], "float32", 32),
         (1, [1, 2], "float32", 32),
@@ -216,4 +218,4 @@ def test_each_communicator_tells_what_it_is_in_the_hello(transports: TransportMa
         (3, [3, 4], "float32", 32),
     ]
     assert len({entry.kv_id for entry in entries}) == 4
-    assert [entry.kv_id for entry in ring.end.connect().communicators] == [entry.kv_id for entry in entries]
+    assert [entry.kv_id for entry in ring.end.connect().members] == [entry.kv_id for entry in entries]

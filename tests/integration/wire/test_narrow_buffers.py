@@ -5,18 +5,18 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import numpy as np
-from languagepipes_node.wire.communicator import Timing
-from languagepipes_node.wire.transport import TlsTransport
+from languagepipes_node.wire.link import Timing
+from languagepipes_node.wire.tls_transport import TlsTransport
 from support.wire_ring import FAST, Pki, build_ring, identity, make_plan, tokens
 
 
-def test_eight_mebibyte_frames_pass_buffers_of_4_kib_twice_as_many_as_there_are_communicators(
+def test_eight_mebibyte_frames_pass_buffers_of_4_kib_twice_as_many_as_there_are_members(
     pki: Pki, stack: ExitStack
 ) -> None:
-    communicators, frames = 3, 6
+    members, frames = 3, 6
     # With a tail layer all rows return, so that every hop of the ring is as full as the others.
     plan = make_plan(
-        stages=communicators - 1, hidden_size=1024, frame_tokens=2048, max_context=2048, kv_blocks=128,
+        stages=members - 1, hidden_size=1024, frame_tokens=2048, max_context=2048, kv_blocks=128,
         frames_in_flight=frames, tail=True,
     )  # fmt: skip
     ring = build_ring(

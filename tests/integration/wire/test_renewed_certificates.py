@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from languagepipes_api.names import Identity
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.transport import TlsTransport
+from languagepipes_node.wire.tls_transport import TlsTransport
 from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca
 from support.wire_ring import build_ring, identity, make_plan, one_token
 

@@ -13,10 +13,10 @@ from languagepipes_node.wire.errors import FrameError, RingDown
 from support.wire_ring import TransportMaker, build_ring, eventually, make_plan, one_token, tokens
 
 
-def test_a_step_goes_round_and_brings_home_the_wanted_rows(transports: TransportMaker, stack: ExitStack) -> None:
+def test_a_step_goes_round_and_returns_the_wanted_rows(transports: TransportMaker, stack: ExitStack) -> None:
     ring = build_ring(make_plan(), transports, stack)
     info = ring.end.connect()
-    assert [entry.name for entry in info.communicators] == ["end-model", "s1", "s2", "s3"]
+    assert [entry.name for entry in info.members] == ["end-model", "s1", "s2", "s3"]
     hidden = np.arange(5 * 8, dtype=np.float32).reshape(5, 8)
 
     ring.end.send(11, tokens(5, wanted=(1, 4)), hidden, 5)
@@ -29,7 +29,7 @@ def test_a_step_goes_round_and_brings_home_the_wanted_rows(transports: Transport
     np.testing.assert_array_equal(got, hidden[[1, 4]] + 3)
 
 
-def test_with_tail_layers_all_rows_come_home(transports: TransportMaker, stack: ExitStack) -> None:
+def test_with_tail_layers_all_rows_return(transports: TransportMaker, stack: ExitStack) -> None:
     ring = build_ring(make_plan(tail=True), transports, stack)
     ring.end.connect()
     ring.end.send(1, tokens(5), np.zeros((5, 8), np.float32), 5)
@@ -38,7 +38,7 @@ def test_with_tail_layers_all_rows_come_home(transports: TransportMaker, stack: 
     assert returned.rows == 5
 
 
-def test_a_chunk_that_wants_no_rows_comes_home_empty(transports: TransportMaker, stack: ExitStack) -> None:
+def test_a_chunk_that_wants_no_rows_returns_empty(transports: TransportMaker, stack: ExitStack) -> None:
     ring = build_ring(make_plan(), transports, stack)
     ring.end.connect()
     ring.end.send(1, tokens(5), np.zeros((5, 8), np.float32), 5)
@@ -76,7 +76,7 @@ def test_an_idle_ring_stays_up_by_heartbeats(transports: TransportMaker, stack: 
     assert ring.end.receive(2.0) is not None
 
 
-def test_a_stage_that_leaves_ends_the_epoch_everywhere_and_the_reason_comes_home(
+def test_a_stage_that_leaves_ends_the_epoch_everywhere_and_the_end_model_learns_the_reason(
     transports: TransportMaker, stack: ExitStack
 ) -> None:
     ring = build_ring(make_plan(), transports, stack)

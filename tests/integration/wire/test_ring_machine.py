@@ -18,13 +18,16 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from languagepipes_node.wire import frame as frames
-from languagepipes_node.wire.communicator import StageCommunicator
-from languagepipes_node.wire.epochs import Ring
+from languagepipes_node.wire.close import Close
 from languagepipes_node.wire.errors import FrameError
 from languagepipes_node.wire.frame import HEADER_BYTES, FrameLimits, Kind, control_frame
-from languagepipes_node.wire.hello import NO_EPOCH, Close, Epoch, Hello, new_hello, parse_close, parse_hello
+from languagepipes_node.wire.hello import Hello, new_hello, own_entry, parse_close, parse_hello
 from languagepipes_node.wire.link import Timing, read_control, read_exactly
-from languagepipes_node.wire.transport import Connection, Listener, MemoryNetwork, TlsTransport, Transport
+from languagepipes_node.wire.ring import NO_EPOCH, Epoch, Ring
+from languagepipes_node.wire.stage_communicator import StageCommunicator
+from languagepipes_node.wire.tls_transport import TlsTransport
+from languagepipes_node.wire.transport import Connection, Listener, Transport
+from support.memory_network import MemoryNetwork
 from support.wire_ring import Pki, StageLoop, eventually, free_addresses, identity, make_plan, one_token
 
 PLAN = make_plan(stages=2, frames_in_flight=3)
@@ -35,7 +38,7 @@ PATIENT = Timing(heartbeat_seconds=5.0, silence_seconds=20.0, handshake_seconds=
 IDS = (b"process1", b"process2")
 
 
-class Home:
+class Returning:
     """Where the last stage connects to: a hello and its connection at a time."""
 
     def __init__(self, listener: Listener) -> None:
@@ -62,8 +65,8 @@ class RingMachine(RuleBasedStateMachine):
         make = self.transports(self.exits)
         addresses = free_addresses(make(0), 3)
         self.mine = make(0)
-        self.home = Home(self.mine.listen(addresses[0]))
-        self.exits.callback(self.home.listener.close)
+        self.returning = Returning(self.mine.listen(addresses[0]))
+        self.exits.callback(self.returning.listener.close)
         self.address = addresses[1]
         self.loops = []
         for index in (1, 2):
@@ -99,7 +102,7 @@ class RingMachine(RuleBasedStateMachine):
         epoch = Epoch(max(1, self.highest.counter + above), IDS[who])
         plan = PLAN if right_plan else OTHER_PLAN
         hello = new_hello(plan, identity(0), epoch).with_entry(
-            Ring(identity(0), plan).own_entry(kv_id=b"k" * 8, seen=NO_EPOCH)
+            own_entry(Ring(identity(0), plan), kv_id=b"k" * 8, seen=NO_EPOCH)
         )
         # The member judges by what it has seen when the hello comes, and it adopts within receive().
         connection = self.mine.dial(self.address, 5.0)
@@ -115,10 +118,10 @@ class RingMachine(RuleBasedStateMachine):
         if self.epoch is not None:
             self.older.append(self.epoch)
         self.highest = self.epoch = epoch
-        inbound, home = self.home.hellos.get(timeout=10.0)
+        inbound, returned = self.returning.hellos.get(timeout=10.0)
         inbound.set_timeout(10.0)
-        assert home.epoch == epoch
-        assert [entry.index for entry in home.entries] == [0, 1, 2]
+        assert returned.epoch == epoch
+        assert [entry.index for entry in returned.entries] == [0, 1, 2]
         self.drop_links()
         self.links = [connection, inbound]
         self.expected.clear()
@@ -181,7 +184,7 @@ class RingMachine(RuleBasedStateMachine):
             if header.kind == Kind.HEARTBEAT:
                 continue
             assert header.kind == Kind.STEP
-            frames.check_step(header, LIMITS, home=True)
+            frames.check_step(header, LIMITS, returning=True)
             raw = bytearray(head) + bytearray(header.payload_bytes)
             read_exactly(inbound, memoryview(raw)[HEADER_BYTES:])
             contents = frames.parse_step(memoryview(raw), header, LIMITS)
@@ -237,7 +240,7 @@ class RingMachine(RuleBasedStateMachine):
         """What is wrong with a frame. The values of one of another epoch are not looked at."""
         try:
             header = frames.parse_header(raw)
-            frames.check_step(header, LIMITS, home=False)
+            frames.check_step(header, LIMITS, returning=False)
             if header.epoch == self.epoch:
                 frames.parse_step(raw, header, LIMITS)
         except FrameError as error:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.stage.loop import StageLoop
-from languagepipes_node.wire.communicator import EndModelCommunicator, Inbound, StageCommunicator
+from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
+from languagepipes_node.wire.stage_communicator import Inbound, StageCommunicator
 from prometheus_client import REGISTRY
 from support.wire_ring import FAST, TransportMaker, eventually, free_addresses, identity, make_plan, tokens
 

@@ -18,11 +18,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from languagepipes_node.wire.communicator import EndModelCommunicator, RingInfo, StageCommunicator
+from languagepipes_node.wire.close import close
+from languagepipes_node.wire.end_model_communicator import EndModelCommunicator, RingInfo
 from languagepipes_node.wire.errors import LinkLost, RingDown
-from languagepipes_node.wire.hello import Epoch, close, communicators
 from languagepipes_node.wire.link import SendLink
-from languagepipes_node.wire.transport import Connection, TlsTransport
+from languagepipes_node.wire.ring import Epoch, members
+from languagepipes_node.wire.stage_communicator import StageCommunicator
+from languagepipes_node.wire.tls_transport import TlsTransport
+from languagepipes_node.wire.transport import Connection
 from support.wire_ring import (
     FAST,
     Pki,
@@ -132,11 +135,7 @@ def test_a_killed_stage_is_noticed_and_served_again_after_its_restart(pki: Pki) 
         two.start()
         after = connect_again(ring.end)
         serve_one(ring.end)
-        changed = [
-            new.name
-            for old, new in zip(before.communicators, after.communicators, strict=True)
-            if old.kv_id != new.kv_id
-        ]
+        changed = [new.name for old, new in zip(before.members, after.members, strict=True) if old.kv_id != new.kv_id]
         assert changed == ["s2"]
 
 
@@ -151,7 +150,7 @@ def test_a_stopped_stage_is_noticed_by_its_silence_and_served_again_when_it_goes
             two.signal(signal.SIGCONT)
         after = connect_again(ring.end)
         serve_one(ring.end)
-        assert [entry.kv_id for entry in before.communicators] == [entry.kv_id for entry in after.communicators]
+        assert [entry.kv_id for entry in before.members] == [entry.kv_id for entry in after.members]
 
 
 def test_a_stage_stopped_under_a_blocked_send_blocks_nobody_for_good(pki: Pki) -> None:
@@ -199,7 +198,7 @@ def test_a_frame_that_the_successor_does_not_take_ends_the_link_by_name(pki: Pki
     accepting.start()
     connection = TlsTransport(pki.files(identity(0))).dial(listener.address, 2.0)
     accepting.join()
-    me, successor = communicators(make_plan(stages=1))
+    me, successor = members(make_plan(stages=1))
     link = SendLink(
         connection, me=me, successor=successor, plan_hash=bytes(8), epoch=Epoch(1, b"endmodel"), timing=FAST,
         lost=lambda close_reason: None,

@@ -15,15 +15,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from languagepipes_api.names import Identity
+from languagepipes_node.net.errors import TlsError, describe
 from languagepipes_node.net.tls import TlsFiles, identity_from_uri
-from languagepipes_node.wire.communicator import EndModelCommunicator, StageCommunicator
-from languagepipes_node.wire.epochs import Ring
-from languagepipes_node.wire.errors import LinkLost, RingDown, TlsError
+from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
+from languagepipes_node.wire.errors import LinkLost, RingDown
 from languagepipes_node.wire.frame import Kind, control_frame
 from languagepipes_node.wire.handshake import dial
-from languagepipes_node.wire.hello import Epoch, new_hello, parse_close
+from languagepipes_node.wire.hello import new_hello, own_entry, parse_close
 from languagepipes_node.wire.link import read_control
-from languagepipes_node.wire.transport import TlsTransport, describe
+from languagepipes_node.wire.ring import Epoch, Ring
+from languagepipes_node.wire.stage_communicator import StageCommunicator
+from languagepipes_node.wire.tls_transport import TlsTransport
 from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca, write_tls_dir
 from support.wire_ring import FAST, Pki, eventually, identity, make_plan
 
@@ -120,7 +122,7 @@ def test_only_the_predecessor_may_connect(
     caplog.set_level(logging.WARNING)
     connection = TlsTransport(TlsFiles(tmp_path / "tls")).dial(stage.address, 1.0)
     hello = new_hello(PLAN, identity(0), Epoch(1, b"abcdefgh"))
-    hello = hello.with_entry(Ring(identity(0), PLAN).own_entry(kv_id=b"k" * 8, seen=Epoch(0, bytes(8))))
+    hello = hello.with_entry(own_entry(Ring(identity(0), PLAN), kv_id=b"k" * 8, seen=Epoch(0, bytes(8))))
     try:
         connection.write(control_frame(Kind.HELLO, bytes.fromhex(PLAN.hash), hello.epoch, hello.pack()))
         answer = str(parse_close(read_control(connection, kinds=(Kind.CLOSE,))[1]))
@@ -287,7 +289,7 @@ def _connect(stage: StageCommunicator) -> socket.socket:
 def _dial(stage: StageCommunicator, files: TlsFiles) -> None:
     ring = Ring(identity(0), PLAN)
     hello = new_hello(PLAN, identity(0), Epoch(1, b"abcdefgh")).with_entry(
-        ring.own_entry(kv_id=b"k" * 8, seen=Epoch(0, bytes(8)))
+        own_entry(ring, kv_id=b"k" * 8, seen=Epoch(0, bytes(8)))
     )
     dial(TlsTransport(files), stage.address, ring, hello, FAST).close(0)
 

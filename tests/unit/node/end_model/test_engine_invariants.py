@@ -20,7 +20,7 @@ def expected(prompt: tuple[int, ...], max_tokens: int, tail: int) -> list[int]:
     return alone(list(prompt), max_tokens, tail=tail)
 
 
-class Watch:
+class InvariantChecker:
     """Checks an engine's state between two moves."""
 
     def __init__(self, rig: Rig) -> None:
@@ -29,47 +29,47 @@ class Watch:
         self.frames_seen = 0
 
     def check(self) -> None:
-        sequence_table, flights = self.rig.engine._sequence_table, self.rig.engine._in_flight
+        sequences, in_flight = self.rig.engine._sequences, self.rig.engine._in_flight
         plan = self.rig.plan
 
-        # No block belongs to two incarnations, in use or in flight.
-        leases = {id(s.lease): s.lease for s in sequence_table.running if s.lease is not None}
-        leases |= {id(lease): lease for in_flight_batch in flights for lease in in_flight_batch.leases}
+        # No block belongs to two sessions, in use or in flight.
+        leases = {id(s.lease): s.lease for s in sequences.running if s.lease is not None}
+        leases |= {id(lease): lease for frame in in_flight for lease in frame.leases}
         blocks = [
             block
             for lease in leases.values()
             for first, count in lease.prefix(lease.blocks)
             for block in range(first, first + count)
         ]
-        assert len(blocks) == len(set(blocks)) == sequence_table.blocks.used
-        in_flight_only = set(leases) - {id(s.lease) for s in sequence_table.running}
-        assert sequence_table.returning_blocks == sum(leases[key].blocks for key in in_flight_only)
+        assert len(blocks) == len(set(blocks)) == sequences.blocks.used
+        in_flight_only = set(leases) - {id(s.lease) for s in sequences.running}
+        assert sequences.returning_blocks == sum(leases[key].blocks for key in in_flight_only)
 
         # Frames keep the plan's limits, and a sequence is in at most one frame that samples for it.
-        assert len(flights) <= plan.frames_in_flight
-        for in_flight_batch in flights:
-            assert 1 <= in_flight_batch.batch.tokens <= plan.frame_tokens
-        sampling = [s.request_id for in_flight_batch in flights for s in in_flight_batch.asking]
+        assert len(in_flight) <= plan.frames_in_flight
+        for frame in in_flight:
+            assert 1 <= frame.batch.tokens <= plan.frame_tokens
+        sampling = [s.request_id for frame in in_flight for s in frame.asking]
         assert len(sampling) == len(set(sampling))
-        for sequence in sequence_table.everyone():
+        for sequence in sequences.everyone():
             assert sequence.in_flight == sum(
-                share.sequence is sequence for in_flight_batch in flights for share in in_flight_batch.shares
+                share.sequence is sequence for frame in in_flight for share in frame.shares
             )
 
         # Every token is computed exactly once for each session, in order.
-        for in_flight_batch in flights:
-            if in_flight_batch.step <= self.frames_seen:
+        for frame in in_flight:
+            if frame.step <= self.frames_seen:
                 continue
-            self.frames_seen = in_flight_batch.step
-            for share, lease in zip(in_flight_batch.shares, in_flight_batch.leases, strict=True):
+            self.frames_seen = frame.step
+            for share, lease in zip(frame.shares, frame.leases, strict=True):
                 before, end = self.computed.get(share.sequence.arrival, (None, 0))
                 assert share.start == (end if before is lease else 0)
                 self.computed[share.sequence.arrival] = (lease, share.start + share.count)
 
         # Order of arrival is kept, so the oldest is never overtaken for blocks.
-        for group in (sequence_table.running, sequence_table.waiting):
+        for group in (sequences.running, sequences.waiting):
             assert [s.arrival for s in group] == sorted(s.arrival for s in group)
-        assert len(sequence_table.running) <= self.rig.engine._settings.max_running
+        assert len(sequences.running) <= self.rig.engine._settings.max_running
 
 
 @settings(max_examples=100, deadline=None)
@@ -99,11 +99,11 @@ def test_random_lives_keep_the_rules_and_give_every_request_its_tokens(data: st.
     )
     rig = Rig(plan, engine, ring, end, layers, client)
     engine.join_ring()
-    watch = Watch(rig)
+    checker = InvariantChecker(rig)
     asked: dict[int, tuple[tuple[int, ...], int]] = {}
     cancelled: set[int] = set()
     moves = data.draw(
-        st.lists(st.sampled_from(["submit", "submit", "cancel", "dispatch", "home", "home"]), max_size=40),
+        st.lists(st.sampled_from(["submit", "submit", "cancel", "dispatch", "collect", "collect"]), max_size=40),
         label="moves",
     )
     for move in moves:
@@ -123,15 +123,15 @@ def test_random_lives_keep_the_rules_and_give_every_request_its_tokens(data: st.
             engine.dispatch()
         elif (returned := ring.receive(0)) is not None:
             engine.collect(returned)
-        watch.check()
+        checker.check()
 
     steps = 0
     while not rig.idle:
         engine.dispatch()
-        watch.check()
+        checker.check()
         if (returned := ring.receive(0)) is not None:
             engine.collect(returned)
-        watch.check()
+        checker.check()
         steps += 1
         assert steps < 3000, "someone starves"
     for request, (prompt, max_tokens) in asked.items():
@@ -141,5 +141,5 @@ def test_random_lives_keep_the_rules_and_give_every_request_its_tokens(data: st.
         else:
             assert rig.answer(request) == answer
             assert rig.client.finish(request) == "length"
-    assert engine._sequence_table.blocks.used == 0
-    assert engine._sequence_table.returning_blocks == 0
+    assert engine._sequences.blocks.used == 0
+    assert engine._sequences.returning_blocks == 0

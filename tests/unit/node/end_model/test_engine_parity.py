@@ -145,7 +145,7 @@ def test_preempted_sequences_equal_generate(oracle: Oracle, start: Any) -> None:
     assert preemptions() > before
     for request in range(5):
         assert run.client.tokens(request) == oracle.generate(prompt_of(6 + request), 30)
-    assert run.engine._sequence_table.blocks.used == 0
+    assert run.engine._sequences.blocks.used == 0
 
 
 def test_one_micro_batch_with_shared_cores_equals_generate(oracle: Oracle, start: Any) -> None:

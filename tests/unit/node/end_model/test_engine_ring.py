@@ -1,4 +1,4 @@
-"""What happens to requests when the ring is down, slow, or brings home what it should not."""
+"""What happens to requests when the ring is down, slow, or returns what it should not."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_stopping_answers_what_is_left(make_rig: MakeRig, run_thread: Callable[[
     assert rig.client.finish(1) == "ring_down"
 
 
-def test_a_frame_that_does_not_come_home_in_time_ends_the_epoch(make_rig: MakeRig) -> None:
+def test_a_frame_that_does_not_return_in_time_ends_the_epoch(make_rig: MakeRig) -> None:
     held: list[LoopbackFrame] = []
 
     def swallow_the_tenth(frame: LoopbackFrame) -> LoopbackFrame | None:
@@ -208,7 +208,7 @@ def test_values_that_are_not_finite_fail_their_own_request_only(make_rig: MakeRi
     assert len(failed) == 1
     other = 3 - failed[0]
     assert rig.answer(other) == alone(PROMPT[: 2 + other], 20, tail=tail)
-    assert rig.engine._sequence_table.blocks.used == 0
+    assert rig.engine._sequences.blocks.used == 0
 
 
 def test_outputs_come_in_one_list_a_step(make_rig: MakeRig) -> None:
@@ -220,13 +220,13 @@ def test_outputs_come_in_one_list_a_step(make_rig: MakeRig) -> None:
     assert rig.client.lists <= 12
 
 
-def test_a_prompt_that_arrives_while_a_frame_is_out_is_sent_before_that_is_home(
+def test_a_prompt_that_arrives_while_a_frame_is_out_is_sent_before_that_has_returned(
     make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]
 ) -> None:
-    go_home = threading.Event()
+    may_return = threading.Event()
 
     def hold(frame: LoopbackFrame) -> LoopbackFrame:
-        assert go_home.wait(timeout=10)
+        assert may_return.wait(timeout=10)
         return frame
 
     rig = make_rig(threads=True, join=False, alter=hold)
@@ -237,7 +237,7 @@ def test_a_prompt_that_arrives_while_a_frame_is_out_is_sent_before_that_is_home(
     rig.submit(2, PROMPT)
     eventually(lambda: rig.ring.frames_sent == 2)
     assert rig.client.outputs == {}
-    go_home.set()
+    may_return.set()
     eventually(lambda: rig.client.finish(2) == "length")
     assert rig.answer(1) == rig.answer(2) == alone(PROMPT, 8)
 

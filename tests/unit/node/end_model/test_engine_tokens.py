@@ -61,7 +61,7 @@ def test_preempted_sequences_are_recomputed_and_go_on(make_rig: MakeRig, threads
     assert preemptions() > before
     for request in range(4):
         assert rig.answer(request) == alone(prompt_of(6, request), 26)
-    assert rig.engine._sequence_table.blocks.used == 0
+    assert rig.engine._sequences.blocks.used == 0
 
 
 def test_a_stop_token_ends_the_sequence_and_is_handed_over(make_rig: MakeRig) -> None:
@@ -151,7 +151,7 @@ def test_a_cancelled_request_is_in_no_further_frame_and_its_blocks_come_back(mak
     assert len(rig.answer(1)) <= seen
     assert all(batch.sequences == 1 for batch in rig.layers[0].batches[frames + 1 :])
     assert rig.answer(2) == alone(prompt_of(10, 1), 20)
-    assert rig.engine._sequence_table.blocks.used == 0
+    assert rig.engine._sequences.blocks.used == 0
 
 
 def test_a_request_cancelled_before_its_first_frame_costs_nothing(make_rig: MakeRig) -> None:

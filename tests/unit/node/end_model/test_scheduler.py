@@ -196,13 +196,13 @@ def test_a_prompt_that_gives_way_is_not_in_the_frame() -> None:
     assert shares(decision) == [(1, 16, 1, True)]
 
 
-def test_nobody_gives_way_while_enough_blocks_are_on_their_way_home() -> None:
+def test_nobody_gives_way_while_enough_blocks_are_on_their_way_back() -> None:
     decision = decide(running=(stream(1, length=17), stream(2)), free=0, returning=4)
     assert decision.preempt == ()
     assert shares(decision) == [(2, 9, 1, True)]
 
 
-def test_a_block_on_its_way_home_is_promised_to_one_stream_only() -> None:
+def test_a_block_on_its_way_back_is_promised_to_one_stream_only() -> None:
     running = (stream(1, length=17), stream(2, length=17), stream(3))
     decision = decide(running=running, free=0, returning=1)
     assert [s.arrival for s in decision.preempt] == [3]
@@ -238,7 +238,7 @@ def test_no_more_run_than_allowed() -> None:
     assert len(decide(waiting=tuple(View(n, 4) for n in range(5)), max_running=3).admit) == 3
 
 
-def test_a_sequence_put_back_waits_until_its_frames_are_home() -> None:
+def test_a_sequence_put_back_waits_until_its_frames_have_returned() -> None:
     assert decide(waiting=(View(1, 10, in_flight=1),), frames=(FrameView(1, 0),), prefill_frames=2).admit == ()
 
 

@@ -163,7 +163,7 @@ def test_a_batch_that_does_not_fit_touches_nothing(
     assert message in str(wrong.value)
 
 
-def test_rows_that_came_home_are_counted(llama: ParityModel) -> None:
+def test_rows_that_returned_are_counted(llama: ParityModel) -> None:
     replica = Chain(llama, SPLITS[2])
     with pytest.raises(BatchError, match="2 rows returned, 1 were wanted"):
         replica.end.back(torch.zeros(2, 72), _batch())

@@ -9,9 +9,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from languagepipes_node.model.facts import read_facts
 from languagepipes_node.weights.directory import SafetensorsDirectory
 from languagepipes_node.weights.errors import WeightsError
-from languagepipes_node.weights.facts import read_facts
 from languagepipes_node.weights.gguf_convert import convert, main
 from safetensors.torch import load_file
 from support.paths import SMOLLM2

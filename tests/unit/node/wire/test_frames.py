@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.wire import frame as frames
+from languagepipes_node.wire.close import Close
 from languagepipes_node.wire.errors import FrameError
 from languagepipes_node.wire.frame import FrameLimits
-from languagepipes_node.wire.hello import Close, Epoch, parse_close
+from languagepipes_node.wire.hello import parse_close
+from languagepipes_node.wire.ring import Epoch
 from support.wire_ring import int32, make_plan, tokens
 
 LIMITS = FrameLimits.from_plan(make_plan(kv_blocks=64, frame_tokens=96))
@@ -52,7 +54,7 @@ def built(batch: Batch, step: int = 7) -> tuple[memoryview, frames.Header]:
 def test_a_frame_is_read_as_it_was_built(batch: Batch, step: int) -> None:
     raw, _ = built(batch, step)
     header = frames.parse_header(raw)
-    frames.check_step(header, LIMITS, home=False)
+    frames.check_step(header, LIMITS, returning=False)
     contents = frames.parse_step(raw, header, LIMITS)
     assert (header.epoch, header.step, header.tokens) == (EPOCH, step, batch.tokens)
     for field in ("counts", "starts", "run_counts", "runs", "rows"):
@@ -92,10 +94,10 @@ def test_the_tensor_lies_at_a_multiple_of_64_bytes() -> None:
 
 def test_the_last_stage_sends_the_wanted_rows_only() -> None:
     _, header = built(tokens(5, wanted=(1, 4)))
-    home = frames.with_tensor_rows(header, 2, LIMITS)
-    frames.check_step(home, LIMITS, home=True)
+    returned = frames.with_tensor_rows(header, 2, LIMITS)
+    frames.check_step(returned, LIMITS, returning=True)
     with pytest.raises(FrameError, match="tensor has 2 rows, must have 5"):
-        frames.check_step(home, LIMITS, home=False)
+        frames.check_step(returned, LIMITS, returning=False)
 
 
 def test_a_close_message_keeps_the_reason_and_the_epoch_that_holds() -> None:

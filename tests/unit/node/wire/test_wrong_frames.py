@@ -11,10 +11,11 @@ import pytest
 from languagepipes_api.names import WIRE_VERSION
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.wire import frame as frames
-from languagepipes_node.wire.epochs import Ring, validate_hello
+from languagepipes_node.wire.epochs import validate_hello
 from languagepipes_node.wire.errors import FrameError, HelloError, VersionError
 from languagepipes_node.wire.frame import FrameLimits, Header
-from languagepipes_node.wire.hello import MAX_MESSAGE_BYTES, NO_EPOCH, Epoch, Hello, new_hello, parse_close, parse_hello
+from languagepipes_node.wire.hello import MAX_MESSAGE_BYTES, Hello, new_hello, own_entry, parse_close, parse_hello
+from languagepipes_node.wire.ring import NO_EPOCH, Epoch, Ring
 from support.wire_ring import identity, int32, make_plan, tokens
 
 PLAN = make_plan()
@@ -32,7 +33,7 @@ def raw_frame() -> tuple[np.ndarray, Header]:
 def read(raw: np.ndarray) -> None:
     """As the receiving side does."""
     header = frames.parse_header(memoryview(raw))
-    frames.check_step(header, LIMITS, home=False)
+    frames.check_step(header, LIMITS, returning=False)
     frames.parse_step(memoryview(raw), header, LIMITS)
 
 
@@ -142,7 +143,7 @@ def test_a_wrong_batch_is_refused_where_it_is_sent(batch: Batch, message: str) -
 def good_hello() -> Hello:
     """What stage 1 gets."""
     ring = Ring(identity(0), PLAN)
-    entry = ring.own_entry(kv_id=b"kkkkkkkk", seen=NO_EPOCH)
+    entry = own_entry(ring, kv_id=b"kkkkkkkk", seen=NO_EPOCH)
     return new_hello(PLAN, identity(0), Epoch(5, b"abcdefgh")).with_entry(entry)
 
 

@@ -1,0 +1,141 @@
+"""One model's text side: its tokenizer files read once, then text to token ids and back.
+
+`tokenizers` does the work (transformers' AutoTokenizer takes seconds to import).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from tokenizers import Tokenizer
+
+from languagepipes_node.end_model.text.chat_template import ChatTemplate, load_chat_template
+from languagepipes_node.end_model.text.detokenizer import (
+    ByteLevelDetokenizer,
+    Detokenizer,
+    PrefixDetokenizer,
+    byte_table,
+    is_byte_level,
+)
+from languagepipes_node.end_model.text.errors import NoChatTemplate, TokenizerError
+from languagepipes_node.end_model.text.model_files import Files, json_object, optional_file, token_text
+
+_SPECIAL_TOKENS = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """One model's text side. Immutable and safe to use from several threads.
+
+    stop_token_ids: tokens that end an answer, from generation_config.json and tokenizer_config.json.
+    vocabulary_size: one more than the tokenizer's largest id.
+    """
+
+    stop_token_ids: frozenset[int]
+    vocabulary_size: int
+    template: ChatTemplate | None
+    _tokenizer: Any = field(repr=False)
+    _special_ids: frozenset[int] = field(repr=False)
+    _token_bytes: tuple[bytes, ...] | None = field(repr=False)
+
+    @classmethod
+    def load(cls, files: Files) -> TextCodec:
+        """Read the tokenizer through `files`, which returns a named file's bytes or raises KeyError.
+
+        Raises TokenizerError if a needed file is absent or wrong, or the chat template does not compile.
+        """
+        raw = optional_file(files, "tokenizer.json")
+        if raw is None:
+            raise TokenizerError(
+                "the model has no tokenizer.json: add one (transformers' AutoTokenizer.save_pretrained writes it)"
+            )
+        # Batches of one gain nothing from a pool of threads, which would take cores from the layers.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        try:
+            tokenizer = Tokenizer.from_buffer(raw)
+            description = orjson.loads(raw)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise TokenizerError(f"tokenizer.json cannot be read: {error}") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+
+        config = json_object(files, "tokenizer_config.json")
+        legacy = json_object(files, "special_tokens_map.json")
+        special_texts = {
+            name: text
+            for name in _SPECIAL_TOKENS
+            if (text := token_text(config.get(name)) or token_text(legacy.get(name))) is not None
+        }
+        vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        size = max(vocabulary.values(), default=-1) + 1
+        specials = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        byte_level = is_byte_level(description.get("decoder"))
+        return cls(
+            stop_token_ids=_stop_token_ids(files, special_texts, tokenizer),
+            vocabulary_size=size,
+            template=load_chat_template(files, config, special_texts),
+            _tokenizer=tokenizer,
+            _special_ids=frozenset(specials),
+            _token_bytes=byte_table(vocabulary, size) if byte_level else None,
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """`text` as token ids, with the tokenizer's own special tokens (a BOS, say) unless they are in it already."""
+        # Unlike `encode`, a batch lets other threads run meanwhile (a megabyte takes a second: the ring's heartbeats
+        # would stop), and "fast", which leaves out the offsets, takes a third of the time.
+        return tuple(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> tuple[int, ...]:
+        """`messages` through the chat template, with the prompt for an answer at the end. Raises TemplateError."""
+        return self.encode(self.render_chat(messages, variables), add_special_tokens=False)
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+        """The text that `encode_chat` tokenises. variables: further names that the template may read."""
+        if self.template is None:
+            raise NoChatTemplate("this model has no chat template: use /v1/completions with a prompt of your own")
+        return self.template.render(messages, variables)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The whole text of `tokens`, special tokens left out."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
+        """For an answer to `prompt`, whose end decides how some tokenizers spell the first token."""
+        if self._token_bytes is not None:
+            return ByteLevelDetokenizer(self._token_bytes, self._special_ids)
+        return PrefixDetokenizer(self._tokenizer, prompt)
+
+    def token_bytes(self, token: int) -> bytes:
+        """One token's bytes as they are shown beside its log probability, special tokens included."""
+        if self._token_bytes is not None:
+            return self._token_bytes[token] if token < self.vocabulary_size else b""
+        name = self._tokenizer.id_to_token(token)
+        if name is None:
+            return b""
+        if match := _BYTE_TOKEN.fullmatch(name):
+            return bytes([int(match[1], 16)])
+        return str(self._tokenizer.decode([token], skip_special_tokens=False)).encode()
+
+
+def _stop_token_ids(files: Files, special_texts: dict[str, str], tokenizer: Any) -> frozenset[int]:
+    ids = _token_ids(json_object(files, "generation_config.json").get("eos_token_id"), "generation_config.json")
+    if not ids:
+        ids = _token_ids(json_object(files, "config.json").get("eos_token_id"), "config.json")
+    if (eos := special_texts.get("eos_token")) is not None and (number := tokenizer.token_to_id(eos)) is not None:
+        ids.add(int(number))
+    return frozenset(ids)
+
+
+def _token_ids(value: Any, file: str) -> set[int]:
+    numbers = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise TokenizerError(f"{file}: eos_token_id is {value!r}, expected a token id or a list of them")
+    return set(numbers)

@@ -1,0 +1,68 @@
+"""Text to token ids: the tokenizer's files, bytes of a token, stop tokens."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from languagepipes_node.end_model.text import TextCodec, TokenizerError
+from support.tiny_tokenizer import model_files, train_tokenizer
+
+
+def test_a_tokens_bytes_are_its_own_even_if_they_are_no_character(codec):
+    for text in ("🧠", "The fox", "é"):
+        tokens = codec.encode(text)
+        assert b"".join(map(codec.token_bytes, tokens)) == text.encode()
+    assert codec.token_bytes(2) == b"<|im_end|>"
+
+
+def test_a_long_prompt_does_not_hold_up_other_threads(codec):
+    text = "The quick brown fox jumps over the lazy dog. " * 20_000
+    longest, last, stop = 0.0, time.perf_counter(), threading.Event()
+
+    def tick():
+        nonlocal longest, last
+        while not stop.wait(0.002):
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    started = time.perf_counter()
+    codec.encode(text)
+    taken = time.perf_counter() - started
+    stop.set()
+    ticker.join()
+    assert longest < taken / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", None, "has no tokenizer.json"),
+        ("tokenizer.json", b"{}", "tokenizer.json cannot be read"),
+        ("tokenizer.json", b"\xff\xfe", "tokenizer.json cannot be read"),
+        ("tokenizer_config.json", b"[", "tokenizer_config.json is no JSON"),
+        ("tokenizer_config.json", b"[]", "tokenizer_config.json holds a JSON list"),
+        ("tokenizer_config.json", b'{"chat_template": "{% for %}"}', "does not compile"),
+        ("tokenizer_config.json", b'{"chat_template": 3}', "the chat template is a int"),
+        ("tokenizer_config.json", b'{"chat_template": [3]}', "the chat template"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja"),
+        ("generation_config.json", b'{"eos_token_id": "two"}', "eos_token_id is 'two'"),
+        ("generation_config.json", b'{"eos_token_id": [-1]}', "eos_token_id"),
+        ("generation_config.json", b'{"eos_token_id": true}', "eos_token_id"),
+    ],
+)
+def test_wrong_files_are_named(name, content, message):
+    files = model_files(train_tokenizer())
+    if content is None:
+        del files[name]
+    else:
+        files[name] = content
+    with pytest.raises(TokenizerError, match=message):
+        TextCodec.load(files.__getitem__)
+
+
+def test_stop_tokens_come_from_both_configurations(codec):
+    assert codec.stop_token_ids == {0, 2}

@@ -1,0 +1,52 @@
+"""Stop strings, in a text that comes in pieces."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from languagepipes_node.end_model.text import StopStrings
+
+
+def cut(stops: list[str], parts: list[str]) -> tuple[str, bool]:
+    """What is shown of a text that comes in `parts`."""
+    matcher = StopStrings(stops)
+    shown = ""
+    for part in parts:
+        text, stopped = matcher.push(part)
+        shown += text
+        if stopped:
+            return shown, True
+    return shown + matcher.finish(), False
+
+
+@pytest.mark.parametrize(
+    ("stops", "text", "shown", "stopped"),
+    [
+        (["abc"], "xxabcyy", "xx", True),
+        (["abc"], "xxab", "xxab", False),
+        (["aab"], "aaab", "a", True),
+        (["abab"], "aababab", "a", True),
+        (["abcd", "bc"], "xabcd", "xa", True),
+        (["bc", "abc"], "xabc", "x", True),
+        (["\n\n"], "line\nline\n\nmore", "line\nline", True),
+        (["🎉"], "a🎉b", "a", True),
+        ([], "anything", "anything", False),
+    ],
+)
+def test_stop_strings_are_found_however_the_text_is_cut(stops, text, shown, stopped):
+    assert cut(stops, [text]) == (shown, stopped)
+    assert cut(stops, list(text)) == (shown, stopped)
+
+
+@given(
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=4),
+    parts=st.lists(st.text("abc", max_size=5), max_size=8),
+)
+def test_stop_strings_do_not_depend_on_where_the_text_is_cut(stops, parts):
+    text = "".join(parts)
+    assert cut(stops, parts) == cut(stops, list(text)) == cut(stops, [text])
+    shown, stopped = cut(stops, parts)
+    assert text.startswith(shown)
+    assert not any(stop in shown for stop in stops)
+    assert stopped == any(stop in text for stop in stops)
