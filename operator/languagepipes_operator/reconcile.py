@@ -21,7 +21,8 @@ from languagepipes_operator.apply.applier import Applied, Applier, ConflictError
 from languagepipes_operator.certificates import secrets as pki
 from languagepipes_operator.children.labels import ANNOTATION_INPUTS
 from languagepipes_operator.decide import plan_choice as plans
-from languagepipes_operator.kube.client import Kube, NotFound
+from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.kube.errors import NotFound
 from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.kube.kinds import PIPE
 from languagepipes_operator.metrics import Metrics
