@@ -1,142 +1,99 @@
-"""One operator process: what runs beside what, from the first look at the API server to a clean stop.
+"""The parts of one operator: what runs beside what, from the first look at the API server to a clean stop.
 
-Caches and kopf run in a standby too, so that it takes over at once; only the holder of the Lease works the queue.
+kopf starts and stops them (see `handlers`) and watches the pipes. A standby keeps its caches filled too, so that it
+takes over at once; only the holder of the Lease works the queue.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-import httpx
+import aiohttp
 
-from languagepipes_operator import handlers, health
+from languagepipes_operator import health
 from languagepipes_operator.apply.applier import Applier, ConflictError
-from languagepipes_operator.kube.client import Expired, Forbidden, Kube, KubeError, NotLeading
+from languagepipes_operator.kube.client import Kube, connect
+from languagepipes_operator.kube.configuration import open_session
 from languagepipes_operator.kube.crd_check import problem_with_schema
+from languagepipes_operator.kube.errors import Forbidden, KubeError, NotLeading
 from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.kube.kinds import PIPE
-from languagepipes_operator.kube.leader_election import Leadership, Timing
+from languagepipes_operator.kube.leader_election import Leadership
 from languagepipes_operator.kube.workqueue import WorkQueue
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.caches import Caches, pipes_of
 from languagepipes_operator.observe.node_probe import Reachability
 from languagepipes_operator.observe.observer import Observer
-from languagepipes_operator.observe.pipes import Pipes
+from languagepipes_operator.observe.pipes import Index, Pipes
 from languagepipes_operator.observe.store_poller import Stores
 from languagepipes_operator.reconcile import Reconciler
 from languagepipes_operator.settings import OperatorSettings
 
 _WORKERS = 8
 _CHECK_SECONDS = 5.0
+_REPORT_SECONDS = 30.0
 _RECHECK_SECONDS = 60.0
 _TOGETHER_SECONDS = 1.0
+_LOGIN_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
 
 class Operator:
-    """Serves pipes until it is cancelled."""
+    """Serves pipes. index: kopf's, of all pipes that its watch has shown."""
 
     def __init__(
-        self,
-        kube: Kube,
-        settings: OperatorSettings,
-        metrics: Metrics,
-        *,
-        timing: Timing | None = None,
+        self, kube: Kube, http: aiohttp.ClientSession, settings: OperatorSettings, metrics: Metrics, index: Index
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._reading = kube
-        self.leadership = Leadership(
-            kube,
-            namespace=settings.pod_namespace,
-            name=settings.lease_name,
-            identity=settings.identity,
-            timing=timing,
+        self._logged_in_at = -_LOGIN_SECONDS
+        self._leadership = Leadership(
+            kube, namespace=settings.pod_namespace, name=settings.lease_name, identity=settings.identity
         )
-        writing = kube.guarded(lambda: self.leadership.leads and self._trouble is None)
-        self.queue: WorkQueue[ObjectKey] = WorkQueue(
+        writing = kube.guarded(lambda: self._leadership.leads and self._trouble is None)
+        self._queue: WorkQueue[ObjectKey] = WorkQueue(
             self._reconcile, on_failure=_log_failure, on_depth=metrics.queue_depth.set
         )
-        self.caches = Caches(kube, metrics, settings.namespaces, self._changed, self._nodes_changed)
-        self.pipes = Pipes(self.queue.add)
-        self.stores = Stores(metrics, self.queue.add)
-        self._http = httpx.AsyncClient(trust_env=False)
-        self._reachability = Reachability(metrics, self.caches.pods, self._node_changed)
-        observer = Observer(kube, self.caches, self.stores, self._reachability, self._http)
-        applier = Applier(writing, self.caches)
-        self._reconciler = Reconciler(writing, self.pipes, observer, applier, self.stores, settings, metrics)
+        self._caches = Caches(kube, metrics, settings.namespaces, self._changed, self._nodes_changed)
+        self.pipes = Pipes(index, self._queue.add)
+        self._stores = Stores(metrics, self._queue.add)
+        self._reachability = Reachability(metrics, self._caches.pods, self._node_changed)
+        observer = Observer(kube, self._caches, self._stores, self._reachability, http)
+        applier = Applier(writing, self._caches)
+        self._reconciler = Reconciler(writing, self.pipes, observer, applier, self._stores, settings, metrics)
         self._trouble: str | None = "nothing was checked yet"
+
+    @property
+    def host(self) -> str:
+        return self._reading.host
+
+    async def log_in(self) -> aiohttp.ClientSession:
+        """A new session for kopf, which closes it. Not more often than every few seconds, whatever is refused."""
+        await asyncio.sleep(max(0.0, self._logged_in_at + _LOGIN_SECONDS - time.monotonic()))
+        self._logged_in_at = time.monotonic()
+        return open_session(self._reading.configuration)
 
     def why_not_ready(self) -> str | None:
         """None for a leader and a standby alike, once all that they watch is known."""
         if self._trouble is not None:
             return self._trouble
-        late = [str(informer.kind) for informer in self.caches.all if not informer.synced]
+        late = [str(informer.kind) for informer in self._caches.all if not informer.synced]
         return f"waiting for the first list of {', '.join(sorted(set(late)))}" if late else None
 
     def before_metrics(self) -> None:
         """Bring up to date what is counted when asked."""
         self._metrics.show_phases(self.pipes.phases())
-        self._metrics.leader.set(1 if self.leadership.leads else 0)
+        self._metrics.leader.set(1 if self._leadership.leads else 0)
 
-    async def run(self) -> None:
-        """Until cancelled, or until a part fails that must not, and the process is started again."""
-        try:
-            await self._wait_for_schema()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.caches.run(), name="caches")
-                group.create_task(self._feed(), name="kopf")
-                group.create_task(self._recheck_schema(), name="schema")
-                await self._wait_for_caches()
-                log.info("caches are filled: %d pipes", len(self.pipes.known()))
-                group.create_task(self.leadership.run(self._lead), name="lease")
-        finally:
-            self.stores.close()
-            await self._http.aclose()
-
-    async def _lead(self) -> None:
-        """What only the holder of the Lease does. Whatever happened meanwhile, each pipe is looked at once."""
-        for key in self.pipes.known():
-            self.queue.add(key)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._reachability.run(), name="reachability")
-                group.create_task(self.queue.run(_WORKERS), name="queue")
-        finally:
-            self._reconciler.rest()
-            self.stores.close()
-
-    async def _reconcile(self, key: ObjectKey) -> float | None:
-        return await self._reconciler(key)
-
-    def _changed(self, key: ObjectKey) -> None:
-        # Labels may name pipes that do not exist; those are nobody's business.
-        if self.pipes.get(key) is not None:
-            self.queue.add(key)
-
-    def _nodes_changed(self) -> None:
-        # Several at a time come together.
-        for key in self._reconciler.refused:
-            self.queue.add_after(key, _TOGETHER_SECONDS)
-
-    def _node_changed(self, node: str) -> None:
-        """It fell silent, or answers again: whoever has members there looks at them."""
-        for pod in self.caches.pods():
-            if pod.get("spec", {}).get("nodeName") == node:
-                for pipe in pipes_of(pod):
-                    self._changed(pipe)
-
-    async def _feed(self) -> None:
-        """Until cancelled. Raises where kopf fails for good, or ends."""
-        await handlers.feed(self._reading, self._settings.namespaces, on_seen=self.pipes.seen, on_gone=self.pipes.gone)
-        raise RuntimeError("the watch of LanguagePipes ended; see kopf's messages above")
-
-    async def _wait_for_schema(self) -> None:
+    async def wait_for_schema(self) -> None:
+        """Until the API server serves LanguagePipes as this operator knows them, and they may be listed."""
         last = None
         while True:
             self._trouble = await self._check()
@@ -146,6 +103,50 @@ class Operator:
                 log.error("%s", self._trouble)
                 last = self._trouble
             await asyncio.sleep(_CHECK_SECONDS)
+
+    async def run(self) -> None:
+        """Until cancelled. Raises where a part fails that must not: then the process ends, and is started again."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._caches.run(), name="caches")
+                group.create_task(self._recheck_schema(), name="schema")
+                await self._wait_for_caches()
+                log.info("caches are filled: %d pipes", len(self.pipes.known()))
+                group.create_task(self._leadership.run(self._lead), name="lease")
+        finally:
+            self._stores.close()
+
+    async def _lead(self) -> None:
+        """What only the holder of the Lease does. Whatever happened meanwhile, each pipe is looked at once."""
+        for key in self.pipes.known():
+            self._queue.add(key)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._reachability.run(), name="reachability")
+                group.create_task(self._queue.run(_WORKERS), name="queue")
+        finally:
+            self._reconciler.rest()
+            self._stores.close()
+
+    async def _reconcile(self, key: ObjectKey) -> float | None:
+        return await self._reconciler(key)
+
+    def _changed(self, key: ObjectKey) -> None:
+        # Labels may name pipes that do not exist; those are nobody's business.
+        if self.pipes.get(key) is not None:
+            self._queue.add(key)
+
+    def _nodes_changed(self) -> None:
+        # Several at a time come together.
+        for key in self._reconciler.refused:
+            self._queue.add_after(key, _TOGETHER_SECONDS)
+
+    def _node_changed(self, node: str) -> None:
+        """It fell silent, or answers again: whoever has members there looks at them."""
+        for pod in self._caches.pods():
+            if pod.get("spec", {}).get("nodeName") == node:
+                for pipe in pipes_of(pod):
+                    self._changed(pipe)
 
     async def _recheck_schema(self) -> None:
         """A CRD can be put back to an older one under a running operator."""
@@ -161,7 +162,7 @@ class Operator:
                 else:
                     log.info("the CRD is as new as this operator again")
                     for key in self.pipes.known():
-                        self.queue.add(key)
+                        self._queue.add(key)
                 self._trouble = found
 
     async def _check(self) -> str | None:
@@ -179,33 +180,15 @@ class Operator:
         return None
 
     async def _wait_for_caches(self) -> None:
-        """All kinds, and then the pipes: nothing is decided upon half of what there is."""
-        said = 0.0
-        waiting = asyncio.ensure_future(self.caches.wait_synced())
-        while not waiting.done():
-            await asyncio.wait([waiting], timeout=_CHECK_SECONDS)
-            if not waiting.done() and time.monotonic() - said > 30:
-                said = time.monotonic()
-                for trouble in self.caches.trouble:
+        """All kinds: nothing is decided upon half of what there is."""
+        reported_at = float("-inf")
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(self._caches.wait_synced(), _CHECK_SECONDS)
+            if time.monotonic() - reported_at > _REPORT_SECONDS:
+                reported_at = time.monotonic()
+                for trouble in self._caches.trouble:
                     log.error("%s", trouble)
-        listed = [
-            item
-            for namespace in self._settings.namespaces or (None,)
-            for item in await _list_pipes(self._reading, namespace)
-        ]
-        for item in listed:
-            self.pipes.seen(item)
-
-
-async def _list_pipes(kube: Kube, namespace: str | None) -> tuple[dict[str, object], ...]:
-    while True:
-        try:
-            return (await kube.list(PIPE, namespace=namespace)).items
-        except Expired:
-            continue
-        except KubeError as error:
-            log.warning("listing pipes fails, tried again: %s", error)
-            await asyncio.sleep(_CHECK_SECONDS)
 
 
 def _log_failure(key: ObjectKey, error: Exception, seconds: float) -> None:
@@ -219,17 +202,40 @@ def _log_failure(key: ObjectKey, error: Exception, seconds: float) -> None:
         log.error("%s: an error that nothing expected; tried again in %.1f s", where, seconds, exc_info=error)
 
 
-async def serve(
-    settings: OperatorSettings,
-    kube: Kube,
-    metrics: Metrics,
-    *,
-    on_listen: Callable[[str], None],
-) -> None:
-    """An operator and its telemetry, until it is cancelled. Raises OSError where the telemetry port is taken."""
-    operator = Operator(kube, settings, metrics)
-    async with health.serve(
-        settings.listen, metrics, why_not_ready=operator.why_not_ready, before_metrics=operator.before_metrics
-    ) as address:
-        on_listen(address)
-        await operator.run()
+@asynccontextmanager
+async def started(settings: OperatorSettings, index: Index, ended: asyncio.Future[None]) -> AsyncIterator[Operator]:
+    """An operator at work, and its telemetry; given back once the CRD is there. `ended` gets the error that ends it.
+
+    Raises ConfigurationError, CannotListen.
+    """
+    metrics = Metrics()
+    try:
+        async with connect(metrics) as kube, aiohttp.ClientSession() as http:
+            operator = Operator(kube, http, settings, metrics, index)
+            where = ", ".join(settings.namespaces) or "all namespaces"
+            log.info("serving %s of %s as %s", where, kube.host, settings.identity)
+            async with health.serve(
+                settings.listen, metrics, why_not_ready=operator.why_not_ready, before_metrics=operator.before_metrics
+            ) as address:
+                log.info("telemetry on %s", address)
+                await operator.wait_for_schema()
+                running = asyncio.create_task(operator.run(), name="operator")
+                running.add_done_callback(lambda task: _report_end(task, ended))
+                try:
+                    yield operator
+                finally:
+                    running.cancel()
+                    await asyncio.wait([running])
+    except Exception as error:
+        if not ended.done():
+            ended.set_exception(error)
+        raise
+    finally:
+        # kopf waits for whoever waits for its stop flag.
+        if not ended.done():
+            ended.set_result(None)
+
+
+def _report_end(task: asyncio.Task[None], ended: asyncio.Future[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None and not ended.done():
+        ended.set_exception(error)

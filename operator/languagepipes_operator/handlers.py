@@ -1,21 +1,81 @@
-"""kopf feeds the events of LanguagePipes, and nothing else of it is used: no finalizers, no annotations, no peering."""
+"""kopf's handlers: kopf owns the process, its event loop, its signals and the watch of LanguagePipes.
+
+Everything else is in the operator's parts (see `controller`), which start and stop with kopf. No handler here writes
+to a LanguagePipe: no finalizers, no annotations, no peering, no Events from kopf.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
 
 import kopf
 from languagepipes_api.names import API_GROUP, API_VERSION
 
-from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.controller import Operator, started
 from languagepipes_operator.kube.informer import SILENCE_SECONDS, ObjectKey, key_of
-from languagepipes_operator.kube.kinds import PIPE
+from languagepipes_operator.kube.kinds import PIPE, Manifest
+from languagepipes_operator.settings import OperatorSettings
+
+_PIPES = (API_GROUP, API_VERSION, PIPE.plural)
+
+
+async def serve(settings: OperatorSettings) -> None:
+    """Until SIGTERM or SIGINT. Raises what ended a part of the operator, or kept it from starting."""
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    await kopf.operator(
+        registry=registry_of(settings, ended),
+        settings=kopf_settings(),
+        clusterwide=settings.cluster_wide,
+        namespaces=settings.namespaces,
+        stop_flag=ended,
+    )
+
+
+def registry_of(settings: OperatorSettings, ended: asyncio.Future[None]) -> kopf.OperatorRegistry:
+    """The handlers of one operator; kopf's default registry is the whole process's.
+
+    ended: kopf's stop flag. It gets the error that ends a part of the operator, which kopf then raises.
+    """
+    registry = kopf.OperatorRegistry()
+    parts = AsyncExitStack()
+    operator: Operator
+
+    @kopf.on.startup(registry=registry)
+    async def start(**indexes: Any) -> None:
+        """kopf asks the API server nothing before this returns: not before there is a CRD that can be watched."""
+        nonlocal operator
+        try:
+            operator = await parts.enter_async_context(started(settings, indexes["pipes"], ended))
+        except Exception:
+            # kopf would try again. It has the stop flag now, with the error, and cancels this.
+            await asyncio.Event().wait()
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        """Called again whenever the API server answers 401 or the connection broke in a way that TLS cannot mend."""
+        return kopf.AiohttpSession(server=operator.host, aiohttp_session=await operator.log_in())
+
+    @kopf.index(*_PIPES, id="pipes", registry=registry)
+    async def index(body: kopf.Body, **_: Any) -> dict[ObjectKey, Manifest]:
+        metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+        manifest = {**body, "metadata": metadata}
+        return {key_of(manifest): manifest}
+
+    @kopf.on.event(*_PIPES, registry=registry)
+    async def changed(event: kopf.RawEvent, **_: Any) -> None:
+        raw: Manifest = {**event["object"]}
+        (operator.pipes.ended if event["type"] == "DELETED" else operator.pipes.watched)(raw)
+
+    @kopf.on.cleanup(registry=registry)
+    async def stop(**_: Any) -> None:
+        await parts.aclose()
+
+    return registry
 
 
 class _ForEver:
@@ -25,80 +85,7 @@ class _ForEver:
         return itertools.chain((0.5, 1.0, 2.0, 4.0), itertools.repeat(8.0))
 
 
-async def feed(
-    kube: Kube,
-    namespaces: Sequence[str],
-    *,
-    on_seen: Callable[[dict[str, Any]], None],
-    on_gone: Callable[[ObjectKey, str], None],
-) -> None:
-    """Run kopf and tell of each pipe that it sees; ends, or raises, only with kopf itself. namespaces: none for all.
-
-    kopf has a thread and an event loop of its own: it takes over its loop's signals, and cancels whatever else runs
-    there when it ends. The callbacks are called in the caller's loop.
-    """
-    loop = asyncio.get_running_loop()
-    stop, ended = threading.Event(), loop.create_future()
-
-    def tell(event: kopf.RawEvent) -> None:
-        body = cast("dict[str, Any]", event["object"])
-        raw = {**body, "metadata": dict(body["metadata"])}
-        if event["type"] == "DELETED":
-            loop.call_soon_threadsafe(on_gone, key_of(raw), raw["metadata"]["uid"])
-        else:
-            loop.call_soon_threadsafe(on_seen, raw)
-
-    def run() -> None:
-        problem: BaseException | None = None
-        try:
-            asyncio.run(
-                kopf.operator(
-                    registry=_registry(kube, tell),
-                    settings=_settings(),
-                    standalone=True,
-                    clusterwide=not namespaces,
-                    namespaces=namespaces,
-                    stop_flag=stop,
-                )
-            )
-        except BaseException as error:
-            problem = error
-        with contextlib.suppress(RuntimeError):  # the caller's loop is closed
-            loop.call_soon_threadsafe(_settle, ended, problem)
-
-    threading.Thread(target=run, name="kopf", daemon=True).start()
-    try:
-        await ended
-    finally:
-        stop.set()
-
-
-def _settle(future: asyncio.Future[None], problem: BaseException | None) -> None:
-    if future.done():
-        return
-    if problem is None:
-        future.set_result(None)
-    else:
-        future.set_exception(problem if isinstance(problem, Exception) else RuntimeError(repr(problem)))
-
-
-def _registry(kube: Kube, tell: Callable[[kopf.RawEvent], None]) -> kopf.OperatorRegistry:
-    """The handlers, as values of one operator: kopf's default registry is the whole process's."""
-    registry = kopf.OperatorRegistry()
-
-    @kopf.on.login(registry=registry)
-    async def login(**_: Any) -> kopf.ConnectionInfo:
-        """As our own client logs in. Called again whenever the API server says 401, so a new token is found then."""
-        return await connection_of(kube)
-
-    @kopf.on.event(API_GROUP, API_VERSION, PIPE.plural, registry=registry)
-    async def seen(event: kopf.RawEvent, **_: Any) -> None:
-        tell(event)
-
-    return registry
-
-
-def _settings() -> kopf.OperatorSettings:
+def kopf_settings() -> kopf.OperatorSettings:
     """What makes kopf a plain, patient reader."""
     settings = kopf.OperatorSettings()
     settings.peering.standalone = True
@@ -116,25 +103,8 @@ def _settings() -> kopf.OperatorSettings:
     return settings
 
 
-async def connection_of(kube: Kube) -> kopf.ConnectionInfo:
-    """Our client's configuration in kopf's terms."""
-    configuration = kube.configuration
-    header = await configuration.get_api_key_with_prefix("BearerToken")
-    scheme, _, token = (header or "").rpartition(" ")
-    return kopf.ConnectionInfo(
-        server=kube.host,
-        ca_path=configuration.ssl_ca_cert,
-        insecure=not configuration.verify_ssl,
-        certificate_path=configuration.cert_file,
-        private_key_path=configuration.key_file,
-        scheme=scheme or None,
-        token=token or None,
-        trust_env=True,
-    )
-
-
 def quiet() -> None:
-    """kopf says at INFO what is of no interest where it only reads."""
+    """kopf logs at INFO what is of no interest where it only reads, and warns of a start that a signal ends."""
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    # It warns that it cannot have the signals of a thread that is not the main one: so it shall be.
-    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
+    for name in ("kopf.activities.startup", "kopf._core.reactor.running"):
+        logging.getLogger(name).setLevel(logging.ERROR)

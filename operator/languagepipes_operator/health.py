@@ -10,11 +10,15 @@ from aiohttp import web
 from languagepipes_operator.metrics import Metrics
 
 
+class CannotListen(Exception):
+    """The address is taken, or is none of this machine."""
+
+
 @asynccontextmanager
 async def serve(
     listen: str, metrics: Metrics, *, why_not_ready: Callable[[], str | None], before_metrics: Callable[[], None]
 ) -> AsyncIterator[str]:
-    """why_not_ready: None when ready. Gives the address that it listens on. Raises OSError where it cannot listen."""
+    """why_not_ready: None when ready. Gives the address that it listens on. Raises CannotListen."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -34,7 +38,10 @@ async def serve(
     try:
         host, _, port = listen.rpartition(":")
         site = web.TCPSite(runner, host.strip("[]"), int(port), shutdown_timeout=1)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise CannotListen(f"cannot listen on {listen}: {error}") from error
         yield "{}:{}".format(*runner.addresses[0][:2])
     finally:
         await runner.cleanup()

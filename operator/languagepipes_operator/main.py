@@ -1,4 +1,4 @@
-"""The console script `languagepipes-operator`: settings, logging, signals, exit codes.
+"""The console script `languagepipes-operator`: settings, logging, exit codes. kopf runs in the main thread.
 
 Exit 0 after SIGTERM or SIGINT, 2 where the environment is wrong, 1 for what must not happen.
 """
@@ -6,15 +6,12 @@ Exit 0 after SIGTERM or SIGINT, 2 where the environment is wrong, 1 for what mus
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
 import sys
 
 from languagepipes_operator import handlers
-from languagepipes_operator.controller import serve
-from languagepipes_operator.kube.client import ConfigurationError, connect
-from languagepipes_operator.metrics import Metrics
+from languagepipes_operator.health import CannotListen
+from languagepipes_operator.kube.errors import ConfigurationError
 from languagepipes_operator.settings import OperatorSettings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -30,31 +27,11 @@ def main() -> None:
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     handlers.quiet()
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        asyncio.run(_run(settings))
-    except ConfigurationError as error:
+        asyncio.run(handlers.serve(settings))
+    except (ConfigurationError, CannotListen) as error:
         sys.exit(_refuse(str(error)))
-    except OSError as error:
-        sys.exit(_refuse(f"cannot listen on {settings.listen}: {error}"))
-
-
-async def _run(settings: OperatorSettings) -> None:
-    metrics = Metrics()
-    async with connect(metrics) as kube:
-        where = ", ".join(settings.namespaces) or "all namespaces"
-        log.info("serving %s of %s as %s", where, kube.host, settings.identity)
-        serving = asyncio.ensure_future(serve(settings, kube, metrics, on_listen=_say_address))
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, serving.cancel)
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
-        log.info("stopped")
-
-
-def _say_address(address: str) -> None:
-    log.info("telemetry on %s", address)
+    log.info("stopped")
 
 
 def _refuse(text: str) -> int:

@@ -23,7 +23,8 @@ from languagepipes_operator.children import render
 from languagepipes_operator.decide.decide import decide
 from languagepipes_operator.decide.decision import Decision
 from languagepipes_operator.decide.requeue import seconds_to_next
-from languagepipes_operator.kube.client import Kube, NotFound
+from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.kube.errors import NotFound
 from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.kube.kinds import PIPE, Manifest
 from languagepipes_operator.metrics import Metrics

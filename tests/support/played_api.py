@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from kubernetes_asyncio.client import Configuration
+from kubernetes.aio.client import Configuration
 from languagepipes_operator.kube.client import Kube, connect
 from languagepipes_operator.metrics import Metrics
 

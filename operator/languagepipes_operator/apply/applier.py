@@ -18,16 +18,8 @@ from languagepipes_api.names import API_GROUP
 
 from languagepipes_operator.apply.drift import differences
 from languagepipes_operator.apply.managed_fields import as_applied
-from languagepipes_operator.kube.client import (
-    FIELD_MANAGER,
-    AlreadyExists,
-    Broken,
-    Conflict,
-    Forbidden,
-    Invalid,
-    Kube,
-    NotFound,
-)
+from languagepipes_operator.kube.client import FIELD_MANAGER, Kube
+from languagepipes_operator.kube.errors import AlreadyExists, Broken, Conflict, Forbidden, Invalid, NotFound
 from languagepipes_operator.kube.informer import key_of
 from languagepipes_operator.kube.kinds import BUDGET, BY_NAME, CHILDREN, CLAIM, POLICY, Kind, Manifest
 from languagepipes_operator.observe.caches import Caches

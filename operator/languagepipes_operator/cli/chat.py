@@ -7,6 +7,7 @@ ChatError            told to the user in one line
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,12 +15,12 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
 from rich.console import Console
 from rich.markup import escape
 
@@ -28,6 +29,8 @@ _CONNECT_SECONDS = 10.0
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _HELP = "Ctrl-C stops an answer, /new forgets the conversation, Ctrl-D or /exit leaves."
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+Done = TypeVar("Done")
 
 
 class ChatError(Exception):
@@ -66,9 +69,10 @@ def run(options: ChatOptions) -> int:
     # A shell that starts this in the background has SIGINT ignored, and Python leaves it so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with _client(options) as client:
-            model = options.model or _first_model(client)
-            conversation = _Conversation(client, model, options, console)
+        # One loop for all questions; while it runs, Ctrl-C cancels what it does.
+        with _server(options) as server:
+            model = options.model or server.run(_first_model(server))
+            conversation = _Conversation(server, model, options, console)
             if options.message is not None:
                 return _INTERRUPTED if conversation.ask(options.message).stopped else 0
             return _interact(conversation, console, errors)
@@ -91,11 +95,23 @@ class _Answer:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Server:
+    """url: ends with /v1/."""
+
+    url: str
+    http: aiohttp.ClientSession
+    runner: asyncio.Runner
+
+    def run(self, work: Coroutine[Any, Any, Done]) -> Done:
+        return self.runner.run(work)
+
+
 class _Conversation:
     """The messages so far. A question that fails leaves no trace in it."""
 
-    def __init__(self, client: httpx.Client, model: str, options: ChatOptions, console: Console) -> None:
-        self._client = client
+    def __init__(self, server: _Server, model: str, options: ChatOptions, console: Console) -> None:
+        self._server = server
         self.model = model
         self._options = options
         self._console = console
@@ -109,12 +125,12 @@ class _Conversation:
     def ask(self, question: str) -> _Answer:
         """Print the answer as it comes. Raises ChatError."""
         asked = [*self._messages, {"role": "user", "content": question}]
-        answer = self._show(asked)
+        answer = self._server.run(self._show(asked))
         if answer.text or not answer.stopped:
             self._messages = [*asked, {"role": "assistant", "content": answer.text}]
         return answer
 
-    def _show(self, messages: list[dict[str, str]]) -> _Answer:
+    async def _show(self, messages: list[dict[str, str]]) -> _Answer:
         text: list[str] = []
         tokens: int | None = None
         finish: str | None = None
@@ -122,19 +138,20 @@ class _Conversation:
         started = time.monotonic()
         first = started
         try:
-            for chunk in _stream(self._client, self._body(messages)):
-                piece, ended = _choice(chunk)
-                finish = ended or finish
-                usage = chunk.get("usage")
-                if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
-                    tokens = usage["completion_tokens"]
-                if piece:
-                    if not text:
-                        first = time.monotonic()
-                    text.append(piece)
-                    self._console.print(_CONTROL.sub("", piece), end="", markup=False, soft_wrap=True)
-        except KeyboardInterrupt:
-            stopped = True  # leaving the stream closed the connection, so the server stops too
+            async with contextlib.aclosing(_stream(self._server, self._body(messages))) as chunks:
+                async for chunk in chunks:
+                    piece, ended = _choice(chunk)
+                    finish = ended or finish
+                    usage = chunk.get("usage")
+                    if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
+                        tokens = usage["completion_tokens"]
+                    if piece:
+                        if not text:
+                            first = time.monotonic()
+                        text.append(piece)
+                        self._console.print(_CONTROL.sub("", piece), end="", markup=False, soft_wrap=True)
+        except asyncio.CancelledError:
+            stopped = True  # by Ctrl-C; leaving the stream closed the connection, so the server stops too
         finally:
             if text:
                 self._console.print()
@@ -205,7 +222,8 @@ def _tell(errors: Console, error: ChatError) -> None:
     errors.print(f"[bold red]error:[/] {escape(_CONTROL.sub('', str(error)))}", soft_wrap=True)
 
 
-def _client(options: ChatOptions) -> httpx.Client:
+@contextlib.contextmanager
+def _server(options: ChatOptions) -> Iterator[_Server]:
     """Raises Unreachable for an address that is none."""
     url = options.url.rstrip("/")
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
@@ -213,44 +231,60 @@ def _client(options: ChatOptions) -> httpx.Client:
     if not url.endswith("/v1"):
         url += "/v1"
     key = options.api_key or os.environ.get("OPENAI_API_KEY")
-    headers = {b"Authorization": f"Bearer {key}".encode()} if key else None
-    # An answer may be long in coming; Ctrl-C ends the wait.
-    timeout = httpx.Timeout(None, connect=_CONNECT_SECONDS)
-    return httpx.Client(base_url=url, headers=headers, timeout=timeout)
-
-
-def _first_model(client: httpx.Client) -> str:
-    with _translated(client):
-        response = client.get("models")
-        _check(response)
+    with asyncio.Runner() as runner:
+        http = runner.run(_open_session({"Authorization": f"Bearer {key}"} if key else {}))
         try:
-            return str(response.json()["data"][0]["id"])
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise Refused(f"{client.base_url}models lists no model: name one with --model") from error
+            yield _Server(f"{url}/", http, runner)
+        finally:
+            runner.run(http.close())
 
 
-def _stream(client: httpx.Client, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+async def _open_session(headers: dict[str, str]) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        headers=headers,
+        # An answer may be long in coming; Ctrl-C ends the wait.
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+        # Between two questions the loop stands still, and would not see that the server closed a kept connection.
+        connector=aiohttp.TCPConnector(force_close=True),
+        read_bufsize=2**20,
+        trust_env=True,
+    )
+
+
+async def _first_model(server: _Server) -> str:
+    with _translated(server):
+        async with server.http.get(f"{server.url}models", allow_redirects=False) as response:
+            await _check(response)
+            try:
+                return str(json.loads(await response.read())["data"][0]["id"])
+            except (ValueError, KeyError, IndexError, TypeError) as error:
+                raise Refused(f"{server.url}models lists no model: name one with --model") from error
+
+
+async def _stream(server: _Server, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
     """The chunks of an answer (https://html.spec.whatwg.org/multipage/server-sent-events.html). Raises
     ChatError, also if the answer breaks off.
     """
-    with _translated(client), client.stream("POST", "chat/completions", json=body) as response:
-        _check(response)
-        for line in response.iter_lines():
-            field, _, value = line.partition(":")
-            if field != "data":
-                continue  # blank lines, comments that keep a connection alive
-            data = value.removeprefix(" ")
-            if data == "[DONE]":
-                return
-            try:
-                chunk = json.loads(data)
-            except ValueError as error:
-                raise Refused(f"{client.base_url} sent an event that is no JSON") from error
-            if not isinstance(chunk, dict):
-                raise Refused(f"{client.base_url} sent an event that is no JSON object")
-            if chunk.get("error") is not None:
-                raise Refused(f"the answer broke off: {_error_message(chunk)}")
-            yield chunk
+    url = f"{server.url}chat/completions"
+    with _translated(server):
+        async with server.http.post(url, json=body, allow_redirects=False) as response:
+            await _check(response)
+            async for line in response.content:
+                field, _, value = line.decode(errors="replace").rstrip("\r\n").partition(":")
+                if field != "data":
+                    continue  # blank lines, comments that keep a connection alive
+                data = value.removeprefix(" ")
+                if data == "[DONE]":
+                    return
+                try:
+                    chunk = json.loads(data)
+                except ValueError as error:
+                    raise Refused(f"{server.url} sent an event that is no JSON") from error
+                if not isinstance(chunk, dict):
+                    raise Refused(f"{server.url} sent an event that is no JSON object")
+                if chunk.get("error") is not None:
+                    raise Refused(f"the answer broke off: {_error_message(chunk)}")
+                yield chunk
     raise Unreachable("the connection ended before the answer did")
 
 
@@ -265,22 +299,21 @@ def _choice(chunk: dict[str, Any]) -> tuple[str, str | None]:
     return content if isinstance(content, str) else "", finish if isinstance(finish, str) else None
 
 
-def _check(response: httpx.Response) -> None:
+async def _check(response: aiohttp.ClientResponse) -> None:
     """Raises Refused for anything but a success, with the server's own message."""
-    if response.is_success:
+    if 200 <= response.status < 300:
         return
-    response.read()
     try:
-        message = _error_message(response.json())
+        message = _error_message(json.loads(await response.read()))
     except ValueError:
         message = ""
-    said = message or response.reason_phrase
+    said = message or response.reason
     hint = ""
-    if response.status_code == 401:
+    if response.status == 401:
         hint = " (give the key with --api-key or OPENAI_API_KEY)"
-    elif (retry := response.headers.get("retry-after", "")).isdigit():
+    elif (retry := response.headers.get("Retry-After", "")).isdigit():
         hint = f" (try again in {retry} s)"
-    raise Refused(f"{response.status_code}: {said}{hint}")
+    raise Refused(f"{response.status}: {said}{hint}")
 
 
 def _error_message(body: Any) -> str:
@@ -290,13 +323,13 @@ def _error_message(body: Any) -> str:
 
 
 @contextlib.contextmanager
-def _translated(client: httpx.Client) -> Iterator[None]:
-    """httpx's errors as ours."""
+def _translated(server: _Server) -> Iterator[None]:
+    """aiohttp's errors as ours."""
     try:
         yield
-    except httpx.ConnectError as error:
-        raise Unreachable(f"nothing answers at {client.base_url}: {error}") from error
-    except httpx.TimeoutException as error:
-        raise Unreachable(f"no connection to {client.base_url} within {_CONNECT_SECONDS:g} s") from error
-    except httpx.TransportError as error:
-        raise Unreachable(f"the connection to {client.base_url} broke: {error}") from error
+    except aiohttp.ClientConnectorError as error:
+        raise Unreachable(f"nothing answers at {server.url}: {error.strerror or error}") from error
+    except aiohttp.ConnectionTimeoutError as error:
+        raise Unreachable(f"no connection to {server.url} within {_CONNECT_SECONDS:g} s") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise Unreachable(f"the connection to {server.url} broke: {error}") from error

@@ -11,7 +11,8 @@ from typing import Any
 from languagepipes_api.names import API_GROUP, API_VERSION, KIND
 from languagepipes_api.spec import LanguagePipe
 
-from languagepipes_operator.kube.client import Kube, NotFound
+from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.kube.errors import NotFound
 
 _PATH = f"/openapi/v3/apis/{API_GROUP}/{API_VERSION}"
 _REMEDY = "install the CRD of this version (kubectl apply --server-side -f crds/, or the chart with crds.enabled)"

@@ -14,8 +14,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from languagepipes_operator.kube.client import Expired, Forbidden, Kube, KubeError, NotFound, back_off
+from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.kube.errors import Expired, Forbidden, KubeError, NotFound
 from languagepipes_operator.kube.kinds import Kind, Manifest
+from languagepipes_operator.kube.retries import back_off
 from languagepipes_operator.metrics import Metrics
 
 # Bookmarks come about once a minute: more silence than that is a watch that died without a word.

@@ -1,8 +1,8 @@
 """Who of several operators acts: the holder of a coordination.k8s.io Lease.
 
 As client-go's leader election: nobody's clock is compared with another's; a candidate takes over when it has seen no
-renewal for the whole lease, by its own clock. A holder that cannot renew stops well before that. (kubernetes_asyncio's
-own election stands on wall clocks and releases nothing on a clean stop.)
+renewal for the whole lease, by its own clock. A holder that cannot renew stops well before that. Why
+kubernetes.aio.leaderelection is not used: docs/decisions/0003-operator-on-kubernetes.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from languagepipes_operator.kube.client import AlreadyExists, Conflict, Kube, KubeError, NotFound
+from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from languagepipes_operator.kube.kinds import LEASE, Manifest
 
 log = logging.getLogger(__name__)

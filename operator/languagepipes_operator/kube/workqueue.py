@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
-from languagepipes_operator.kube.client import back_off
+from languagepipes_operator.kube.retries import back_off
 
 Key = TypeVar("Key", bound=Hashable)
 

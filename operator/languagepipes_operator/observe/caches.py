@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 
 from languagepipes_api.names import API_GROUP, KIND, LABEL_MANAGED_BY, LABEL_PIPE, MANAGED_BY
 
-from languagepipes_operator.kube.client import Kube, KubeError
+from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.kube.errors import KubeError
 from languagepipes_operator.kube.informer import Informer, ObjectKey, key_of, trimmed, trimmed_pod
 from languagepipes_operator.kube.kinds import CHILDREN, NODE, POD, Kind, Manifest
 from languagepipes_operator.metrics import Metrics

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import httpx
+import aiohttp
 from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE, TELEMETRY_PORT
 from languagepipes_api.spec import LanguagePipe, parse_pipe
 from pydantic import ValidationError
 
-from languagepipes_operator.kube.client import Kube, KubeError
+from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.kube.errors import KubeError
 from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.kube.kinds import (
     BUDGET,
@@ -58,7 +59,7 @@ from languagepipes_operator.planning.nodes import Node
 _UNWELL_AFTER = timedelta(seconds=5)
 _EVENTS_KEPT_SECONDS, _OLD_EVENTS_KEPT_SECONDS = 5.0, 30.0
 _RECENT_SECONDS = 300.0
-_ANSWER_SECONDS = 2.0
+_ANSWER = aiohttp.ClientTimeout(total=2.0)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Observer:
     """Takes snapshots of pipes."""
 
     def __init__(
-        self, kube: Kube, caches: Caches, stores: Stores, reachability: Reachability, http: httpx.AsyncClient
+        self, kube: Kube, caches: Caches, stores: Stores, reachability: Reachability, http: aiohttp.ClientSession
     ) -> None:
         self._kube = kube
         self._reachability = reachability
@@ -173,9 +174,10 @@ class Observer:
     async def _report(self, host: str) -> MemberStatus | None:
         where = f"[{host}]" if ":" in host else host
         try:
-            answer = await self._http.get(f"http://{where}:{TELEMETRY_PORT}/status", timeout=_ANSWER_SECONDS)
-            return MemberStatus.model_validate_json(answer.content)
-        except (httpx.HTTPError, ValidationError):
+            url = f"http://{where}:{TELEMETRY_PORT}/status"
+            async with self._http.get(url, timeout=_ANSWER, allow_redirects=False) as answer:
+                return MemberStatus.model_validate_json(await answer.read())
+        except (aiohttp.ClientError, OSError, ValidationError):
             return None
 
     async def _events(self, namespace: str, about: Sequence[str]) -> dict[str, tuple[Manifest, ...]]:

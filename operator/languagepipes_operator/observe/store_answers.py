@@ -1,43 +1,70 @@
-"""Reads a weights store's answers, for `up` and for the operator on a cluster: who answers, and what the answer holds.
+"""A weights store's answers, as `up` and the operator on a cluster both read them: who answers, and what it answers.
 
-The callers hold the connections: one asks with threads, the other in an event loop. The answers are described in
-`languagepipes_api.store_answers`.
+The callers hold the sessions, and decide when to ask.
 """
 
 from __future__ import annotations
 
+import json
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import aiohttp
 from languagepipes_api.facts import ModelFacts
 from languagepipes_api.names import Identity
 from languagepipes_api.store_answers import Problem, StoreRefusal
 from pydantic import ValidationError
 
 
-def client_context(bundle: str, *, certificate: Path, key: Path) -> ssl.SSLContext:
-    """TLS 1.3 towards a store, with a certificate and its key (PEM files). bundle: PEM of the authorities."""
+@dataclass(frozen=True)
+class Answer:
+    """status: of HTTP."""
+
+    status: int
+    content: bytes
+
+
+def client_context(bundle: str, *, certificate: Path, key: Path, store: Identity) -> ssl.SSLContext:
+    """TLS 1.3 with a certificate and its key (PEM files) towards that store alone. bundle: PEM of the authorities."""
+
+    class Peer(ssl.SSLObject):
+        """The URI SAN states who it is; host names are in no certificate of ours."""
+
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            names = (self.getpeercert() or {}).get("subjectAltName", ())
+            if names != (("URI", store.uri),):
+                raise ssl.SSLCertVerificationError(f"the certificate is for {names}, not for {store.uri}")
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslobject_class = Peer
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    # The URI SAN identifies the store; our certificates hold no host names.
     context.check_hostname = False
     context.load_verify_locations(cadata=bundle)
     context.load_cert_chain(certificate, key)
     return context
 
 
-def is_from(response: httpx.Response, store: Identity) -> bool:
-    """Whether that store answers. Only while the response is open: its connection has the certificate."""
-    connection = response.extensions["network_stream"].get_extra_info("ssl_object")
-    names = (connection.getpeercert() or {}).get("subjectAltName", ())
-    return bool(names == (("URI", store.uri),))
+def open_session(url: str, context: ssl.SSLContext, *, answer_seconds: float) -> aiohttp.ClientSession:
+    """To the store at that address."""
+    timeout = aiohttp.ClientTimeout(total=None, connect=answer_seconds, sock_read=answer_seconds)
+    return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(ssl=context), timeout=timeout)
 
 
-def facts_in(response: httpx.Response) -> ModelFacts | Problem:
+async def ask(http: aiohttp.ClientSession, path: str) -> Answer | None:
+    """None without an answer, or if it is not the store that answers."""
+    try:
+        async with http.get(path, allow_redirects=False) as response:
+            return Answer(response.status, await response.read())
+    except (aiohttp.ClientError, OSError):
+        return None
+
+
+def facts_in(answer: Answer) -> ModelFacts | Problem:
     """What a /v1/facts of status 200 holds."""
     try:
-        return ModelFacts.from_json(response.json()["facts"])
+        return ModelFacts.from_json(json.loads(answer.content)["facts"])
     except (ValueError, KeyError, TypeError) as error:
         return Problem(
             reason="FactsUnreadable",
@@ -46,9 +73,9 @@ def facts_in(response: httpx.Response) -> ModelFacts | Problem:
         )
 
 
-def refusal_of(response: httpx.Response) -> Problem:
-    """Why the store has no facts: its own message where there is one."""
+def refusal_of(answer: Answer) -> Problem:
+    """Why the store has no facts, in its own words where there are any."""
     try:
-        return StoreRefusal.model_validate_json(response.content).error
+        return StoreRefusal.model_validate_json(answer.content).error
     except ValidationError:
-        return Problem(reason="StoreError", message=f"the store answers {response.status_code}")
+        return Problem(reason="StoreError", message=f"the store answers {answer.status}")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
+import aiohttp
 from languagepipes_api.names import STORE_PORT, TLS_CERTIFICATE_FILE, TLS_KEY_FILE, Identity
 from languagepipes_api.store_answers import Problem, StoreProgress
 from pydantic import ValidationError
@@ -27,9 +27,10 @@ from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.snapshot import StoreReport
 from languagepipes_operator.observe.store_answers import (
+    ask,
     client_context,
     facts_in,
-    is_from,
+    open_session,
     refusal_of,
 )
 
@@ -115,13 +116,11 @@ class Stores:
             await asyncio.sleep(ASK_SECONDS)
 
     async def _ask_repeatedly(self, pipe: ObjectKey, watched: _Watched) -> None:
-        context = await asyncio.to_thread(_context, watched.client)
-        async with httpx.AsyncClient(
-            base_url=watched.address.url, verify=context, timeout=_ANSWER_SECONDS, trust_env=False
-        ) as http:
+        context = await asyncio.to_thread(_context, watched.client, watched.store)
+        async with open_session(watched.address.url, context, answer_seconds=_ANSWER_SECONDS) as http:
             while True:
                 async with self._slots:
-                    report = await _ask(http, watched.store, watched.report)
+                    report = await _ask(http, watched.report)
                 self._metrics.store_questions.labels("answered" if report.answered else "silent").inc()
                 before, now = watched.report, time.monotonic()
                 watched.report = report
@@ -148,9 +147,9 @@ def _is_change(before: StoreReport | None, now: StoreReport) -> bool:
     )
 
 
-async def _ask(http: httpx.AsyncClient, store: Identity, before: StoreReport | None) -> StoreReport:
+async def _ask(http: aiohttp.ClientSession, before: StoreReport | None) -> StoreReport:
     progress = None
-    answer = await _get(http, store, "/v1/progress")
+    answer = await ask(http, "/v1/progress")
     if answer is not None:
         with contextlib.suppress(ValidationError):
             progress = StoreProgress.model_validate_json(answer.content)
@@ -162,14 +161,14 @@ async def _ask(http: httpx.AsyncClient, store: Identity, before: StoreReport | N
     facts = before.facts if before else None
     problem, failed = progress.error, progress.phase == "Failed"
     if facts is None:
-        answer = await _get(http, store, "/v1/facts")
-        if answer is not None and answer.status_code == 200:
+        answer = await ask(http, "/v1/facts")
+        if answer is not None and answer.status == 200:
             found = facts_in(answer)
             if isinstance(found, Problem):
                 problem, failed = found, True
             else:
                 facts = found
-        elif answer is not None and answer.status_code != 503:
+        elif answer is not None and answer.status != 503:
             problem, failed = refusal_of(answer), True
     return StoreReport(
         answered=True,
@@ -183,24 +182,11 @@ async def _ask(http: httpx.AsyncClient, store: Identity, before: StoreReport | N
     )
 
 
-async def _get(http: httpx.AsyncClient, store: Identity, path: str) -> httpx.Response | None:
-    """None without an answer, or if it is not the store that answers."""
-    try:
-        # Streamed, since the connection can be asked who it is only while it is open.
-        async with http.stream("GET", path) as response:
-            if not is_from(response, store):
-                return None
-            await response.aread()
-            return response
-    except httpx.HTTPError:
-        return None
-
-
-def _context(client: Credentials) -> ssl.SSLContext:
-    # The ssl module reads a chain and its key only from files.
+def _context(client: Credentials, store: Identity) -> ssl.SSLContext:
+    # The ssl module reads a chain and its key from files alone.
     with tempfile.TemporaryDirectory() as folder:
         certificate, key = Path(folder, TLS_CERTIFICATE_FILE), Path(folder, TLS_KEY_FILE)
         certificate.write_bytes(client.leaf.certificate)
         key.touch(mode=0o600)
         key.write_bytes(client.leaf.key)
-        return client_context(client.bundle.decode(), certificate=certificate, key=key)
+        return client_context(client.bundle.decode(), certificate=certificate, key=key, store=store)

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from languagepipes_operator.kube.client import Kube, KubeError, Unavailable
+from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.kube.errors import KubeError, Unavailable
 from languagepipes_operator.kube.kinds import EVENT, PIPE, Manifest
 from languagepipes_operator.status.events import Event, events_of
 

@@ -118,7 +118,7 @@ def test_the_node_image_has_no_triton_no_headers_and_nothing_of_the_operator(nod
         "triton",
         "languagepipes_operator",
         "kopf",
-        "kubernetes_asyncio",
+        "kubernetes",
         "torch/include",
         "nvidia/*/include",
     ):
@@ -166,7 +166,7 @@ def test_the_node_reads_a_models_facts_from_a_mounted_claim(node, tmp_path):
 
 
 def test_the_operator_runs_with_a_read_only_root(operator):
-    operator.python("import languagepipes_operator.main, languagepipes_operator.cli.main, kopf, kubernetes_asyncio")
+    operator.python("import languagepipes_operator.main, languagepipes_operator.cli.main, kopf, kubernetes.aio")
 
 
 def test_an_operator_without_settings_says_which_and_exits_with_2(operator):

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from languagepipes_operator.kube.client import Kube, Unavailable
+from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.kube.errors import Unavailable
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.status.event_recorder import EventRecorder
 from support.played_api import play

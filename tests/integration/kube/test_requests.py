@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 from aiohttp import web
-from languagepipes_operator.kube.client import Conflict, Expired, Kube, NotFound, Throttled, Unavailable
+from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.kube.errors import Conflict, Expired, NotFound, Throttled, Unavailable
 from languagepipes_operator.kube.kinds import CONFIG_MAP
 from languagepipes_operator.metrics import Metrics
 from support.played_api import Answer, play

@@ -8,7 +8,8 @@ import logging
 
 import pytest
 from aiohttp import web
-from languagepipes_operator.kube.client import Kube, NotLeading
+from languagepipes_operator.kube.client import Kube
+from languagepipes_operator.kube.errors import NotLeading
 from languagepipes_operator.kube.informer import Informer, ObjectKey
 from languagepipes_operator.kube.kinds import CONFIG_MAP
 from languagepipes_operator.metrics import Metrics
@@ -77,14 +78,42 @@ def test_what_was_written_during_a_list_outlives_it() -> None:
 
 def test_a_change_that_overtakes_the_answer_to_a_status_write_is_not_undone() -> None:
     changed: list[ObjectKey] = []
-    pipes = Pipes(changed.append)
-    pipes.seen(_object(1, replicas=1))
-    pipes.seen(_object(3, replicas=2))  # somebody changed it just after our write, and the watch was faster
+    index = {KEY: [_object(1, replicas=1)]}
+    pipes = Pipes(index, changed.append)
+    index[KEY] = [_object(3, replicas=2)]  # somebody changed it just after our write, and the watch was faster
+    pipes.watched(_object(3, replicas=2))
     pipes.written(_object(2, replicas=1))
     assert (pipes.get(KEY) or {})["spec"] == {"replicas": 2}
-    pipes.gone(KEY, "u")
+    del index[KEY]
+    pipes.ended(_object(3, replicas=2))
     pipes.written(_object(2, replicas=1))
     assert pipes.get(KEY) is None
+
+
+def test_a_change_that_our_status_write_overtook_is_looked_at_and_its_echo_is_not() -> None:
+    changed: list[ObjectKey] = []
+    index = {KEY: [_object(1, replicas=1)]}
+    pipes = Pipes(index, changed.append)
+    pipes.written(_object(3, replicas=2))  # holds what somebody else changed in version 2, which no reconcile has seen
+    index[KEY] = [_object(2, replicas=2)]
+    pipes.watched(_object(2, replicas=2))
+    assert changed == [KEY]
+    assert (pipes.get(KEY) or {})["metadata"]["resourceVersion"] == "3"
+    index[KEY] = [_object(3, replicas=2)]
+    pipes.watched(_object(3, replicas=2))
+    assert changed == [KEY]
+
+
+def test_a_pipe_whose_end_an_answer_shows_is_gone_although_the_watch_has_not_shown_it() -> None:
+    index = {KEY: [_object(1)]}
+    pipes = Pipes(index, lambda key: None)
+    pipes.gone(KEY, "u")
+    assert pipes.get(KEY) is None
+    assert pipes.known() == []
+    index[KEY] = [_object(1), _object(2, uid="v")]  # the new one's start is shown before the old one's end
+    assert (pipes.get(KEY) or {})["metadata"]["uid"] == "v"
+    pipes.gone(KEY, "u")
+    assert pipes.known() == [KEY]
 
 
 def test_a_write_is_not_tried_again_once_the_lease_is_lost() -> None:
