@@ -86,15 +86,15 @@ def create_app(
         app.include_router(router, prefix="/v1", **keyed)
     app.include_router(health.router)
     app.add_middleware(_Guard, api_keys=api_keys)
-    describe(app, served_name=served_name)
+    describe(app)
     return app
 
 
 class _Guard:
     """In front of every route: asks for an API key, answers what failed, counts outcomes.
 
-    The key is asked for here and not by the dependency that describes it: FastAPI reads and parses a body before it asks
-    a dependency, and an unknown URL has none.
+    The key is asked for here and not by the dependency that describes it: FastAPI reads and parses a body before it
+    asks a dependency, and an unknown URL has none.
     """
 
     def __init__(self, app: ASGIApp, *, api_keys: ApiKeys) -> None:

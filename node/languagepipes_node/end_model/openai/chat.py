@@ -165,13 +165,24 @@ def _tokenise(codec: TextCodec, request: ChatCompletionRequest) -> tuple[int, ..
     return codec.encode(rendered, add_special_tokens=False)
 
 
+def settable_variables(codec: TextCodec) -> frozenset[str]:
+    """The template's variables that a request may set."""
+    variables = codec.template.variables if codec.template is not None else frozenset()
+    return frozenset(name for name in variables if not _is_given(name))
+
+
+def _is_given(name: str) -> bool:
+    """Whether the server gives this variable to the template."""
+    return name in ("messages", "tools", "documents", "add_generation_prompt") or name.endswith("_token")
+
+
 def _check_template_variables(codec: TextCodec, request: ChatCompletionRequest) -> None:
-    known = codec.template.variables if codec.template is not None else frozenset()
+    settable = settable_variables(codec)
     for name in request.chat_template_kwargs:
         param = f"chat_template_kwargs.{name[:64]}"
-        if name in ("messages", "tools", "documents", "add_generation_prompt") or name.endswith("_token"):
+        if _is_given(name):
             raise InvalidRequest(f"'{param}' cannot be set: the server gives it to the template.", param=param)
-        if name not in known:
+        if name not in settable:
             raise InvalidRequest(f"'{param}' is not read by the model's chat template: leave it out.", param=param)
 
 

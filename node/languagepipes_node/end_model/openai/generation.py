@@ -122,17 +122,18 @@ def streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     In OpenAPI 3.1 the schema is that of one event. FastAPI makes the components of models in `responses` alone, and of
     one media type each, so `openapi_document` adds those that are named here.
     """
-    data = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in (chunk, ErrorResponse)]
+    objects = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in (chunk, ErrorResponse)]
     event = {
         "type": "object",
         "title": f"{chunk.__name__}Event",
         "required": ["data"],
         "properties": {
             "data": {
-                "type": "string",
-                "contentMediaType": "application/json",
-                "contentSchema": {"anyOf": data},
-                "description": "A chunk, or the error that ended the stream; the last event's is [DONE] unless one did.",
+                "anyOf": [
+                    {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": objects}},
+                    {"const": "[DONE]"},
+                ],
+                "description": "A chunk; or the error that ended the stream; or [DONE], after the last chunk.",
             }
         },
     }

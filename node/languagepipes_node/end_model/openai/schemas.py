@@ -200,7 +200,9 @@ class _Generation(_Strict):
     """What both routes take. Names, ranges and defaults are OpenAI's; top_k, min_p and ignore_eos are vLLM's."""
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = _WITHOUT_EFFECT
+    depending: ClassVar[Mapping[str, str]] = {"stream_options": "stream"}  # allowed only where the other is true
 
+    # First, so that it is reported before what else is wrong.
     stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=_Stop)] = ()
     model: str
     stream: bool = False
@@ -237,13 +239,24 @@ class _Generation(_Strict):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return _with_accepted(handler.resolve_ref_schema(handler(schema)), cls.without_effect)
+        described = _with_accepted(handler.resolve_ref_schema(handler(schema)), cls.without_effect)
+        described["dependentSchemas"] = {
+            option: {
+                "anyOf": [
+                    {"properties": {switch: {"const": True}}, "required": [switch]},
+                    {"properties": {option: {"type": "null"}}},
+                ]
+            }
+            for option, switch in cls.depending.items()
+        }
+        return described
 
 
 class ChatCompletionRequest(_Generation):
     """/v1/chat/completions"""
 
     without_effect = _WITHOUT_EFFECT | _CHAT_WITHOUT_EFFECT
+    depending = {"stream_options": "stream", "top_logprobs": "logprobs"}
 
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
@@ -290,8 +303,8 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     null = {"type": "null"}
     if null in schema.get("anyOf", []):
         return schema
-    shown = {key: schema.pop(key) for key in ("title", "default", "description") if key in schema}
-    alternatives = schema["anyOf"] if "anyOf" in schema else [schema]
+    shown: dict[str, Any] = {key: schema.pop(key) for key in ("title", "default", "description") if key in schema}
+    alternatives = schema.get("anyOf", [schema])
     return {"anyOf": [*alternatives, null], **shown}
 
 
