@@ -78,6 +78,7 @@ def test_every_route_but_health_asks_for_a_key(serve, keys):
         ("GET", "/v1/models"),
         ("GET", "/v1/models/tiny"),
         ("GET", "/v1/anything"),
+        ("GET", "/openapi.json"),
         ("GET", "/"),
         ("GET", "/v1/chat/completions"),
         ("GET", "//healthz"),

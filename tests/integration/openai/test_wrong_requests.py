@@ -164,7 +164,7 @@ WRONG_ROUTES = [
     ("POST", "/v1/embeddings", {}, b"{}", 404, "unknown_url"),
     ("GET", "/", {}, b"", 404, "unknown_url"),
     ("GET", "/docs", {}, b"", 404, "unknown_url"),
-    ("GET", "/openapi.json", {}, b"", 404, "unknown_url"),
+    ("GET", "/redoc", {}, b"", 404, "unknown_url"),
     ("POST", "/v1/chat/completions/", {}, b"{}", 404, "unknown_url"),
 ]  # fmt: skip
 

@@ -1,33 +1,30 @@
-"""The API as one ASGI application: routes, the guard in front of them, and errors as OpenAI objects."""
+"""The API as one FastAPI application: routes, the guard in front of them, and errors as OpenAI objects."""
 
 from __future__ import annotations
 
 import logging
 import traceback
-from typing import NoReturn
+from typing import Any
 
-import orjson
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Security
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from languagepipes_node import metrics
-from languagepipes_node.end_model.openai.auth import ApiKeys
+from languagepipes_node.end_model.openai import chat, completions, health, models
+from languagepipes_node.end_model.openai.auth import ApiKeys, bearer
 from languagepipes_node.end_model.openai.bridge import ClientGone, EngineBridge, EngineHandle
-from languagepipes_node.end_model.openai.chat import ChatCompletions
-from languagepipes_node.end_model.openai.completions import Completions
-from languagepipes_node.end_model.openai.errors import (
-    ApiError,
-    InternalError,
-    MethodNotAllowed,
-    Unauthorised,
-    UnknownRoute,
-)
+from languagepipes_node.end_model.openai.errors import ApiError, InternalError, Unauthorised, documented
 from languagepipes_node.end_model.openai.generation import Service
-from languagepipes_node.end_model.openai.http import send_error, send_json
-from languagepipes_node.end_model.openai.models import Models
+from languagepipes_node.end_model.openai.http import (
+    Outcome,
+    answer,
+    answer_api_error,
+    answer_http_exception,
+    answer_validation_error,
+)
+from languagepipes_node.end_model.openai.openapi_document import describe
 from languagepipes_node.end_model.text import TextCodec
 
 _LEAST_MAX_REQUEST_BYTES = 1 << 20
@@ -56,7 +53,24 @@ def create_app(
     32 bytes for each token of context, whichever is more.
     """
     bridge.attach(engine)
-    service = Service(
+    app = FastAPI(
+        title="Language Pipes",
+        summary="The OpenAI API for one model that is served from many machines.",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        strict_content_type=False,  # a body without a Content-Type is JSON, as for OpenAI's API
+        generate_unique_id_function=lambda route: route.name,
+        exception_handlers={
+            ApiError: answer_api_error,
+            RequestValidationError: answer_validation_error,
+            HTTPException: answer_http_exception,
+        },
+        # FastAPI would otherwise keep each request's body for whatever exporter the environment names.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
+    app.state.service = Service(
         bridge=bridge,
         text=text,
         served_name=served_name,
@@ -65,48 +79,23 @@ def create_app(
         or max(_LEAST_MAX_REQUEST_BYTES, _REQUEST_BYTES_PER_TOKEN * max_context_length),
         system_fingerprint=system_fingerprint,
     )
-    models = Models(service)
-    app = FastAPI(
-        openapi_url=None,
-        redirect_slashes=False,
-        routes=[
-            Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
-            Route("/v1/completions", Completions(service), methods=["POST"]),
-            Route("/v1/models", models, methods=["GET"]),
-            Route("/v1/models/{model:path}", models, methods=["GET"]),
-            Route("/healthz", _Health(), methods=["GET"]),
-            Route("/readyz", _Readiness(engine), methods=["GET"]),
-        ],
-        exception_handlers={HTTPException: _translate_http_exception},
-    )
+    keyed: dict[str, Any] = {}
+    if api_keys.required:
+        keyed = {"dependencies": [Security(bearer)], "responses": documented(Unauthorised)}
+    for router in (chat.router, completions.router, models.router):
+        app.include_router(router, prefix="/v1", **keyed)
+    app.include_router(health.router)
     app.add_middleware(_Guard, api_keys=api_keys)
+    describe(app)
     return app
 
 
-class _Health:
-    """200 as long as the process answers."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, b'{"status":"ok"}')
-
-
-class _Readiness:
-    """200 while the ring is joined; 503 with the reason otherwise."""
-
-    def __init__(self, engine: EngineHandle) -> None:
-        self._engine = engine
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status = self._engine.status
-        if status.ring_ready:
-            await send_json(send, b'{"status":"ready"}')
-        else:
-            body = orjson.dumps({"status": "not ready", "reason": status.ring_error})
-            await send_json(send, body, status=503)
-
-
 class _Guard:
-    """In front of every route: asks for an API key, answers with errors, counts outcomes."""
+    """In front of every route: asks for an API key, answers what failed, counts outcomes.
+
+    The key is asked for here and not by the dependency that describes it: FastAPI reads and parses a body before it
+    asks a dependency, and an unknown URL has none.
+    """
 
     def __init__(self, app: ASGIApp, *, api_keys: ApiKeys) -> None:
         self._app = app
@@ -124,29 +113,34 @@ class _Guard:
             started = True
             await send(message)
 
-        outcome = "cancelled"  # what remains if this task is: the server stops and waits no longer
+        outcome = Outcome(scope["method"])
+        scope = {**scope, "languagepipes.outcome": outcome}
+        if scope["method"] == "HEAD":
+            scope["method"] = "GET"  # FastAPI's routes know no HEAD; the server sends no body to one
+        label = "cancelled"  # what remains if this task is: the server stops and waits no longer
         try:
             if path not in _OPEN_ROUTES:
                 self._check_key(scope)
             await self._app(scope, receive, noting_send)
-            outcome = scope.get("languagepipes.outcome", "ok")
+            label = outcome.label
         except ClientGone:
-            outcome = "cancelled"
+            label = "cancelled"
         except ApiError as error:
-            outcome = error.outcome
-            await send_error(send, error)
+            label = error.outcome
+            await answer(Request(scope), error)(scope, receive, send)
         except Exception as error:
             # Its message may quote what it choked on, which may be text of a request: type and place are enough.
-            outcome = "error"
+            label = "error"
             place = "".join(traceback.format_tb(error.__traceback__))
             logger.error("%s in %s\n%s", type(error).__name__, path if path in _COUNTED_ROUTES else "a route", place)
             if started:
                 raise _ResponseBroken from None
-            await send_error(send, InternalError("The server failed to handle the request."))
+            failure = InternalError("The server failed to handle the request.")
+            await answer(Request(scope), failure)(scope, receive, send)
         finally:
             if path not in _OPEN_ROUTES:
                 route = path if path in _COUNTED_ROUTES else "other"
-                metrics.REQUESTS.labels(route, outcome).inc()
+                metrics.REQUESTS.labels(route, label).inc()
 
     def _check_key(self, scope: Scope) -> None:
         if not self._api_keys.required:
@@ -163,12 +157,3 @@ class _Guard:
 
 class _ResponseBroken(Exception):
     """Tells the server to close a connection whose response cannot be completed."""
-
-
-def _translate_http_exception(request: Request, error: Exception) -> NoReturn:
-    """Starlette's refusals, as OpenAI's errors; `_Guard` answers with them."""
-    path = request.url.path[:128]
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        allow = (error.headers or {}).get("Allow", "")
-        raise MethodNotAllowed(f"Not allowed to {request.method} on {path}, only {allow}.", allow=allow)
-    raise UnknownRoute(f"Unknown request URL: {request.method} {path}.")

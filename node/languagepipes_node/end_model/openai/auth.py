@@ -12,8 +12,13 @@ import logging
 import time
 from pathlib import Path
 
+from fastapi.security import HTTPBearer
+
 _CHECK_SECONDS = 1.0
 _MAX_KEY_BYTES = 4096
+
+# Describes the keys in `/openapi.json`; the guard in app.py asks for them.
+bearer = HTTPBearer(scheme_name="ApiKey", auto_error=False, description="One of the keys that the server was given.")
 
 logger = logging.getLogger(__name__)
 

@@ -7,55 +7,69 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from fastapi import APIRouter, Depends, Request
 
 from languagepipes_node.end_model.openai.answers import Piece, ScoredToken
 from languagepipes_node.end_model.openai.errors import InvalidRequest, UnsupportedParameter
 from languagepipes_node.end_model.openai.generation import (
+    GENERATION_ERRORS,
+    CurrentService,
+    EventStream,
     ResponseFormat,
     Service,
-    Usage,
+    answer_whole,
     event_end,
     plan_generation,
-    read_request,
-    respond,
+    require_served_model,
+    streamed,
 )
-from languagepipes_node.end_model.openai.schemas import ChatMessage, ChatRequest, chat_messages, parse
+from languagepipes_node.end_model.openai.http import JsonRoute
+from languagepipes_node.end_model.openai.response_models import (
+    AssistantMessage,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatLogprobs,
+    ScoredChatToken,
+    TokenLogprob,
+    Usage,
+)
+from languagepipes_node.end_model.openai.schemas import ChatCompletionRequest
 from languagepipes_node.end_model.text import NoChatTemplate, TemplateError, TextCodec
 
 _CHUNK = "chat.completion.chunk"
 
 
-class ChatCompletions:
-    """The route, as an ASGI application."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service = self._service
-        fields = await read_request(service, scope, receive)
-        raw_messages = fields.pop("messages", None)
-        request = parse(ChatRequest, fields)
-        messages = chat_messages(raw_messages)
-        _check_template_variables(service.text, request)
-        loop = asyncio.get_running_loop()
-        prompt = await loop.run_in_executor(service.workers, _tokenise, service.text, messages, request)
-        generation = plan_generation(
-            service,
-            request,
-            [prompt],
-            prompt_param="messages",
-            max_tokens=_max_tokens(request),
-            default_max_tokens=None,
-            logprobs=_alternatives(request),
-        )
-        include_usage = request.stream_options is not None and request.stream_options.include_usage
-        format = ChatFormat(service, include_usage=include_usage, scored=request.logprobs)
-        await respond(service, generation, format, scope, receive, send)
+router = APIRouter(route_class=JsonRoute, tags=["chat"], dependencies=[Depends(require_served_model)])
 
 
-class ChatFormat(ResponseFormat):
+@router.post(
+    "/chat/completions", response_model=ChatCompletion, responses=streamed(ChatCompletionChunk) | GENERATION_ERRORS
+)
+async def create_chat_completion(
+    request: Request, body: ChatCompletionRequest, service: CurrentService
+) -> ChatCompletion | EventStream:
+    """Answer a chat: as one object, or as server-sent events with `stream`."""
+    _check_template_variables(service.text, body)
+    loop = asyncio.get_running_loop()
+    prompt = await loop.run_in_executor(service.workers, _tokenise, service.text, body)
+    generation = plan_generation(
+        service,
+        body,
+        [prompt],
+        prompt_param="messages",
+        max_tokens=_max_tokens(body),
+        default_max_tokens=None,
+        logprobs=_alternatives(body),
+    )
+    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    format = ChatFormat(service, include_usage=include_usage, scored=body.logprobs)
+    if body.stream:
+        return EventStream(service, generation, format)
+    return await answer_whole(service, generation, format, request.receive)
+
+
+class ChatFormat(ResponseFormat[ChatCompletion]):
     """`chat.completion` and `chat.completion.chunk` objects."""
 
     def __init__(self, service: Service, *, include_usage: bool, scored: bool) -> None:
@@ -77,7 +91,7 @@ class ChatFormat(ResponseFormat):
         number = str(index).encode()
         events = b""
         if piece.scored:
-            logprobs = orjson.dumps(self._logprobs(piece.scored))
+            logprobs = self._logprobs(piece.scored).model_dump_json().encode()
             text = orjson.dumps(piece.text)
             events = (
                 self._index + number + self._content + text + b'},"logprobs":' + logprobs
@@ -91,54 +105,50 @@ class ChatFormat(ResponseFormat):
         return events
 
     def usage_event(self, usage: Usage) -> bytes:
-        return self._start + event_end(b',"usage":' + orjson.dumps(usage.to_json()))
+        return self._start + event_end(b',"usage":' + usage.model_dump_json().encode())
 
-    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> bytes:
-        return orjson.dumps(
-            {
-                **self.head,
-                "object": "chat.completion",
-                "choices": [self._choice(index, pieces) for index, pieces in enumerate(choices)],
-                "usage": usage.to_json(),
-            }
+    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> ChatCompletion:
+        return ChatCompletion(
+            **self.head,
+            object="chat.completion",
+            choices=[self._choice(index, pieces) for index, pieces in enumerate(choices)],
+            usage=usage,
         )
 
-    def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def _choice(self, index: int, pieces: Sequence[Piece]) -> ChatChoice:
         scored = [token for piece in pieces for token in piece.scored]
-        return {
-            "index": index,
-            "message": {
-                "role": "assistant",
-                "content": "".join(piece.text for piece in pieces),
-                "refusal": None,
-            },
-            "logprobs": self._logprobs(scored) if self._scored else None,
-            "finish_reason": pieces[-1].finish,
-        }
+        finish = pieces[-1].finish
+        assert finish is not None  # noqa: S101 (an answer is whole when it is finished)
+        return ChatChoice(
+            index=index,
+            message=AssistantMessage(role="assistant", content="".join(piece.text for piece in pieces), refusal=None),
+            logprobs=self._logprobs(scored) if self._scored else None,
+            finish_reason=finish,
+        )
 
-    def _logprobs(self, scored: Sequence[ScoredToken]) -> dict[str, Any]:
+    def _logprobs(self, scored: Sequence[ScoredToken]) -> ChatLogprobs:
         codec = self.service.text
         content = []
         for token, logprobs, _ in scored:
-            top = [_token_object(codec, other, logprob) for other, logprob in logprobs.top]
-            content.append({**_token_object(codec, token, logprobs.logprob), "top_logprobs": top})
-        return {"content": content, "refusal": None}
+            top = [TokenLogprob(**_token_fields(codec, other, logprob)) for other, logprob in logprobs.top]
+            content.append(ScoredChatToken(**_token_fields(codec, token, logprobs.logprob), top_logprobs=top))
+        return ChatLogprobs(content=content, refusal=None)
 
 
-def _token_object(codec: TextCodec, token: int, logprob: float) -> dict[str, Any]:
+def _token_fields(codec: TextCodec, token: int, logprob: float) -> dict[str, Any]:
     raw = codec.token_bytes(token)
     # JSON knows no infinity; -9999 is what OpenAI's API shows for "not possible".
     return {"token": raw.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
 
 
-def _tokenise(codec: TextCodec, messages: tuple[ChatMessage, ...], request: ChatRequest) -> tuple[int, ...]:
+def _tokenise(codec: TextCodec, request: ChatCompletionRequest) -> tuple[int, ...]:
     """Raises InvalidRequest if the template cannot render the messages."""
     template = codec.template
     # OpenAI's newer name for the system role, which few templates know.
     developer = "developer" if template is not None and template.knows_developer_role else "system"
     plain = [
         {"role": developer if message.role == "developer" else message.role, "content": message.content}
-        for message in messages
+        for message in request.messages
     ]
     try:
         rendered = codec.render_chat(plain, request.chat_template_kwargs)
@@ -146,7 +156,7 @@ def _tokenise(codec: TextCodec, messages: tuple[ChatMessage, ...], request: Chat
         raise InvalidRequest(f"{error}.", param="messages", code="no_chat_template") from error
     except TemplateError as error:
         raise InvalidRequest(f"{error}.", param="messages", code="chat_template_error") from error
-    for place, message in enumerate(messages):
+    for place, message in enumerate(request.messages):
         if message.role in ("system", "developer") and message.content.strip() not in rendered:
             raise UnsupportedParameter(
                 f"The model's chat template leaves out this message of role '{message.role}'.",
@@ -155,17 +165,28 @@ def _tokenise(codec: TextCodec, messages: tuple[ChatMessage, ...], request: Chat
     return codec.encode(rendered, add_special_tokens=False)
 
 
-def _check_template_variables(codec: TextCodec, request: ChatRequest) -> None:
-    known = codec.template.variables if codec.template is not None else frozenset()
+def settable_variables(codec: TextCodec) -> frozenset[str]:
+    """The template's variables that a request may set."""
+    variables = codec.template.variables if codec.template is not None else frozenset()
+    return frozenset(name for name in variables if not _is_given(name))
+
+
+def _is_given(name: str) -> bool:
+    """Whether the server gives this variable to the template."""
+    return name in ("messages", "tools", "documents", "add_generation_prompt") or name.endswith("_token")
+
+
+def _check_template_variables(codec: TextCodec, request: ChatCompletionRequest) -> None:
+    settable = settable_variables(codec)
     for name in request.chat_template_kwargs:
         param = f"chat_template_kwargs.{name[:64]}"
-        if name in ("messages", "tools", "documents", "add_generation_prompt") or name.endswith("_token"):
+        if _is_given(name):
             raise InvalidRequest(f"'{param}' cannot be set: the server gives it to the template.", param=param)
-        if name not in known:
+        if name not in settable:
             raise InvalidRequest(f"'{param}' is not read by the model's chat template: leave it out.", param=param)
 
 
-def _max_tokens(request: ChatRequest) -> tuple[str, int] | None:
+def _max_tokens(request: ChatCompletionRequest) -> tuple[str, int] | None:
     old, new = request.max_tokens, request.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise InvalidRequest(
@@ -177,7 +198,7 @@ def _max_tokens(request: ChatRequest) -> tuple[str, int] | None:
     return ("max_tokens", old) if old is not None else None
 
 
-def _alternatives(request: ChatRequest) -> int | None:
+def _alternatives(request: ChatCompletionRequest) -> int | None:
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs")
     return (request.top_logprobs or 0) if request.logprobs else None

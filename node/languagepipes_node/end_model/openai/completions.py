@@ -4,58 +4,66 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from fastapi import APIRouter, Depends, Request
 
 from languagepipes_node.end_model.openai.answers import Piece, ScoredToken
 from languagepipes_node.end_model.openai.errors import InvalidRequest
 from languagepipes_node.end_model.openai.generation import (
+    GENERATION_ERRORS,
+    CurrentService,
+    EventStream,
     ResponseFormat,
     Service,
-    Usage,
+    answer_whole,
     event_end,
     plan_generation,
-    read_request,
-    respond,
+    require_served_model,
+    streamed,
 )
-from languagepipes_node.end_model.openai.schemas import CompletionRequest, parse, prompts
+from languagepipes_node.end_model.openai.http import JsonRoute
+from languagepipes_node.end_model.openai.response_models import (
+    Completion,
+    CompletionChunk,
+    TextChoice,
+    TextLogprobs,
+    Usage,
+)
+from languagepipes_node.end_model.openai.schemas import CompletionRequest
 from languagepipes_node.end_model.text import TextCodec
 
 _OBJECT = "text_completion"
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
-class Completions:
-    """The route, as an ASGI application."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service = self._service
-        fields = await read_request(service, scope, receive)
-        raw_prompt = fields.pop("prompt", None)
-        request = parse(CompletionRequest, fields)
-        given = prompts(raw_prompt)
-        loop = asyncio.get_running_loop()
-        tokenised = await loop.run_in_executor(service.workers, _tokenise, service.text, given)
-        generation = plan_generation(
-            service,
-            request,
-            tokenised,
-            prompt_param="prompt",
-            max_tokens=("max_tokens", request.max_tokens) if request.max_tokens is not None else None,
-            default_max_tokens=_DEFAULT_MAX_TOKENS,
-            logprobs=request.logprobs,
-        )
-        include_usage = request.stream_options is not None and request.stream_options.include_usage
-        format = CompletionFormat(service, include_usage=include_usage, scored=request.logprobs is not None)
-        await respond(service, generation, format, scope, receive, send)
+router = APIRouter(route_class=JsonRoute, tags=["completions"], dependencies=[Depends(require_served_model)])
 
 
-class CompletionFormat(ResponseFormat):
+@router.post("/completions", response_model=Completion, responses=streamed(CompletionChunk) | GENERATION_ERRORS)
+async def create_completion(
+    request: Request, body: CompletionRequest, service: CurrentService
+) -> Completion | EventStream:
+    """Continue one prompt or several: as one object, or as server-sent events with `stream`."""
+    loop = asyncio.get_running_loop()
+    tokenised = await loop.run_in_executor(service.workers, _tokenise, service.text, body.prompt)
+    generation = plan_generation(
+        service,
+        body,
+        tokenised,
+        prompt_param="prompt",
+        max_tokens=("max_tokens", body.max_tokens) if body.max_tokens is not None else None,
+        default_max_tokens=_DEFAULT_MAX_TOKENS,
+        logprobs=body.logprobs,
+    )
+    include_usage = body.stream_options is not None and body.stream_options.include_usage
+    format = CompletionFormat(service, include_usage=include_usage, scored=body.logprobs is not None)
+    if body.stream:
+        return EventStream(service, generation, format)
+    return await answer_whole(service, generation, format, request.receive)
+
+
+class CompletionFormat(ResponseFormat[Completion]):
     """`text_completion` objects, whole and in events."""
 
     def __init__(self, service: Service, *, include_usage: bool, scored: bool) -> None:
@@ -71,7 +79,7 @@ class CompletionFormat(ResponseFormat):
     def event(self, index: int, piece: Piece) -> bytes:
         if not (piece.text or piece.scored or piece.finish):
             return b""
-        logprobs = orjson.dumps(self._logprobs(piece.scored)) if piece.scored else b"null"
+        logprobs = self._logprobs(piece.scored).model_dump_json().encode() if piece.scored else b"null"
         finish = b'"' + piece.finish.encode() + b'"' if piece.finish is not None else b"null"
         return (
             self._index + str(index).encode() + b',"text":' + orjson.dumps(piece.text) + b',"logprobs":' + logprobs
@@ -79,38 +87,38 @@ class CompletionFormat(ResponseFormat):
         )  # fmt: skip
 
     def usage_event(self, usage: Usage) -> bytes:
-        return self._start + event_end(b',"usage":' + orjson.dumps(usage.to_json()))
+        return self._start + event_end(b',"usage":' + usage.model_dump_json().encode())
 
-    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> bytes:
-        return orjson.dumps(
-            {
-                **self.head,
-                "object": _OBJECT,
-                "choices": [self._choice(index, pieces) for index, pieces in enumerate(choices)],
-                "usage": usage.to_json(),
-            }
+    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> Completion:
+        return Completion(
+            **self.head,
+            object="text_completion",
+            choices=[self._choice(index, pieces) for index, pieces in enumerate(choices)],
+            usage=usage,
         )
 
-    def _choice(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
+    def _choice(self, index: int, pieces: Sequence[Piece]) -> TextChoice:
         scored = [token for piece in pieces for token in piece.scored]
-        return {
-            "index": index,
-            "text": "".join(piece.text for piece in pieces),
-            "logprobs": self._logprobs(scored) if self._scored else None,
-            "finish_reason": pieces[-1].finish,
-        }
+        finish = pieces[-1].finish
+        assert finish is not None  # noqa: S101 (an answer is whole when it is finished)
+        return TextChoice(
+            index=index,
+            text="".join(piece.text for piece in pieces),
+            logprobs=self._logprobs(scored) if self._scored else None,
+            finish_reason=finish,
+        )
 
-    def _logprobs(self, scored: Sequence[ScoredToken]) -> dict[str, Any]:
+    def _logprobs(self, scored: Sequence[ScoredToken]) -> TextLogprobs:
         codec = self.service.text
-        return {
-            "tokens": [_token_text(codec, token.token) for token in scored],
-            "token_logprobs": [max(token.logprobs.logprob, -9999.0) for token in scored],
-            "top_logprobs": [
+        return TextLogprobs(
+            tokens=[_token_text(codec, token.token) for token in scored],
+            token_logprobs=[max(token.logprobs.logprob, -9999.0) for token in scored],
+            top_logprobs=[
                 {_token_text(codec, other): max(logprob, -9999.0) for other, logprob in token.logprobs.top}
                 for token in scored
             ],
-            "text_offset": [token.offset for token in scored],
-        }
+            text_offset=[token.offset for token in scored],
+        )
 
 
 def _token_text(codec: TextCodec, token: int) -> str:

@@ -19,13 +19,29 @@ The object is `{"error": {"message", "type", "param", "code"}}`
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import orjson
+from pydantic import BaseModel, Field
 
 from languagepipes_node.end_model.requests import Failure
 
 RETRY_AFTER_SECONDS = 2
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str = Field(description="For people.")
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None = Field(description="The field of the request that is wrong.")
+    code: str | None = Field(description="For programs.")
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error object."""
+
+    error: ErrorDetail
 
 
 class ApiError(Exception):
@@ -54,7 +70,9 @@ class ApiError(Exception):
         )
 
 
-class InvalidRequest(ApiError):
+class InvalidRequest(ApiError, ValueError):
+    """A ValueError, so that pydantic's validators may raise it: it becomes one of their findings."""
+
     status = 400
     type = "invalid_request_error"
     code = "invalid_value"
@@ -163,6 +181,37 @@ class RingDown(_RetryLater):
 
 class InternalError(ApiError):
     code = "internal_error"
+
+
+def documented(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
+    """What FastAPI's `responses=` needs to describe `errors`."""
+    return {
+        error.status: {
+            "model": ErrorResponse,
+            "description": _MEANINGS[error],
+            "headers": _HEADERS.get(error, {}),
+        }
+        for error in errors
+    }
+
+
+_MEANINGS: dict[type[ApiError], str] = {
+    InvalidRequest: "The request is wrong; `param` names the field.",
+    Unauthorised: "The API key is absent or wrong.",
+    ModelNotFound: "The model is not the one that is served.",
+    RequestTimeout: "The body did not arrive in time.",
+    BodyTooLarge: "The body is larger than the server's limit.",
+    UnsupportedMediaType: "The body is not plain JSON.",
+    QueueFull: "The server has as many requests as it admits.",
+    InternalError: "The server failed to handle the request.",
+    RingDown: "The model is not being served at the moment.",
+}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer"}}}
+_HEADERS: dict[type[ApiError], dict[str, Any]] = {
+    Unauthorised: {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}},
+    QueueFull: _RETRY_AFTER,
+    RingDown: _RETRY_AFTER,
+}
 
 
 def from_failure(failure: Failure) -> ApiError:

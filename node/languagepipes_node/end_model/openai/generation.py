@@ -2,6 +2,9 @@
 
 The status line is not sent before the engine's first output, so that whatever goes wrong until then has its proper
 status; what goes wrong later is an SSE event with the error object, after which the stream ends without [DONE].
+
+A stream is a `Response` that speaks ASGI itself, one `send` a step; docs/decisions/0004-fastapi.md has the figures of
+Starlette's StreamingResponse beside it. A whole answer is a model that FastAPI serialises.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import orjson
+from fastapi import Depends, Request, Response
+from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from languagepipes_node.end_model.openai.answers import Answer, Piece
@@ -30,26 +35,38 @@ from languagepipes_node.end_model.openai.bridge import (
 )
 from languagepipes_node.end_model.openai.errors import (
     ApiError,
+    BodyTooLarge,
     ContextLengthExceeded,
+    ErrorResponse,
+    InternalError,
     InvalidRequest,
     ModelNotFound,
     QueueFull,
+    RequestTimeout,
     RingDown,
+    UnsupportedMediaType,
+    documented,
     from_failure,
 )
-from languagepipes_node.end_model.openai.http import read_body, send_json
-from languagepipes_node.end_model.openai.schemas import (
-    MAX_CHOICES,
-    ChatRequest,
-    CompletionRequest,
-    parse_json,
-)
+from languagepipes_node.end_model.openai.http import Outcome
+from languagepipes_node.end_model.openai.response_models import Usage
+from languagepipes_node.end_model.openai.schemas import MAX_CHOICES, ChatCompletionRequest, CompletionRequest
 from languagepipes_node.end_model.requests import Failure, SamplingParameters
 from languagepipes_node.end_model.text import TextCodec
 
 # A client that reads nothing for this long has gone, whatever its TCP says.
 _STALL_SECONDS = 60.0
 _DONE = b"data: [DONE]\n\n"
+GENERATION_ERRORS = documented(
+    InvalidRequest,
+    ModelNotFound,
+    RequestTimeout,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    QueueFull,
+    InternalError,
+    RingDown,
+)
 _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
@@ -69,17 +86,24 @@ class Service:
     )
 
 
-@dataclass(frozen=True)
-class Usage:
-    prompt_tokens: int
-    completion_tokens: int
+async def current_service(request: Request) -> Service:
+    """FastAPI's dependency: what `create_app` was given."""
+    service: Service = request.app.state.service
+    return service
 
-    def to_json(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
+
+CurrentService = Annotated[Service, Depends(current_service)]
+
+
+async def require_served_model(request: Request, service: CurrentService) -> None:
+    """FastAPI's dependency: a body that names another model is refused before anything else in it is. Raises
+    ModelNotFound."""
+    model = (await request.json()).get("model")
+    if isinstance(model, str) and model != service.served_name:
+        shown = model if len(model) <= 128 else model[:128] + "…"
+        raise ModelNotFound(
+            f"The model '{shown}' does not exist. This server serves '{service.served_name}'.", param="model"
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +116,34 @@ class Generation:
     stream: bool
 
 
-class ResponseFormat(ABC):
+def streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """What FastAPI's `responses=` needs to describe a stream of `chunk`s.
+
+    In OpenAPI 3.1 the schema is that of one event. FastAPI makes the components of models in `responses` alone, and of
+    one media type each, so `openapi_document` adds those that are named here.
+    """
+    objects = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in (chunk, ErrorResponse)]
+    event = {
+        "type": "object",
+        "title": f"{chunk.__name__}Event",
+        "required": ["data"],
+        "properties": {
+            "data": {
+                "anyOf": [
+                    {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": objects}},
+                    {"const": "[DONE]"},
+                ],
+                "description": "A chunk; or the error that ended the stream; or [DONE], after the last chunk.",
+            }
+        },
+    }
+    return {200: {"description": "The answer.", "content": {"text/event-stream": {"schema": event}}}}
+
+
+Whole = TypeVar("Whole", bound=BaseModel)
+
+
+class ResponseFormat(ABC, Generic[Whole]):
     """How one route writes an answer, whole or as SSE events. The constant parts of events are made once."""
 
     def __init__(self, service: Service, *, prefix: str, include_usage: bool) -> None:
@@ -124,8 +175,8 @@ class ResponseFormat(ABC):
         """The last event before [DONE]: no choices, the usage."""
 
     @abstractmethod
-    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> bytes:
-        """The body of an answer that is not streamed."""
+    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> Whole:
+        """An answer that is not streamed."""
 
 
 def event_end(usage_field: bytes) -> bytes:
@@ -133,21 +184,9 @@ def event_end(usage_field: bytes) -> bytes:
     return b"]" + usage_field + b"}\n\n"
 
 
-async def read_request(service: Service, scope: Scope, receive: Receive) -> dict[str, Any]:
-    """The body's fields, once it is known that they ask for the served model. Raises ApiError or ClientGone."""
-    fields = parse_json(await read_body(scope, receive, max_bytes=service.max_request_bytes))
-    model = fields.get("model")
-    if isinstance(model, str) and model != service.served_name:
-        shown = model if len(model) <= 128 else model[:128] + "…"
-        raise ModelNotFound(
-            f"The model '{shown}' does not exist. This server serves '{service.served_name}'.", param="model"
-        )
-    return fields
-
-
 def plan_generation(
     service: Service,
-    request: ChatRequest | CompletionRequest,
+    request: ChatCompletionRequest | CompletionRequest,
     prompts: Sequence[tuple[int, ...]],
     *,
     prompt_param: str,
@@ -189,25 +228,38 @@ def plan_generation(
     return Generation(tuple(sequences), sum(map(len, prompts)), request.stop, request.stream)
 
 
-async def respond(
-    service: Service,
-    generation: Generation,
-    format: ResponseFormat,
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-) -> None:
-    """Generate and answer. Raises ApiError while nothing was sent, and ClientGone."""
+async def answer_whole(
+    service: Service, generation: Generation, format: ResponseFormat[Whole], receive: Receive
+) -> Whole:
+    """Generate, and answer all at once. Raises ApiError and ClientGone."""
+    with _generating(service, generation, receive) as (exchange, answers):
+        return await _collect(exchange, generation, answers, format)
+
+
+class EventStream(Response):
+    """The answer as server-sent events. Raises ApiError while nothing was sent, and ClientGone."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, service: Service, generation: Generation, format: ResponseFormat[Any]) -> None:
+        # Starlette's own `__init__` is for a body that is there already.
+        self.status_code = 200
+        self.background = None
+        self._service, self._generation, self._format = service, generation, format
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with _generating(self._service, self._generation, receive) as (exchange, answers):
+            await _stream(exchange, self._generation, answers, self._format, scope, send)
+
+
+@contextlib.contextmanager
+def _generating(service: Service, generation: Generation, receive: Receive) -> Iterator[tuple[Exchange, list[Answer]]]:
     status = service.bridge.engine.status
     if not status.ring_ready:
         raise RingDown(f"The model is not being served at the moment: {status.ring_error}")
     answers = [Answer(service.text, sequence.prompt, generation.stops) for sequence in generation.sequences]
     with _admit(service.bridge, generation) as exchange, _watch_client(receive, exchange):
-        if generation.stream:
-            await _stream(exchange, generation, answers, format, scope, send)
-        else:
-            body = await _collect(exchange, generation, answers, format)
-            await send_json(send, body)
+        yield exchange, answers
 
 
 def _admit(bridge: EngineBridge, generation: Generation) -> Exchange:
@@ -240,7 +292,9 @@ def _watch_client(receive: Receive, exchange: Exchange) -> Iterator[None]:
         watcher.cancel()
 
 
-async def _collect(exchange: Exchange, generation: Generation, answers: list[Answer], format: ResponseFormat) -> bytes:
+async def _collect(
+    exchange: Exchange, generation: Generation, answers: list[Answer], format: ResponseFormat[Whole]
+) -> Whole:
     choices: list[list[Piece]] = [[] for _ in answers]
     open_answers = len(answers)
     while open_answers:
@@ -262,7 +316,7 @@ async def _stream(
     exchange: Exchange,
     generation: Generation,
     answers: list[Answer],
-    format: ResponseFormat,
+    format: ResponseFormat[Any],
     scope: Scope,
     send: Send,
 ) -> None:
@@ -295,7 +349,7 @@ async def _stream(
                 started = True
                 await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
             if failure is not None:
-                scope["languagepipes.outcome"] = failure.outcome
+                Outcome.of(scope).label = failure.outcome
                 events.append(b"data: " + failure.to_json() + b"\n\n")
                 open_answers = 0
             elif not open_answers:
@@ -345,7 +399,8 @@ class _StallGuard:
 
 
 def _usage(generation: Generation, answers: Sequence[Answer]) -> Usage:
-    return Usage(generation.prompt_tokens, sum(answer.tokens for answer in answers))
+    prompt, completion = generation.prompt_tokens, sum(answer.tokens for answer in answers)
+    return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
 def _room(service: Service, prompt: tuple[int, ...], prompt_param: str, max_tokens: tuple[str, int] | None) -> int:

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from fastapi import APIRouter
 
-import orjson
-from starlette.types import Receive, Scope, Send
+from languagepipes_node.end_model.openai.errors import ModelNotFound, documented
+from languagepipes_node.end_model.openai.generation import CurrentService, Service
+from languagepipes_node.end_model.openai.response_models import Model, ModelList
 
-from languagepipes_node.end_model.openai.errors import ModelNotFound
-from languagepipes_node.end_model.openai.generation import Service
-from languagepipes_node.end_model.openai.http import send_json
+router = APIRouter(tags=["models"])
 
 
-class Models:
-    """Both routes, as one ASGI application."""
+@router.get("/models")
+async def list_models(service: CurrentService) -> ModelList:
+    """The models that are served: one."""
+    return ModelList(data=[_served(service)])
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service = self._service
-        model: dict[str, Any] = {
-            "id": service.served_name,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "languagepipes",
-            "max_model_len": service.max_context_length,
-        }
-        name = scope.get("path_params", {}).get("model")
-        if name is None:
-            await send_json(send, orjson.dumps({"object": "list", "data": [model]}))
-        elif name == service.served_name:
-            await send_json(send, orjson.dumps(model))
-        else:
-            raise ModelNotFound(
-                f"The model '{name[:128]}' does not exist. This server serves '{service.served_name}'.",
-                param="model",
-            )
+@router.get("/models/{model:path}", responses=documented(ModelNotFound))
+async def retrieve_model(model: str, service: CurrentService) -> Model:
+    """One model by its name."""
+    if model != service.served_name:
+        raise ModelNotFound(
+            f"The model '{model[:128]}' does not exist. This server serves '{service.served_name}'.", param="model"
+        )
+    return _served(service)
+
+
+def _served(service: Service) -> Model:
+    return Model(id=service.served_name, created=service.created, max_model_len=service.max_context_length)

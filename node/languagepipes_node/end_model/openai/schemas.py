@@ -1,7 +1,8 @@
 """What clients may send: bodies parsed, validated and refused by name. Nothing is accepted and ignored.
 
 An explicit null counts as absent, as in OpenAI's API. A parameter of OpenAI's API, or a widespread extension of it,
-that is not served is accepted with the value that asks for nothing (`_WITHOUT_EFFECT`) and refused with any other.
+that is not served is accepted with the value that asks for nothing (`_WITHOUT_EFFECT`) and refused with any other. The
+JSON schemas of these models, which `/openapi.json` shows, say the same.
 """
 
 from __future__ import annotations
@@ -10,10 +11,18 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainValidator,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from languagepipes_node.end_model.openai.errors import InvalidRequest, UnsupportedParameter
 
@@ -91,109 +100,33 @@ class _Strict(BaseModel):
 class StreamOptions(_Strict):
     include_usage: bool = False
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return _with_accepted(handler.resolve_ref_schema(handler(schema)), {})
+
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _LogitBias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class _Generation(_Strict):
-    """What both routes take. Names, ranges and defaults are OpenAI's; top_k, min_p and ignore_eos are vLLM's."""
-
-    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = _WITHOUT_EFFECT
-
-    model: str
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
-    stop: tuple[str, ...] = ()
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1)
-    min_p: float = Field(0.0, ge=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    presence_penalty: _Penalty = 0.0
-    frequency_penalty: _Penalty = 0.0
-    logit_bias: dict[str, _LogitBias] = Field(default_factory=dict, max_length=_MAX_LOGIT_BIASES)
-    ignore_eos: bool = False
-    user: str | None = None
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: object) -> object:
-        stops = [value] if isinstance(value, str) else value
-        if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-            raise InvalidRequest("'stop' must be a string or a list of strings.", param="stop", code="invalid_type")
-        if len(stops) > _MAX_STOPS:
-            raise InvalidRequest(f"'stop' holds {len(stops)} strings, at most {_MAX_STOPS} are accepted.", param="stop")
-        for stop in stops:
-            if not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:
-                raise InvalidRequest(
-                    f"A string of 'stop' has {len(stop)} characters, expected 1 to {_MAX_STOP_CHARACTERS}.",
-                    param="stop",
-                )
-        return tuple(stops)
+def _stops(value: object) -> tuple[str, ...]:
+    """The `stop` of a request: one string or several. Raises InvalidRequest."""
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise InvalidRequest("'stop' must be a string or a list of strings.", param="stop", code="invalid_type")
+    if len(stops) > _MAX_STOPS:
+        raise InvalidRequest(f"'stop' holds {len(stops)} strings, at most {_MAX_STOPS} are accepted.", param="stop")
+    for stop in stops:
+        if not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:
+            raise InvalidRequest(
+                f"A string of 'stop' has {len(stop)} characters, expected 1 to {_MAX_STOP_CHARACTERS}.",
+                param="stop",
+            )
+    return tuple(stops)
 
 
-class ChatRequest(_Generation):
-    """/v1/chat/completions, without its messages, which `chat_messages` reads."""
-
-    without_effect = _WITHOUT_EFFECT | _CHAT_WITHOUT_EFFECT
-
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    chat_template_kwargs: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, max_length=_MAX_TEMPLATE_VARIABLES
-    )
-
-
-class CompletionRequest(_Generation):
-    """/v1/completions, without its prompt, which `prompts` reads."""
-
-    logprobs: int | None = Field(None, ge=0, le=5)
-
-
-_Request = TypeVar("_Request", bound=_Generation)
-
-
-def parse_json(body: bytes) -> dict[str, Any]:
-    """A request's body as a JSON object without its nulls. Raises InvalidRequest."""
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(
-            f"The body is no valid JSON: {error.msg} (line {error.lineno}, column {error.colno}).",
-            code="invalid_json",
-        ) from None
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"The body is a JSON {_json_type(value)}, expected an object.", code="invalid_type")
-    return _without_nulls(value)
-
-
-def parse(kind: type[_Request], fields: dict[str, Any]) -> _Request:
-    """The fields of a body (messages or prompt taken out) as `kind`. Raises InvalidRequest naming the field."""
-    known = set(kind.model_fields)
-    rest = {}
-    for name, value in fields.items():
-        if name in kind.without_effect:
-            if not _is_one_of(value, kind.without_effect[name]):
-                raise UnsupportedParameter(_unsupported(name, kind.without_effect[name]), param=name)
-        elif name in known:
-            rest[name] = _without_nulls(value) if isinstance(value, dict) else value
-        else:
-            extra = {"messages"} if kind is ChatRequest else {"prompt"}
-            raise _unknown(name, known | set(kind.without_effect) | extra)
-    try:
-        return kind.model_validate(rest)
-    except ValidationError as error:
-        raise _translate(error, kind) from None
-
-
-def chat_messages(value: object) -> tuple[ChatMessage, ...]:
+def _messages(value: object) -> tuple[ChatMessage, ...]:
     """The `messages` of a chat request. Raises InvalidRequest naming the part of the message that is wrong."""
-    if value is None:
-        raise _missing("messages")
     if not isinstance(value, list):
         raise _wrong_type("messages", "a list of messages", value)
     if not 1 <= len(value) <= _MAX_MESSAGES:
@@ -203,10 +136,8 @@ def chat_messages(value: object) -> tuple[ChatMessage, ...]:
     return tuple(_message(message, f"messages[{place}]") for place, message in enumerate(value))
 
 
-def prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
+def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
     """The `prompt` of a completion request: one or several, each text or token ids. Raises InvalidRequest."""
-    if value is None:
-        raise _missing("prompt")
     if isinstance(value, str):
         return (value,)
     expected = "a string, a list of strings, a list of token ids or a list of such lists"
@@ -227,6 +158,168 @@ def prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
     raise InvalidRequest(
         f"'prompt' must be {expected}, none of them empty or mixed.", param="prompt", code="invalid_type"
     )
+
+
+# How the three above are described: pydantic's own findings would not name the place of what is wrong.
+_StopString = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARACTERS)]
+_Stop = _StopString | Annotated[list[_StopString], Field(max_length=_MAX_STOPS)]
+_TextPrompt = Annotated[str, Field(min_length=1)]
+_TokenId = Annotated[int, Field(ge=0)]
+_TokenPrompt = Annotated[list[_TokenId], Field(min_length=1)]
+_Prompt = (
+    _TextPrompt
+    | Annotated[list[_TextPrompt], Field(min_length=1, max_length=MAX_CHOICES)]
+    | _TokenPrompt
+    | Annotated[list[_TokenPrompt], Field(min_length=1, max_length=MAX_CHOICES)]
+)
+
+
+class TextPart(_Strict):
+    """A part of a message's content. Only text is served."""
+
+    type: Literal["text"]
+    text: str
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return _with_accepted(handler.resolve_ref_schema(handler(schema)), {})
+
+
+class Message(_Strict):
+    """A message of a chat. Several text parts are joined by line breaks."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return _with_accepted(handler.resolve_ref_schema(handler(schema)), _MESSAGE_WITHOUT_EFFECT)
+
+
+class _Generation(_Strict):
+    """What both routes take. Names, ranges and defaults are OpenAI's; top_k, min_p and ignore_eos are vLLM's."""
+
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = _WITHOUT_EFFECT
+    depending: ClassVar[Mapping[str, str]] = {"stream_options": "stream"}  # allowed only where the other is true
+
+    # First, so that it is reported before what else is wrong.
+    stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=_Stop)] = ()
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
+    logit_bias: dict[str, _LogitBias] = Field(default_factory=dict, max_length=_MAX_LOGIT_BIASES)
+    ignore_eos: bool = False
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served_parameters(cls, fields: Any) -> Any:
+        """The fields without those that ask for nothing. Raises InvalidRequest for one that is not served or known."""
+        if not isinstance(fields, dict):
+            return fields
+        served = {}
+        for name, value in fields.items():
+            if name in cls.without_effect:
+                if not _is_one_of(value, cls.without_effect[name]):
+                    raise UnsupportedParameter(_unsupported(name, cls.without_effect[name]), param=name)
+            elif name in cls.model_fields:
+                served[name] = _without_nulls(value) if isinstance(value, dict) else value
+            else:
+                raise _unknown(name, set(cls.model_fields) | set(cls.without_effect))
+        return served
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        described = _with_accepted(handler.resolve_ref_schema(handler(schema)), cls.without_effect)
+        described["dependentSchemas"] = {
+            option: {
+                "anyOf": [
+                    {"properties": {switch: {"const": True}}, "required": [switch]},
+                    {"properties": {option: {"type": "null"}}},
+                ]
+            }
+            for option, switch in cls.depending.items()
+        }
+        return described
+
+
+class ChatCompletionRequest(_Generation):
+    """/v1/chat/completions"""
+
+    without_effect = _WITHOUT_EFFECT | _CHAT_WITHOUT_EFFECT
+    depending = {"stream_options": "stream", "top_logprobs": "logprobs"}
+
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    chat_template_kwargs: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, max_length=_MAX_TEMPLATE_VARIABLES
+    )
+    messages: Annotated[
+        tuple[ChatMessage, ...],
+        PlainValidator(
+            _messages,
+            json_schema_input_type=Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)],
+        ),
+    ]
+
+
+class CompletionRequest(_Generation):
+    """/v1/completions"""
+
+    logprobs: int | None = Field(None, ge=0, le=5)
+    prompt: Annotated[tuple[str | tuple[int, ...], ...], PlainValidator(_prompts, json_schema_input_type=_Prompt)]
+
+
+def _with_accepted(schema: dict[str, Any], without_effect: Mapping[str, tuple[object, ...]]) -> dict[str, Any]:
+    """The schema of an object with all that is accepted: null for what may be absent, and what asks for nothing."""
+    properties = schema["properties"]
+    for name, field in properties.items():
+        if "additionalProperties" in field:
+            field["additionalProperties"] = _or_null(field["additionalProperties"])
+        if name not in schema.get("required", []):
+            properties[name] = _or_null(field)
+    for name, accepted in without_effect.items():
+        distinct = [value for place, value in enumerate(accepted) if value not in accepted[:place]]
+        properties[name] = {
+            "title": name.replace("_", " ").title(),
+            "description": "Not served: accepted with the values that ask for nothing.",
+            "enum": [*distinct, None],
+        }
+    schema["additionalProperties"] = {"type": "null"}
+    return schema
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    null = {"type": "null"}
+    if null in schema.get("anyOf", []):
+        return schema
+    shown: dict[str, Any] = {key: schema.pop(key) for key in ("title", "default", "description") if key in schema}
+    alternatives = schema.get("anyOf", [schema])
+    return {"anyOf": [*alternatives, null], **shown}
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """A request's body as a JSON object without its nulls. Raises InvalidRequest."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"The body is no valid JSON: {error.msg} (line {error.lineno}, column {error.colno}).",
+            code="invalid_json",
+        ) from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"The body is a JSON {_json_type(value)}, expected an object.", code="invalid_type")
+    return _without_nulls(value)
 
 
 def _message(value: object, where: str) -> ChatMessage:
@@ -336,26 +429,30 @@ def _unknown(name: str, known: set[str], *, inside: str | None = None) -> Invali
     return InvalidRequest(f"Unknown parameter: '{param}'.{hint}", param=param, code="unknown_parameter")
 
 
-def _translate(error: ValidationError, kind: type[_Generation]) -> InvalidRequest:
-    """The first of pydantic's findings, as a client should read it."""
-    first = error.errors(include_url=False, include_context=False)[0]
+def refusal(finding: Mapping[str, Any]) -> InvalidRequest:
+    """One of pydantic's findings in a body, as FastAPI hands it on, as a client should read it."""
+    cause = finding.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidRequest):
+        return cause
     param = ""
-    for step in first["loc"]:
+    for step in finding["loc"][1:]:  # the first is "body"
         if isinstance(step, int):
             param += f"[{step}]"
         elif param and step in ("str", "int", "float", "bool"):
             break  # which member of a union was tried says nothing to a client
         else:
             param += f".{_shortened(step)}" if param else _shortened(step)
-    if first["type"] == "missing":
+    if finding["type"] == "missing":
         return _missing(param)
-    if first["type"] == "extra_forbidden":
+    if finding["type"] == "extra_forbidden":
         parent, _, name = param.rpartition(".")
         return _unknown(name, set(StreamOptions.model_fields), inside=parent or None)
-    given = first["input"]
+    given = finding["input"]
     got = f", got {given!r}" if isinstance(given, int | float) else f", got a JSON {_json_type(given)}"
-    if isinstance(given, str | list | dict) and not first["type"].endswith("_type"):
+    if isinstance(given, str | list | dict) and not finding["type"].endswith("_type"):
         got = ""
-    reason = re.sub(r"^Input should be", "must be", first["msg"])
-    code = "invalid_type" if first["type"].endswith("_type") else "invalid_value"
+    reason = re.sub(r"^Input should be", "must be", finding["msg"])
+    if finding["type"] == "model_attributes_type":
+        reason = "must be a valid dictionary or instance of StreamOptions"  # the one object inside a body
+    code = "invalid_type" if finding["type"].endswith("_type") else "invalid_value"
     return InvalidRequest(f"'{param}' {reason}{got}.", param=param, code=code)
