@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+# Families whose layers transformers computes in the members, which takes memory of its own.
+TRANSFORMERS_FAMILIES = ("gemma3_text", "olmo2")
+
 
 @dataclass(frozen=True)
 class LayerFacts:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from support.kubectl import Kubectl, wait_for
@@ -46,12 +48,7 @@ class Images:
 def fill_claim(kubectl: Kubectl, images: Images, claim: str = CLAIM) -> None:
     """A claim with SmolLM2's GGUF file in it, as a platform engineer brings weights into a cluster without internet."""
     kubectl.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": claim},
-            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
-        },
+        _claim(claim),
         {
             "apiVersion": "batch/v1",
             "kind": "Job",
@@ -78,6 +75,47 @@ def fill_claim(kubectl: Kubectl, images: Images, claim: str = CLAIM) -> None:
         },
     )
     kubectl("wait", "--for=condition=Complete", f"job/fill-{claim}", "--timeout=120s", timeout_seconds=130)
+
+
+def copy_to_claim(kubectl: Kubectl, images: Images, claim: str, directories: Iterable[Path]) -> None:
+    """A claim with these directories in it, copied from this machine by way of a pod that is gone afterwards."""
+    volume = {"name": "volume", "persistentVolumeClaim": {"claimName": claim}}
+    container = {
+        "name": "copy",
+        "image": images.client,
+        "imagePullPolicy": "IfNotPresent",
+        "args": ["-c", "import signal; signal.pause()"],
+        "securityContext": RESTRICTED,
+        "volumeMounts": [{"name": "volume", "mountPath": "/volume"}],
+    }
+    kubectl.apply(
+        _claim(claim),
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": f"fill-{claim}"},
+            "spec": {
+                "automountServiceAccountToken": False,
+                "terminationGracePeriodSeconds": 1,
+                "securityContext": {"fsGroup": 65532},
+                "containers": [container],
+                "volumes": [volume],
+            },
+        },
+    )
+    kubectl("wait", "--for=condition=Ready", f"pod/fill-{claim}", "--timeout=120s", timeout_seconds=130)
+    for directory in directories:
+        kubectl("cp", "--no-preserve", str(directory), f"fill-{claim}:/volume/{directory.name}")
+    kubectl("delete", "pod", f"fill-{claim}")
+
+
+def _claim(name: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
 
 
 def pipe(name: str = "smollm2", *, model: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A transformer described by data, read from config.json. No torch here: the store and the loader both use it.
 
-Families of `NATIVE_FAMILIES` run on this package's own decoder layer; those of `FALLBACK_FAMILIES` on transformers'
-layers (`model.fallback`). Every other family is refused by name: what has no parity test is not served.
+Families of `NATIVE_FAMILIES` run on this package's own decoder layer; those of `TRANSFORMERS_FAMILIES` on
+transformers' layers (`model.fallback`). Every other family is refused by name: what has no parity test is not served.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from languagepipes_api.facts import TRANSFORMERS_FAMILIES
+
 from languagepipes_node.model.errors import ModelError
 
 NATIVE_FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")
-FALLBACK_FAMILIES = ("gemma3_text", "olmo2")
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _DTYPES = ("float32", "bfloat16", "float16")
 # What a rope type needs beside rope_theta; the formulas are in model.rope.
@@ -86,8 +87,8 @@ class Architecture:
         if not isinstance(config, dict):
             raise ArchitectureError(f"config.json holds a {type(config).__name__}, not an object")
         family = config.get("model_type")
-        if family not in NATIVE_FAMILIES + FALLBACK_FAMILIES:
-            supported = ", ".join(NATIVE_FAMILIES + FALLBACK_FAMILIES)
+        if family not in NATIVE_FAMILIES + TRANSFORMERS_FAMILIES:
+            supported = ", ".join(NATIVE_FAMILIES + TRANSFORMERS_FAMILIES)
             raise ArchitectureError(f"model_type: {family!r} is not a supported family; supported are {supported}")
         if config.get("quantization_config"):
             raise ArchitectureError(

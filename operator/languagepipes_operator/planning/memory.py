@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from languagepipes_api.facts import ModelFacts
+from languagepipes_api.facts import TRANSFORMERS_FAMILIES, ModelFacts
 from languagepipes_api.plan import DTYPE_BYTES, Device, Dtype, LayerRange
 
 KV_BLOCK_TOKENS = 64
@@ -19,6 +19,8 @@ _MIB = 2**20
 # CPU: resident after importing torch and the node (0.55 GiB measured), and the allocator's slack.
 # GPU: device memory of a CUDA context with its libraries' workspaces.
 PROCESS_BYTES: dict[Device, int] = {"CPU": 768 * _MIB, "GPU": 1024 * _MIB}
+# Main memory that importing transformers takes besides (123 MiB measured), where its layers compute the family.
+TRANSFORMERS_BYTES = 128 * _MIB
 # Weights at rest in a 16-bit format are widened tile by tile where the processor computes faster in float32.
 WIDENING_BYTES = 64 * _MIB
 # Rows of float32 logits that the End Model samples from in one step.
@@ -101,7 +103,8 @@ class Sizes:
         activations = FRAME_TOKENS * (wide + heads) * _ACTIVATION_BYTES
         widening = WIDENING_BYTES if device == "CPU" and self.dtype_bytes < _ACTIVATION_BYTES else 0
         logits = LOGIT_ROWS * facts.vocabulary_size * _ACTIVATION_BYTES if end_model else 0
-        return PROCESS_BYTES[device] + slots + activations + widening + logits
+        transformers = TRANSFORMERS_BYTES if device == "CPU" and facts.family in TRANSFORMERS_FAMILIES else 0
+        return PROCESS_BYTES[device] + transformers + slots + activations + widening + logits
 
     def stage_need_bytes(self, layers: LayerRange, device: Device) -> int:
         """The least a stage can live with: weights, KV for one sequence of maxContextLength, overhead."""

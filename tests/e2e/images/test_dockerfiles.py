@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 
 import pytest
 from support.paths import ROOT
@@ -28,7 +29,7 @@ def test_a_dockerfile_names_no_address_and_ends_as_an_unprivileged_user(dockerfi
 def test_the_build_context_is_what_the_images_are_made_of_and_nothing_else():
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
-        source.split("/")[0]
+        str(PurePath(source).parent) if "/" in source else source
         for dockerfile in DOCKERFILES
         for line in re.findall(r"^COPY (?!--)(.+)$", dockerfile.read_text(), re.MULTILINE)
         for source in line.split()[:-1]

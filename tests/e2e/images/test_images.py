@@ -98,6 +98,39 @@ def test_every_module_is_compiled_and_never_looked_up_again(image):
     assert {path.read_bytes()[4:8] for path in compiled} == {b"\x01\x00\x00\x00"}
 
 
+IMPORT_EVERYTHING = """
+import importlib, json, pkgutil, traceback
+imported, failed = [], {}
+for package in PACKAGES:
+    found = pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
+    for name in [package, *(module.name for module in found)]:
+        if name.endswith("._kernels"):
+            continue  # no module of Python: the compiled kernels, which model.kernels opens by ctypes
+        try:
+            importlib.import_module(name)
+            imported.append(name)
+        except Exception:
+            failed[name] = traceback.format_exc().splitlines()[-1]
+print(json.dumps([imported, failed]))
+"""
+
+
+@pytest.mark.parametrize(("name", "packages"), [("node", ("api", "node")), ("operator", ("api", "operator"))])
+def test_every_module_of_ours_can_be_imported_in_its_image(name, packages, request):
+    image = request.getfixturevalue(name)
+    expected = {
+        ".".join(path.relative_to(ROOT / package).with_suffix("").parts).removesuffix(".__init__")
+        for package in packages
+        for path in (ROOT / package).glob("languagepipes_*/**/*.py")
+    }
+    program = f"PACKAGES = {[f'languagepipes_{package}' for package in packages]}\n{IMPORT_EVERYTHING}"
+
+    imported, failed = json.loads(image.python(program).splitlines()[-1])
+
+    assert failed == {}
+    assert set(imported) == expected
+
+
 def test_our_own_code_is_the_last_layer_and_torch_an_early_one(node):
     files = [entry for entry in node.history if "/bin/sh -c #(nop) COPY" in entry or "uv pip install" in entry]
 

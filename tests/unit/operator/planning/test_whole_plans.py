@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from languagepipes_api.facts import ModelFacts
 from languagepipes_api.plan import Plan
 from languagepipes_operator.planning import Node, PlanError, plan
-from languagepipes_operator.planning.memory import CPU_KV_FRACTION, USABLE_FRACTION, Sizes
+from languagepipes_operator.planning.memory import CPU_KV_FRACTION, TRANSFORMERS_BYTES, USABLE_FRACTION, Sizes
 from support.planned_models import GIB, MOE, QWEN3_06B, QWEN3_8B, SMOLLM2, dense, facts, spec
 
 
@@ -201,6 +202,19 @@ def test_a_plan_covers_every_layer_once_and_keeps_every_budget(
         one = Sizes(model, "bfloat16", context, ring_members=len(members)).kv_sequence_bytes(model.layer_count)
         kv = sum(member.kv_bytes for member in members)
         assert kv <= max(nodes[0].memory_bytes * CPU_KV_FRACTION, one)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "olmo2"])
+def test_members_that_import_transformers_get_main_memory_for_it(family: str) -> None:
+    """A GPU member's main memory is a constant, with room for it."""
+    stages = [{"name": "gpu", "device": "GPU", "memory": "8Gi"}, {"name": "cpu"}]
+
+    native = plan(spec(stages), QWEN3_06B, ())
+    planned = plan(spec(stages), replace(QWEN3_06B, family=family), ())
+
+    members = zip((native.end_model, *native.stages), (planned.end_model, *planned.stages), strict=True)
+    more = [there.overhead_bytes - here.overhead_bytes for here, there in members]
+    assert more == [TRANSFORMERS_BYTES, 0, TRANSFORMERS_BYTES]
 
 
 # A plan is kept
