@@ -79,7 +79,7 @@ def test_the_api_server_comes_back_with_its_data_after_an_outage(control_plane: 
 def test_two_control_planes_side_by_side_never_meet_and_leave_nothing() -> None:
     with ControlPlane(scheduler=False) as first, ControlPlane(scheduler=False) as second:
         folders = (first.folder, second.folder)
-        processes = [psutil.Process(part.process.pid) for one in (first, second) for part in one.parts.parts]
+        processes = [psutil.Process(each.process.pid) for one in (first, second) for each in one.processes.members]
         first.api.create("/api/v1/namespaces", {"metadata": {"name": "only-here"}})
         assert first.api.exists("/api/v1/namespaces/only-here")
         assert not second.api.exists("/api/v1/namespaces/only-here")

@@ -69,7 +69,7 @@ def built() -> Iterator[Callable[[str], Image]]:
     missing = [tool for tool in ("buildah", "debootstrap", "unshare") if not shutil.which(tool)]
     if os.geteuid() != 0 or missing:
         pytest.skip(f"needs root and {', '.join(missing) or 'nothing else'}")
-    subprocess.run([sys.executable, ROOT / "images" / "build.py"], check=True)
+    subprocess.run([sys.executable, ROOT / "hack" / "build_images.py"], check=True)
     containers: list[str] = []
 
     def buildah(*arguments: str) -> str:
@@ -94,7 +94,7 @@ def built() -> Iterator[Callable[[str], Image]]:
 def archive(name: str) -> Path:
     """The archive that `hack/build_images.py` made last."""
     printed = subprocess.run(
-        [sys.executable, ROOT / "images" / "build.py", "--print"], check=True, capture_output=True, text=True
+        [sys.executable, ROOT / "hack" / "build_images.py", "--print"], check=True, capture_output=True, text=True
     )
     return Path(json.loads(printed.stdout)[name])
 
