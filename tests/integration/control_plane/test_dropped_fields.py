@@ -37,7 +37,7 @@ def test_fields_that_the_spec_drops_leave_every_child(world: World, tiny_model: 
         stages={"count": 2, "template": {"nodeSelector": {"kubernetes.io/os": "linux"}}},
     )
     world.play_store(tiny_model)
-    eventually(lambda: len(world.list("Deployment")) == 4, within_seconds=60)
+    eventually(lambda: len(world.list("Deployment")) == 4, seconds=60)
     assert _pod_of(world, "stage")["nodeSelector"] == {"kubernetes.io/os": "linux"}
     assert "token" in _names(_pod_of(world, "store")["volumes"])
     assert "keys" in _names(_pod_of(world, "end-model")["volumes"])

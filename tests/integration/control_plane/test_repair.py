@@ -107,4 +107,4 @@ def test_children_of_an_earlier_pipe_of_the_same_name_are_waited_for(world: Worl
     world.apply_pipe()
     eventually(lambda: "WaitingForDeletion" in str(world.pipe()["status"]["conditions"]))
     world.api.merge(world.path("Service", "pipe"), {"metadata": {"finalizers": None}})
-    eventually(lambda: world.get("Service", "pipe")["spec"]["ports"][0]["port"] == 80, within_seconds=60)
+    eventually(lambda: world.get("Service", "pipe")["spec"]["ports"][0]["port"] == 80, seconds=60)
