@@ -47,10 +47,10 @@ def _member_that_says(**status: object) -> Iterator[str]:
         server.server_close()
 
 
-def test_an_end_model_whose_ring_is_down_is_quoted(world: World, tiny_model: Path) -> None:
+def test_an_end_model_whose_ring_is_down_is_quoted(world: World, tiny_llama: Path) -> None:
     world.started()
     world.apply_pipe()
-    world.play_store(tiny_model)
+    world.play_store(tiny_llama)
     pod = eventually(lambda: world.child("Pod", "end-model"), seconds=60)
     eventually(lambda: world.condition("StagesReady").get("status") == "True", seconds=60)
     words = "stage-2 closed the link: certificate of another replica"
@@ -87,12 +87,12 @@ def test_an_end_model_whose_ring_is_down_is_quoted(world: World, tiny_model: Pat
 
 
 def test_a_refused_pipe_is_planned_as_soon_as_a_node_has_what_was_short(
-    world: World, control_plane: ControlPlane, tiny_model: Path
+    world: World, control_plane: ControlPlane, tiny_llama: Path
 ) -> None:
     world.started(NAMESPACES="")
     huge = {"resources": {"requests": {"memory": "900Ti"}, "limits": {"memory": "900Ti"}}}
     world.apply_pipe(stages={"count": 1, "template": huge})
-    world.play_store(tiny_model)
+    world.play_store(tiny_llama)
     eventually(lambda: world.condition("Planned").get("reason") == "StageTooLarge", seconds=60)
     control_plane.add_node("huge", allocatable={"memory": "1000Ti"})
     try:

@@ -66,10 +66,10 @@ def a_webhook_that_is_down(world: World) -> Iterator[None]:
         world.api.delete(f"{path}/{name}")
 
 
-def test_a_surplus_that_may_not_be_deleted_is_told_and_stops_nothing(world: World, tiny_model: Path) -> None:
+def test_a_surplus_that_may_not_be_deleted_is_told_and_stops_nothing(world: World, tiny_llama: Path) -> None:
     operator = world.started()
     world.apply_pipe()
-    world.play_store(tiny_model)
+    world.play_store(tiny_llama)
     eventually(lambda: len(world.list("Deployment")) == 4, seconds=60)
     settled(operator)
     old = {item["metadata"]["name"] for item in world.list("Deployment")}

@@ -14,10 +14,10 @@ from support.operator_world import CRD, World, eventually, install_crd, settled
 LEADER = "languagepipes_operator_leader"
 
 
-def test_a_restarted_operator_writes_nothing(world: World, tiny_model: Path) -> None:
+def test_a_restarted_operator_writes_nothing(world: World, tiny_llama: Path) -> None:
     first = world.started()
     world.apply_pipe()
-    world.play_store(tiny_model)
+    world.play_store(tiny_llama)
     eventually(lambda: len(world.list("Deployment")) == 4)
     settled(first)
     versions, pipe = world.versions(), world.pipe()
@@ -89,12 +89,12 @@ def test_under_an_older_crd_nothing_is_written_and_the_reason_is_told(
     eventually(lambda: world.child("Deployment", "store"))
 
 
-def test_deleting_a_pipe_leaves_nothing_and_no_pipe_touches_another(world: World, tiny_model: Path) -> None:
+def test_deleting_a_pipe_leaves_nothing_and_no_pipe_touches_another(world: World, tiny_llama: Path) -> None:
     operator = world.started()
     world.apply_pipe("a")
     world.apply_pipe("a-b")
     for name in ("a", "a-b"):
-        world.play_store(tiny_model, name)
+        world.play_store(tiny_llama, name)
     eventually(lambda: len(world.list("Deployment")) == 8)
     settled(operator)
     other = {name: version for name, version in world.versions().items() if _pipe(world, name) == "a-b"}

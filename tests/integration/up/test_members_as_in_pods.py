@@ -24,7 +24,7 @@ from languagepipes_api.plan import EndModelAssignment, LayerRange, Plan, StageAs
 from languagepipes_api.spec import ModelSpec
 from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca, write_tls_dir
 from languagepipes_operator.cli.model_facts import read_facts
-from support.local_model import LAYERS, write_tiny_llama
+from support.llama_files import TINY_LLAMA, write_tiny_llama
 from support.ports import free_port
 from support.waiting import eventually
 
@@ -33,11 +33,13 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 PLAN = Plan(
     model_revision="test",
     family="llama",
-    layer_count=LAYERS,
+    layer_count=TINY_LLAMA.layers,
     hidden_size=64,
     dtype="float32",
-    end_model=EndModelAssignment(LayerRange(0, 1), LayerRange(LAYERS, LAYERS), "CPU", 0, 0, 0, 0, "test"),
-    stages=(StageAssignment("s1", LayerRange(1, LAYERS), "CPU", 0, 0, 0, 0, None, "test"),),
+    end_model=EndModelAssignment(
+        LayerRange(0, 1), LayerRange(TINY_LLAMA.layers, TINY_LLAMA.layers), "CPU", 0, 0, 0, 0, "test"
+    ),
+    stages=(StageAssignment("s1", LayerRange(1, TINY_LLAMA.layers), "CPU", 0, 0, 0, 0, None, "test"),),
     max_context_length=512,
     kv_block_tokens=64,
     kv_blocks=32,

@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 import pytest
-from support.local_model import write_tiny_llama
+from support.llama_files import write_tiny_llama
 from support.ports import free_port
 from support.waiting import alive, eventually
 
