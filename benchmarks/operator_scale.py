@@ -30,7 +30,7 @@ from languagepipes_operator.observe.snapshot import Children, Snapshot  # noqa: 
 from languagepipes_operator.observe.stored_plans import StoredPlan  # noqa: E402
 from languagepipes_operator.planning.inputs import plan_inputs  # noqa: E402
 from languagepipes_operator.planning.plan import plan  # noqa: E402
-from support.local_model import write_tiny_llama  # noqa: E402
+from support.llama_files import write_tiny_llama  # noqa: E402
 from support.operator_world import OperatorProcess, World, eventually, install_crd, settled  # noqa: E402
 
 _IDLE_SECONDS = 20.0
@@ -72,7 +72,7 @@ def _row(control_plane: ControlPlane, count: int, facts: Any) -> str:
             list(pool.map(make, range(count)))
         eventually(
             lambda: len(world.list("Deployment")) == 4 * count,
-            within_seconds=_LIMIT_SECONDS,
+            seconds=_LIMIT_SECONDS,
             what=f"{4 * count} Deployments",
         )
         seconds = time.monotonic() - began

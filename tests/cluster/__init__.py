@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from cluster.cluster import Cluster
     from cluster.control_plane import ControlPlane
     from cluster.fake_nodes import FakeNode
-    from cluster.parts import ClusterError
+    from cluster.processes import ClusterError
 
 __all__ = ["Cluster", "ClusterError", "ControlPlane", "FakeNode"]
-_HOMES = {"Cluster": "cluster", "ClusterError": "parts", "ControlPlane": "control_plane", "FakeNode": "fake_nodes"}
+_HOMES = {"Cluster": "cluster", "ClusterError": "processes", "ControlPlane": "control_plane", "FakeNode": "fake_nodes"}
 
 
 def __getattr__(name: str) -> Any:

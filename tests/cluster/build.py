@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # run by its path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cluster import programs
-from cluster.parts import ClusterError
+from cluster.processes import ClusterError
 
 STRIPPED = ("-trimpath", "-buildvcs=false")
 STATIC = {"CGO_ENABLED": "0"}

@@ -1,8 +1,8 @@
-"""A whole Kubernetes cluster of two real nodes on this machine: what tests/kubernetes runs on.
+"""A whole Kubernetes cluster of two real nodes on this machine: what tests/e2e runs on.
 
-Needs root and the Debian packages in packages.txt. The nodes are namespaces of this machine (`rooms.py`), joined by a
-bridge that is reachable from here, as are pods and Services. DNS and the provisioner of volumes run beside the control
-plane, outside the nodes. Pods have no way to the internet, and no CNI plugin enforces NetworkPolicies.
+Needs root and the Debian packages in packages.txt. The nodes are namespaces of this machine (`namespaces.py`), joined
+by a bridge that is reachable from here, as are pods and Services. DNS and the provisioner of volumes run beside the
+control plane, outside the nodes. Pods have no way to the internet, and no CNI plugin enforces NetworkPolicies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cluster.api import Object
 from cluster.control_plane import ControlPlane
 from cluster.images import PAUSE, ImageStore
 from cluster.node import Node, run
-from cluster.parts import ClusterError, Parts
+from cluster.processes import ClusterError, ProcessGroup
 
 READY_SECONDS = 120.0
 VOLUMES_NAMESPACE = "local-path-storage"
@@ -31,15 +31,15 @@ BRIDGE_MAC = "02:00:c6:12:00:{number:02x}"  # fixed: a bridge else changes it wi
 class Cluster:
     """A context manager; inside it `kubeconfig` is an administrator's and the nodes are Ready.
 
-    `images` are archives that every node has from the start (`load_image` adds others later). Logs of all parts are in
-    `logs`, which is removed with the rest unless `keep_logs` names a folder for them.
+    `images` are archives that every node has from the start (`load_image` adds others later). Logs of all processes are
+    in `logs`, which is removed with the rest unless `keep_logs` names a folder for them.
     """
 
     def __init__(self, *, nodes: int = 2, images: Sequence[Path] = (), keep_logs: Path | None = None) -> None:
         self._images = tuple(images)
         self._keep_logs = keep_logs
         self._slot = slots.take()
-        self._parts: Parts | None = None
+        self._processes: ProcessGroup | None = None
         try:
             run("ip", "link", "add", self._slot.name, "address", self._mac, "type", "bridge")
             run("ip", "address", "add", f"{self._slot.address}/24", "dev", self._slot.name)
@@ -49,7 +49,7 @@ class Cluster:
             )
             self.kubeconfig = self.control_plane.kubeconfig
             self.logs = self.control_plane.logs
-            self._parts = Parts(self.logs)
+            self._processes = ProcessGroup(self.logs)
             memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // nodes
             self.nodes = tuple(
                 Node(slot=self._slot, index=index, control_plane=self.control_plane, memory_bytes=memory_bytes)
@@ -107,8 +107,8 @@ class Cluster:
         """Kill and remove everything. Raises ClusterError if something stays."""
         for node in self.nodes:
             node.stop()
-        if self._parts is not None:
-            self._parts.stop()
+        if self._processes is not None:
+            self._processes.stop()
         self.control_plane.stop()
         if self._keep_logs is not None and self.logs.exists():
             shutil.copytree(self.logs, self._keep_logs, dirs_exist_ok=True)
@@ -146,13 +146,13 @@ class Cluster:
         """Wait until a node is Ready (and untainted) or, with ready=False, until it isn't. Raises ClusterError."""
         deadline = time.monotonic() + timeout_seconds
         while self.is_ready(name) is not ready:
-            for parts in (self.node(name).parts, self.control_plane.parts):
-                for part in parts.parts:
-                    if not part.running:
-                        raise ClusterError(f"{part.name} ended:\n{part.termination_message()}")
+            for group in (self.node(name).processes, self.control_plane.processes):
+                for process in group.members:
+                    if not process.running:
+                        raise ClusterError(f"{process.name} ended:\n{process.log_tail()}")
             if time.monotonic() > deadline:
-                words = "\n".join(part.termination_message() for part in self.node(name).parts.parts)
-                raise ClusterError(f"{name} is not {'Ready' if ready else 'NotReady'}:\n{words}")
+                logs = "\n".join(process.log_tail() for process in self.node(name).processes.members)
+                raise ClusterError(f"{name} is not {'Ready' if ready else 'NotReady'}:\n{logs}")
             time.sleep(0.2)
 
     def _start_dns(self) -> None:
@@ -172,8 +172,8 @@ class Cluster:
 }}
 """
         )
-        assert self._parts is not None
-        self._parts.start("coredns", [programs.coredns(), "-conf", corefile])
+        assert self._processes is not None
+        self._processes.start("coredns", [programs.coredns(), "-conf", corefile])
 
     def _start_provisioner(self) -> None:
         api, folder = self.control_plane.api, self.control_plane.folder
@@ -183,8 +183,8 @@ class Cluster:
         config = {"nodePathMap": paths, "setupCommand": "/pause", "teardownCommand": "/pause"}
         (folder / "volumes.json").write_text(json.dumps(config))
         (folder / "helper-pod.json").write_text(json.dumps(_helper_pod()))
-        assert self._parts is not None
-        self._parts.start(
+        assert self._processes is not None
+        self._processes.start(
             "local-path-provisioner",
             [
                 programs.local_path_provisioner(),

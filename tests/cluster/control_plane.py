@@ -20,7 +20,7 @@ from cluster import programs
 from cluster.api import Api
 from cluster.certificates import Authority, Leaf
 from cluster.fake_nodes import FakeNode, FakeNodes
-from cluster.parts import Part, Parts
+from cluster.processes import ManagedProcess, ProcessGroup
 
 API_PORT = 6443
 ETCD_PORT = 2379
@@ -61,7 +61,7 @@ class ControlPlane:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.kubeconfig = self.folder / "kubeconfig"
         self.logs = self.folder / "logs"
-        self.parts = Parts(self.logs)
+        self.processes = ProcessGroup(self.logs)
         self.service_cidr = service_cidr
         self._scheduler = scheduler
         self._controller_manager = controller_manager
@@ -71,7 +71,7 @@ class ControlPlane:
         self._admin = self.client("admin", common_name="admin", organization="system:masters")
         self.api = Api(self.url, self.authority, self._admin)
         self._program = programs.cluster()
-        self._api_server: Part | None = None
+        self._api_server: ManagedProcess | None = None
         self._fake_nodes = FakeNodes(self.api)
 
     def __enter__(self) -> ControlPlane:
@@ -88,9 +88,9 @@ class ControlPlane:
         self.stop()
 
     def start(self) -> None:
-        """Start the parts; return when the API answers and every namespace has its service account.
+        """Start the programs; return when the API answers and every namespace has its service account.
 
-        Raises ClusterError, with the log of the part that failed.
+        Raises ClusterError, with the log of the one that failed.
         """
         self.write_kubeconfig(self.kubeconfig, self._admin)
         self._start_etcd()
@@ -104,7 +104,7 @@ class ControlPlane:
     def stop(self) -> None:
         self._fake_nodes.stop()
         self.api.close()
-        self.parts.stop()
+        self.processes.stop()
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -181,7 +181,7 @@ class ControlPlane:
         hosts = (self.address, first, "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
         serving = self.authority.issue("kube-apiserver", common_name="kube-apiserver", hosts=hosts)
         kubelet_client = self.client("kubelet-client", common_name="kubelet-client", organization="system:masters")
-        self._api_server = self.parts.start(
+        self._api_server = self.processes.start(
             "kube-apiserver",
             [
                 self._program,
@@ -215,11 +215,11 @@ class ControlPlane:
         """Stop the API server alone; etcd keeps everything."""
         if self._api_server is not None:
             self._api_server.stop()
-            self.parts.parts.remove(self._api_server)
+            self.processes.members.remove(self._api_server)
             self._api_server = None
 
     def _start_etcd(self) -> None:
-        self.parts.start(
+        self.processes.start(
             "etcd",
             [
                 self._program,
@@ -233,7 +233,7 @@ class ControlPlane:
     def _start_controller_manager(self) -> None:
         leaf = self.client("kube-controller-manager", common_name="system:kube-controller-manager")
         kubeconfig = self.write_kubeconfig(self.folder / "kube-controller-manager.kubeconfig", leaf)
-        self.parts.start(
+        self.processes.start(
             "kube-controller-manager",
             [
                 self._program,
@@ -258,7 +258,7 @@ class ControlPlane:
     def _start_scheduler(self) -> None:
         leaf = self.client("kube-scheduler", common_name="system:kube-scheduler")
         kubeconfig = self.write_kubeconfig(self.folder / "kube-scheduler.kubeconfig", leaf)
-        self.parts.start(
+        self.processes.start(
             "kube-scheduler",
             [
                 self._program,
@@ -273,8 +273,8 @@ class ControlPlane:
             ],
         )
 
-    def _wait(self, ready: Callable[[], bool], what: str, *, blame: Part | None = None) -> None:
-        self.parts.wait_until(ready, what=what, timeout_seconds=START_SECONDS, blame=blame)
+    def _wait(self, ready: Callable[[], bool], what: str, *, blame: ManagedProcess | None = None) -> None:
+        self.processes.wait_until(ready, what=what, timeout_seconds=START_SECONDS, blame=blame)
 
     def _untainted(self, node: FakeNode) -> bool:
         """Whether the node has the taints that it was given and no other, such as not-ready."""

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster import programs
-from cluster.parts import ClusterError, Parts
-from cluster.rooms import Room
+from cluster.namespaces import NodeNamespaces
+from cluster.processes import ClusterError, ProcessGroup
 
 PAUSE = "docker.io/library/test-cluster-pause:1"
 SHARED = ("io.containerd.content.v1.content", "io.containerd.snapshotter.v1.overlayfs")
@@ -107,7 +107,7 @@ class ImageStore:
     @contextmanager
     def _containerd(self) -> Iterator[Ctr]:
         """A containerd on the kept root, for as long as the block runs."""
-        parts = Parts(self.folder / "logs")
+        processes = ProcessGroup(self.folder / "logs")
         socket = self.folder / "containerd.sock"
         config = self.folder / "containerd.toml"
         config.write_text(
@@ -116,13 +116,15 @@ class ImageStore:
             )
         )
         try:
-            room = Room(parts, name="images", ready=self.folder / "room-is-ready", network=False)
-            parts.start("images-containerd", ["containerd", "--config", config], prefix=room.prefix)
+            namespaces = NodeNamespaces(
+                processes, name="images", ready=self.folder / "namespaces-are-ready", network=False
+            )
+            processes.start("images-containerd", ["containerd", "--config", config], prefix=namespaces.prefix)
             ctr = Ctr(socket)
-            parts.wait_until(ctr.answers, what="containerd of the kept images", timeout_seconds=60)
+            processes.wait_until(ctr.answers, what="containerd of the kept images", timeout_seconds=60)
             yield ctr
         finally:
-            parts.stop()
+            processes.stop()
             socket.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""A real node: containerd, kubelet and kube-proxy in a room of their own, on a link to the cluster's bridge."""
+"""A real node: containerd, kubelet and kube-proxy in namespaces of their own, on a link to the cluster's bridge."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 from cluster import programs, slots
 from cluster.control_plane import ControlPlane
 from cluster.images import Ctr, ImageStore, containerd_config
-from cluster.parts import ClusterError, Part, Parts
-from cluster.rooms import Room
+from cluster.namespaces import NodeNamespaces
+from cluster.processes import ClusterError, ManagedProcess, ProcessGroup
 from cluster.slots import Slot
 
 CNI_PLUGINS = "/usr/lib/cni"
@@ -29,25 +29,27 @@ class Node:
         self.address = slot.node_address(index)
         self.folder = slot.folder / self.name
         self.volumes = self.folder / "volumes"
-        self.parts = Parts(control_plane.logs)
+        self.processes = ProcessGroup(control_plane.logs)
         self._slot = slot
         self._control_plane = control_plane
         self._memory_bytes = memory_bytes
         self._ctr = Ctr(self.folder / "containerd.sock")
-        self._room: Room | None = None
-        self._kubelet: Part | None = None
+        self._namespaces: NodeNamespaces | None = None
+        self._kubelet: ManagedProcess | None = None
 
     def start(self, images: ImageStore) -> None:
         """Start containerd with the kept images and the node's programs; does not wait until the node is Ready."""
         self.volumes.mkdir(parents=True)
         self.volumes.chmod(0o755)
         slots.make_cgroup(self._slot.cgroup(self.index))
-        self._room = Room(self.parts, name=self.name, ready=self.folder / "room-is-ready", network=True)
-        self._connect(self._room.process_id)
+        self._namespaces = NodeNamespaces(
+            self.processes, name=self.name, ready=self.folder / "namespaces-are-ready", network=True
+        )
+        self._connect(self._namespaces.process_id)
         images.seed(self.folder / "containerd")
         self._write_configuration()
         containerd = self._start("containerd", ["containerd", "--config", self.folder / "containerd.toml"])
-        self.parts.wait_until(
+        self.processes.wait_until(
             # Its own client is answered before a kubelet is, and a kubelet that isn't answered ends.
             lambda: b"Start streaming server" in containerd.log.read_bytes() and self._ctr.answers(),
             what=f"containerd of {self.name}",
@@ -57,7 +59,7 @@ class Node:
         self._start("kube-proxy", [programs.cluster(), "kube-proxy", f"--config={self.folder / 'kube-proxy.json'}"])
 
     def stop(self) -> None:
-        self.parts.stop()
+        self.processes.stop()
 
     def start_kubelet(self) -> None:
         node = [
@@ -72,7 +74,7 @@ class Node:
         """Kill the kubelet alone: pods go on, the node turns NotReady."""
         if self._kubelet is not None:
             self._kubelet.stop()
-            self.parts.parts.remove(self._kubelet)
+            self.processes.members.remove(self._kubelet)
             self._kubelet = None
 
     def set_link(self, *, up: bool) -> None:
@@ -87,10 +89,12 @@ class Node:
         """What containerd's own client prints, asked about what Kubernetes runs here. Raises ClusterError."""
         return self._ctr(*arguments)
 
-    def _start(self, name: str, argv: Sequence[str | Path]) -> Part:
-        assert self._room is not None
+    def _start(self, name: str, argv: Sequence[str | Path]) -> ManagedProcess:
+        assert self._namespaces is not None
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
-        return self.parts.start(f"{self.name}-{name}", argv, prefix=self._room.prefix, environment=environment)
+        return self.processes.start(
+            f"{self.name}-{name}", argv, prefix=self._namespaces.prefix, environment=environment
+        )
 
     def _connect(self, process_id: int) -> None:
         link = self._slot.link(self.index)
@@ -104,8 +108,8 @@ class Node:
 
     def route_to(self, other: Node) -> None:
         """Let pods of this node reach those of another."""
-        assert self._room is not None
-        inside = ("nsenter", f"--target={self._room.process_id}", "--net", "ip")
+        assert self._namespaces is not None
+        inside = ("nsenter", f"--target={self._namespaces.process_id}", "--net", "ip")
         run(*inside, "route", "add", self._slot.pod_cidr(other.index), "via", other.address)
 
     def _write_configuration(self) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from cluster.parts import ClusterError
+from cluster.processes import ClusterError
 
 HERE = Path(__file__).parent
 SOURCES = ("go.mod", "go.sum", "main.go", "settings.go", "pause/main.go")

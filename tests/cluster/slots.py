@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from cluster import programs
-from cluster.parts import ClusterError
+from cluster.processes import ClusterError
 
 COUNT = 32
 BLOCKS = ipaddress.ip_network("198.18.0.0/15")  # RFC 2544: for benchmarks, routed nowhere

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+from support.waiting import eventually
 
 
 class CommandFailed(AssertionError):
@@ -67,14 +68,8 @@ T = TypeVar("T")
 
 
 def wait_for(what: str, ask: Callable[[], T | None], *, timeout_seconds: float = 120, every_seconds: float = 0.5) -> T:
-    """The first answer that is neither None nor False. Raises AssertionError that says what was awaited."""
-    end = time.monotonic() + timeout_seconds
-    while True:
-        answer = ask()
-        if answer is not None and answer is not False:
-            return answer
-        assert time.monotonic() < end, f"not within {timeout_seconds:.0f} s: {what}"
-        time.sleep(every_seconds)
+    """The first answer that is true. Raises AssertionError that says what was awaited."""
+    return eventually(ask, what=what, seconds=timeout_seconds, every_seconds=every_seconds)
 
 
 def _documents(manifests: tuple[dict[str, Any], ...]) -> str:

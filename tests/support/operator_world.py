@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import random
 import re
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 from cluster import ControlPlane
 from languagepipes_api.names import LABEL_ROLE
 
+from support import waiting
 from support.paths import ROOT
 
 Object = dict[str, Any]
@@ -39,20 +41,13 @@ CHILD_KINDS = tuple(kind for kind in COLLECTIONS if kind not in ("Pod", "Replica
 _OURS = "app.kubernetes.io/managed-by=languagepipes"
 
 
-def eventually(check: Callable[[], Any], *, within_seconds: float = 30.0, what: str = "") -> Any:
-    """The first answer of `check` that is true. An assertion that fails in it counts as false until time is up."""
-    deadline = time.monotonic() + within_seconds
-    while True:
-        try:
-            found = check()
-            problem: BaseException | None = None
-        except (AssertionError, httpx.HTTPError, KeyError, IndexError) as error:
-            found, problem = None, error
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {within_seconds} s: {what or check}: last: {found!r}") from problem
-        time.sleep(0.1)
+# What is not there yet, or not as wished, is looked at again until the time is up.
+eventually = functools.partial(
+    waiting.eventually,
+    seconds=30.0,
+    every_seconds=0.1,
+    not_yet=(AssertionError, httpx.HTTPError, KeyError, IndexError),
+)
 
 
 def install_crd(control_plane: ControlPlane, definition: Object | None = None) -> None:

@@ -5,14 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait until `condition()` is true; fail after `seconds`."""
+def eventually(
+    condition: Callable[[], T | None],
+    *,
+    seconds: float = 10.0,
+    what: str = "",
+    every_seconds: float = 0.02,
+    not_yet: tuple[type[Exception], ...] = (),
+) -> T:
+    """The first answer of `condition` that is true. Raises AssertionError after `seconds`.
+
+    not_yet: exceptions that count as false until the time is up; any other fails the test at once.
+    """
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
+    while True:
+        problem: Exception | None = None
+        try:
+            if found := condition():
+                return found
+            last = repr(found)
+        except not_yet as error:
+            last, problem = repr(error), error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:g} s: {what or condition}; last: {last}") from problem
+        time.sleep(every_seconds)
 
 
 def alive(pid: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -171,11 +170,3 @@ def build_ring(
         stack.callback(loop.close)
         loops.append(loop)
     return RunningRing(end, loops)
-
-
-def eventually(condition: Callable[[], object], *, seconds: float = 3.0) -> None:
-    """Wait until a condition holds; fails after the time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.005)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from cluster import ControlPlane, programs
 from support.helm_chart import CHART, NAMESPACE, OPERATOR, RELEASE, VARIANTS, helm, text
 from support.permissions import IN_A_NAMESPACE, LEASE, NODES, Permission
+from support.waiting import eventually
 
 NARROW = "narrow-system"
 # The one object of a kind that the operator may reach by name alone.
@@ -110,7 +110,7 @@ class Cluster:
         """A namespace that enforces, and warns by, the restricted Pod Security profile."""
         labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
         self.api.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
-        eventually(lambda: self.api.exists(f"/api/v1/namespaces/{name}/serviceaccounts/default"))
+        eventually(lambda: self.api.exists(f"/api/v1/namespaces/{name}/serviceaccounts/default"), seconds=30)
 
     def kubeconfig_of(self, account: str, path: Path) -> Path:
         """Write the administrator's kubeconfig with a token of the service account "namespace/name" in his stead."""
@@ -177,13 +177,6 @@ class Cluster:
         )
 
 
-def eventually(condition: Callable[[], bool], *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to be so"
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with ControlPlane(scheduler=False) as control_plane:
@@ -191,7 +184,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         for name in (NAMESPACE, NARROW, "team-a", "team-b"):
             cluster.make_namespace(name)
         cluster.api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", SERVICE_MONITORS)
-        eventually(lambda: cluster.api.exists("/apis/monitoring.coreos.com/v1"))
+        eventually(lambda: cluster.api.exists("/apis/monitoring.coreos.com/v1"), seconds=30)
         yield cluster
 
 
@@ -311,12 +304,12 @@ def test_an_operator_under_its_account_makes_a_pipes_children_and_is_forbidden_n
             stderr=file,
         )
         try:
-            eventually(made("/api/v1/{}/secrets"))
-            eventually(made("/api/v1/{}/services"))
-            eventually(made("/apis/networking.k8s.io/v1/{}/networkpolicies"))
-            eventually(made("/apis/apps/v1/{}/deployments"))
-            eventually(made("/api/v1/{}/events", fieldSelector=f"involvedObject.name={name}"))
-            eventually(lambda: "conditions" in cluster.api.get(f"{pipes}/{name}").get("status", {}))
+            eventually(made("/api/v1/{}/secrets"), seconds=30)
+            eventually(made("/api/v1/{}/services"), seconds=30)
+            eventually(made("/apis/networking.k8s.io/v1/{}/networkpolicies"), seconds=30)
+            eventually(made("/apis/apps/v1/{}/deployments"), seconds=30)
+            eventually(made("/api/v1/{}/events", fieldSelector=f"involvedObject.name={name}"), seconds=30)
+            eventually(lambda: "conditions" in cluster.api.get(f"{pipes}/{name}").get("status", {}), seconds=30)
         finally:
             operator.terminate()
             operator.wait(timeout=30)
@@ -336,9 +329,18 @@ def test_who_may_edit_a_namespace_makes_and_scales_pipes_there_and_who_may_view_
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": f"{role}er"}],
         }
         cluster.api.create(bindings, binding)
-    eventually(lambda: cluster.may("viewer", ("languagepipes.io", "languagepipes", "get", "*"), namespace="team-a"))
-    eventually(lambda: cluster.may("editer", ("languagepipes.io", "languagepipes", "create", "*"), namespace="team-a"))
-    eventually(lambda: cluster.may("adminer", ("languagepipes.io", "languagepipes", "create", "*"), namespace="team-a"))
+    eventually(
+        lambda: cluster.may("viewer", ("languagepipes.io", "languagepipes", "get", "*"), namespace="team-a"),
+        seconds=30,
+    )
+    eventually(
+        lambda: cluster.may("editer", ("languagepipes.io", "languagepipes", "create", "*"), namespace="team-a"),
+        seconds=30,
+    )
+    eventually(
+        lambda: cluster.may("adminer", ("languagepipes.io", "languagepipes", "create", "*"), namespace="team-a"),
+        seconds=30,
+    )
 
     def as_user(user: str, *arguments: str, given: str | None = None) -> str:
         answer = cluster.kubectl("--as", user, *arguments, given=given)
@@ -376,7 +378,7 @@ def test_an_upgrade_changes_the_release_and_an_uninstall_keeps_the_definition_an
 
     kept = cluster.helm("uninstall", RELEASE, "--namespace", NAMESPACE)
     assert "[CustomResourceDefinition] languagepipes.languagepipes.io" in kept
-    eventually(lambda: not there(deployment))
+    eventually(lambda: not there(deployment), seconds=30)
     assert there(crd)
     assert there(f"{pipes}/qwen3")
 

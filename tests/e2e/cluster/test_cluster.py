@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import Cluster, programs, slots
 from support.paths import ROOT
+from support.waiting import eventually
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 NAMESPACE = "harness"
@@ -85,15 +85,6 @@ def pod(name: str, image: str, *command: str, node: str = "", memory: str = "64M
     )
 
 
-def eventually(condition: Callable[[], bool], *, seconds: float = 60) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.3)
-    return True
-
-
 def test_a_service_on_one_node_with_a_claim_answers_by_name_to_a_pod_on_the_other(
     cluster: Cluster, kubectl: Kubectl, image: str
 ) -> None:
@@ -105,7 +96,7 @@ def test_a_service_on_one_node_with_a_claim_answers_by_name_to_a_pod_on_the_othe
     kubectl("apply", "-f", "-", stdin=pod("client", image, "sleep", "1000", node="node-1"))
     kubectl("wait", "--for=condition=Ready", "pod/web", "pod/client", "--timeout=60s")
 
-    assert eventually(lambda: "hello" in kubectl.run("exec", "client", "--", "python", "-c", FETCH).stdout)
+    assert eventually(lambda: "hello" in kubectl.run("exec", "client", "--", "python", "-c", FETCH).stdout, seconds=60)
     assert "GET /word" in kubectl("logs", "web")
     assert kubectl("exec", "web", "--", "id", "-u").strip() == "65532"
 
@@ -114,7 +105,7 @@ def test_a_container_over_its_memory_limit_is_killed_and_its_pod_says_so(kubectl
     kubectl("apply", "-f", "-", stdin=pod("greedy", image, "python", "-c", "bytearray(200 << 20)", memory="32Mi"))
 
     state = ("get", "pod", "greedy", "-o", "jsonpath={.status.containerStatuses[0].state.terminated.reason}")
-    assert eventually(lambda: kubectl(*state) == "OOMKilled")
+    assert eventually(lambda: kubectl(*state) == "OOMKilled", seconds=60)
 
 
 def test_a_pod_below_the_restricted_profile_is_refused(kubectl: Kubectl, image: str) -> None:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 from cluster import ControlPlane, programs
+from support.waiting import eventually
 
 PODS = "/api/v1/namespaces/default/pods"
 
@@ -16,15 +16,6 @@ PODS = "/api/v1/namespaces/default/pods"
 def control_plane() -> Iterator[ControlPlane]:
     with ControlPlane() as control_plane:
         yield control_plane
-
-
-def eventually(condition: Callable[[], bool], *, seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def pod(name: str, **spec: object) -> dict[str, object]:
@@ -44,8 +35,8 @@ def test_the_scheduler_binds_a_pod_that_asks_for_a_gpu_to_the_node_that_has_one(
     control_plane.api.create(PODS, pod("with-gpu", containers=[gpu(1)], tolerations=tolerations))
     control_plane.api.create(PODS, pod("with-two", containers=[gpu(2)], tolerations=tolerations))
 
-    assert eventually(lambda: control_plane.api.get(f"{PODS}/with-gpu")["spec"].get("nodeName") == "gpu")
-    assert eventually(lambda: bool(control_plane.api.get(f"{PODS}/with-two")["status"].get("conditions")))
+    assert eventually(lambda: control_plane.api.get(f"{PODS}/with-gpu")["spec"].get("nodeName") == "gpu", seconds=20)
+    assert eventually(lambda: bool(control_plane.api.get(f"{PODS}/with-two")["status"].get("conditions")), seconds=20)
     message = control_plane.api.get(f"{PODS}/with-two")["status"]["conditions"][0]["message"]
     assert "Insufficient nvidia.com/gpu" in message
 
@@ -57,11 +48,13 @@ def test_a_deployments_pods_run_on_fake_nodes_and_go_when_it_is_deleted(control_
     deployments = "/apis/apps/v1/namespaces/default/deployments"
     body = {"metadata": {"name": "web"}, "spec": {"selector": {"matchLabels": labels}, "template": template}}
     control_plane.api.create(deployments, body)
-    assert eventually(lambda: control_plane.api.get(f"{deployments}/web")["status"].get("readyReplicas") == 1)
+    assert eventually(
+        lambda: control_plane.api.get(f"{deployments}/web")["status"].get("readyReplicas") == 1, seconds=20
+    )
 
     control_plane.api.delete(f"{deployments}/web")
 
-    assert eventually(lambda: not control_plane.api.get(PODS, labelSelector="app=web")["items"])
+    assert eventually(lambda: not control_plane.api.get(PODS, labelSelector="app=web")["items"], seconds=20)
 
 
 def test_the_api_server_comes_back_with_its_data_after_an_outage(control_plane: ControlPlane) -> None:
@@ -79,7 +72,7 @@ def test_the_api_server_comes_back_with_its_data_after_an_outage(control_plane: 
 def test_two_control_planes_side_by_side_never_meet_and_leave_nothing() -> None:
     with ControlPlane(scheduler=False) as first, ControlPlane(scheduler=False) as second:
         folders = (first.folder, second.folder)
-        processes = [psutil.Process(part.process.pid) for one in (first, second) for part in one.parts.parts]
+        processes = [psutil.Process(each.process.pid) for one in (first, second) for each in one.processes.members]
         first.api.create("/api/v1/namespaces", {"metadata": {"name": "only-here"}})
         assert first.api.exists("/api/v1/namespaces/only-here")
         assert not second.api.exists("/api/v1/namespaces/only-here")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from cluster import ControlPlane
-from support.local_model import write_tiny_llama
 from support.operator_world import World, install_crd
 
 
@@ -31,8 +30,3 @@ def world(control_plane: ControlPlane) -> Iterator[World]:
         yield made
     finally:
         made.close()
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_llama(tmp_path_factory.mktemp("model"))

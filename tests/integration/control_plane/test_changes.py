@@ -7,10 +7,10 @@ from pathlib import Path
 from support.operator_world import World, eventually, settled
 
 
-def test_replicas_splits_and_pauses_are_followed(world: World, tiny_model: Path) -> None:
+def test_replicas_splits_and_pauses_are_followed(world: World, tiny_llama: Path) -> None:
     operator = world.started()
     world.apply_pipe()
-    world.play_store(tiny_model)
+    world.play_store(tiny_llama)
     eventually(lambda: len(world.list("Deployment")) == 4)
     plan = world.child("ConfigMap", "plan")["metadata"]["name"]
 

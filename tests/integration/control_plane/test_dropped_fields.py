@@ -24,7 +24,7 @@ def _volume(world: World, name: str) -> Object:
     return next(item for item in _pod_of(world, "store")["volumes"] if item["name"] == name)
 
 
-def test_fields_that_the_spec_drops_leave_every_child(world: World, tiny_model: Path) -> None:
+def test_fields_that_the_spec_drops_leave_every_child(world: World, tiny_llama: Path) -> None:
     operator = world.started()
     world.api.create(
         f"/api/v1/namespaces/{world.namespace}/secrets",
@@ -36,8 +36,8 @@ def test_fields_that_the_spec_drops_leave_every_child(world: World, tiny_model: 
         server={"apiKeysSecretRef": {"name": "keys"}},
         stages={"count": 2, "template": {"nodeSelector": {"kubernetes.io/os": "linux"}}},
     )
-    world.play_store(tiny_model)
-    eventually(lambda: len(world.list("Deployment")) == 4, within_seconds=60)
+    world.play_store(tiny_llama)
+    eventually(lambda: len(world.list("Deployment")) == 4, seconds=60)
     assert _pod_of(world, "stage")["nodeSelector"] == {"kubernetes.io/os": "linux"}
     assert "token" in _names(_pod_of(world, "store")["volumes"])
     assert "keys" in _names(_pod_of(world, "end-model")["volumes"])

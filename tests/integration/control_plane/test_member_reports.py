@@ -46,12 +46,12 @@ def _member_that_says(**status: object) -> Iterator[str]:
         server.server_close()
 
 
-def test_an_end_model_whose_ring_is_down_is_quoted(world: World, tiny_model: Path) -> None:
+def test_an_end_model_whose_ring_is_down_is_quoted(world: World, tiny_llama: Path) -> None:
     world.started()
     world.apply_pipe()
-    world.play_store(tiny_model)
-    pod = eventually(lambda: world.child("Pod", "end-model"), within_seconds=60)
-    eventually(lambda: world.condition("StagesReady").get("status") == "True", within_seconds=60)
+    world.play_store(tiny_llama)
+    pod = eventually(lambda: world.child("Pod", "end-model"), seconds=60)
+    eventually(lambda: world.condition("StagesReady").get("status") == "True", seconds=60)
     words = "stage-2 closed the link: certificate of another replica"
     with _member_that_says(state="ready", ring_ready=False, ring_error=words) as host:
         path = f"{world.path('Pod', pod['metadata']['name'])}/status"
@@ -82,21 +82,21 @@ def test_an_end_model_whose_ring_is_down_is_quoted(world: World, tiny_model: Pat
             ready = world.condition("Ready")
             return ready["reason"] == "RingDown" and words in ready["message"]
 
-        eventually(told, within_seconds=20, what="the End Model's words")
+        eventually(told, seconds=20, what="the End Model's words")
 
 
 def test_a_refused_pipe_is_planned_as_soon_as_a_node_has_what_was_short(
-    world: World, control_plane: ControlPlane, tiny_model: Path
+    world: World, control_plane: ControlPlane, tiny_llama: Path
 ) -> None:
     world.started(NAMESPACES="")
     huge = {"resources": {"requests": {"memory": "900Ti"}, "limits": {"memory": "900Ti"}}}
     world.apply_pipe(stages={"count": 1, "template": huge})
-    world.play_store(tiny_model)
-    eventually(lambda: world.condition("Planned").get("reason") == "StageTooLarge", within_seconds=60)
+    world.play_store(tiny_llama)
+    eventually(lambda: world.condition("Planned").get("reason") == "StageTooLarge", seconds=60)
     control_plane.add_node("huge", allocatable={"memory": "1000Ti"})
     try:
         # Without news of nodes it is tried again after half a minute.
-        eventually(lambda: world.condition("Planned")["status"] == "True", within_seconds=15)
+        eventually(lambda: world.condition("Planned")["status"] == "True", seconds=15)
     finally:
         control_plane.remove_node("huge")
 

@@ -66,11 +66,11 @@ def a_webhook_that_is_down(world: World) -> Iterator[None]:
         world.api.delete(f"{path}/{name}")
 
 
-def test_a_surplus_that_may_not_be_deleted_is_told_and_stops_nothing(world: World, tiny_model: Path) -> None:
+def test_a_surplus_that_may_not_be_deleted_is_told_and_stops_nothing(world: World, tiny_llama: Path) -> None:
     operator = world.started()
     world.apply_pipe()
-    world.play_store(tiny_model)
-    eventually(lambda: len(world.list("Deployment")) == 4, within_seconds=60)
+    world.play_store(tiny_llama)
+    eventually(lambda: len(world.list("Deployment")) == 4, seconds=60)
     settled(operator)
     old = {item["metadata"]["name"] for item in world.list("Deployment")}
     with no_deletes_of(world, "apps", "deployments"):
@@ -103,14 +103,14 @@ def test_a_surplus_that_may_not_be_deleted_is_told_and_stops_nothing(world: Worl
             progressing = world.condition("Progressing")
             return progressing["reason"] == "ChildRefused" and "nothing is deleted here" in progressing["message"]
 
-        eventually(told, within_seconds=60, what="what may not be deleted is told")
+        eventually(told, seconds=60, what="what may not be deleted is told")
         now = {item["metadata"]["name"] for item in world.list("Deployment")}
         assert old < now  # the new replica was made beside the old one
         assert world.condition("Planned")["status"] == "True"
         events = world.api.get(f"/api/v1/namespaces/{world.namespace}/events")["items"]
         assert any(each["reason"] == "ChildRefused" and each["type"] == "Warning" for each in events)
-    eventually(lambda: len(world.list("Deployment")) == 5, within_seconds=60, what="the surplus goes")
-    eventually(lambda: world.condition("Progressing")["reason"] != "ChildRefused", within_seconds=60)
+    eventually(lambda: len(world.list("Deployment")) == 5, seconds=60, what="the surplus goes")
+    eventually(lambda: world.condition("Progressing")["reason"] != "ChildRefused", seconds=60)
 
 
 def test_a_webhook_that_is_down_is_told_and_waited_out(world: World) -> None:
@@ -122,9 +122,9 @@ def test_a_webhook_that_is_down_is_told_and_waited_out(world: World) -> None:
             ready = world.condition("Ready")
             return ready["reason"] == "ChildRefused" and "down.languagepipes.io" in ready["message"]
 
-        eventually(told, within_seconds=60, what="the webhook is told of")
+        eventually(told, seconds=60, what="the webhook is told of")
         # What needs no webhook is there all the same.
         assert world.list("Secret")
         assert world.list("Service")
-    eventually(lambda: world.list("Deployment"), within_seconds=60, what="the store's Deployment")
-    eventually(lambda: world.condition("Ready")["reason"] != "ChildRefused", within_seconds=60)
+    eventually(lambda: world.list("Deployment"), seconds=60, what="the store's Deployment")
+    eventually(lambda: world.condition("Ready")["reason"] != "ChildRefused", seconds=60)

@@ -33,10 +33,10 @@ def _field(item: Object, path: str) -> object:
     return value
 
 
-def test_every_kind_of_child_is_repaired_and_an_idle_pipe_costs_no_write(world: World, tiny_model: Path) -> None:
+def test_every_kind_of_child_is_repaired_and_an_idle_pipe_costs_no_write(world: World, tiny_llama: Path) -> None:
     operator = world.started()
     world.apply_pipe(**CACHE)
-    world.play_store(tiny_model)
+    world.play_store(tiny_llama)
     eventually(lambda: len(world.list("Deployment")) == 4 and len(world.list("NetworkPolicy")) >= 4)
     assert {item["kind"] for item in world.children()} == set(CHILD_KINDS)
 
@@ -107,4 +107,4 @@ def test_children_of_an_earlier_pipe_of_the_same_name_are_waited_for(world: Worl
     world.apply_pipe()
     eventually(lambda: "WaitingForDeletion" in str(world.pipe()["status"]["conditions"]))
     world.api.merge(world.path("Service", "pipe"), {"metadata": {"finalizers": None}})
-    eventually(lambda: world.get("Service", "pipe")["spec"]["ports"][0]["port"] == 80, within_seconds=60)
+    eventually(lambda: world.get("Service", "pipe")["spec"]["ports"][0]["port"] == 80, seconds=60)

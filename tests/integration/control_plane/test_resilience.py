@@ -14,10 +14,10 @@ from support.operator_world import CRD, World, eventually, install_crd, settled
 LEADER = "languagepipes_operator_leader"
 
 
-def test_a_restarted_operator_writes_nothing(world: World, tiny_model: Path) -> None:
+def test_a_restarted_operator_writes_nothing(world: World, tiny_llama: Path) -> None:
     first = world.started()
     world.apply_pipe()
-    world.play_store(tiny_model)
+    world.play_store(tiny_llama)
     eventually(lambda: len(world.list("Deployment")) == 4)
     settled(first)
     versions, pipe = world.versions(), world.pipe()
@@ -40,13 +40,13 @@ def test_a_standby_takes_over_at_once_from_a_stop_and_within_a_lease_from_a_cras
 
     began = time.monotonic()
     first.stop()
-    eventually(lambda: second.metric(LEADER) + third.metric(LEADER) == 1, within_seconds=5)
+    eventually(lambda: second.metric(LEADER) + third.metric(LEADER) == 1, seconds=5)
     assert time.monotonic() - began < 8  # the process's own end included
 
     leader, standby = (second, third) if second.metric(LEADER) else (third, second)
     assert standby.writes() <= 1  # at most the Lease itself
     leader.stop(signal.SIGKILL)
-    eventually(lambda: standby.metric(LEADER) == 1, within_seconds=25)
+    eventually(lambda: standby.metric(LEADER) == 1, seconds=25)
     world.apply_pipe()
     eventually(lambda: world.child("Deployment", "store"))
 
@@ -63,9 +63,9 @@ def test_an_api_server_that_was_away_finds_everything_going_on(world: World) -> 
     world.control_plane.start_api_server()
     name = world.child("Service", "store")["metadata"]["name"]
     world.api.delete(world.path("Service", name))
-    eventually(lambda: world.get("Service", name), within_seconds=60, what="the Service is made again")
+    eventually(lambda: world.get("Service", name), seconds=60, what="the Service is made again")
     world.apply_pipe("another")
-    eventually(lambda: world.child("Deployment", "store", "another"), within_seconds=60)
+    eventually(lambda: world.child("Deployment", "store", "another"), seconds=60)
     assert operator.process.poll() is None
 
 
@@ -89,19 +89,19 @@ def test_under_an_older_crd_nothing_is_written_and_the_reason_is_told(
     eventually(lambda: world.child("Deployment", "store"))
 
 
-def test_deleting_a_pipe_leaves_nothing_and_no_pipe_touches_another(world: World, tiny_model: Path) -> None:
+def test_deleting_a_pipe_leaves_nothing_and_no_pipe_touches_another(world: World, tiny_llama: Path) -> None:
     operator = world.started()
     world.apply_pipe("a")
     world.apply_pipe("a-b")
     for name in ("a", "a-b"):
-        world.play_store(tiny_model, name)
+        world.play_store(tiny_llama, name)
     eventually(lambda: len(world.list("Deployment")) == 8)
     settled(operator)
     other = {name: version for name, version in world.versions().items() if _pipe(world, name) == "a-b"}
     world.api.delete(world.path("LanguagePipe", "a"))
-    eventually(lambda: len(world.list("Deployment")) == 4, within_seconds=60)
+    eventually(lambda: len(world.list("Deployment")) == 4, seconds=60)
     eventually(lambda: not world.api.get(world.path("Pod"), labelSelector="languagepipes.io/pipe=a")["items"])
-    eventually(lambda: set(world.versions()) == set(other), within_seconds=60, what="nothing of a is left")
+    eventually(lambda: set(world.versions()) == set(other), seconds=60, what="nothing of a is left")
     settled(operator)
     assert set(world.versions()) == set(other)
 

@@ -9,15 +9,17 @@ import numpy as np
 import torch
 from languagepipes_node.end_model.engine import EngineSettings
 from languagepipes_node.model.architecture import Architecture
+from support.models import ModelNamed, ParityModel
 from support.recorder import HEARTBEAT, HELLO, STEP, Recorded, Recorder, frames
 from support.thread_ring import ThreadRing, plan_of
-from support.tiny_models import TinyModel
 
 LENGTHS = (3, 40, 70)
 TOKENS = 8
 
 
-def record(model: TinyModel, prompts: list[list[int]], tls_root: Path) -> tuple[list[list[Recorded]], list[list[int]]]:
+def record(
+    model: ParityModel, prompts: list[list[int]], tls_root: Path
+) -> tuple[list[list[Recorded]], list[list[int]]]:
     """Answer `prompts` one after another; every stream of every stage, and the generated tokens."""
     architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
     plan = plan_of(architecture, [(1, 3), (3, 6)], dtype="float32", frame_tokens=32, blocks=32)
@@ -34,8 +36,10 @@ def steps(streams: list[list[Recorded]]) -> list[list[Recorded]]:
     return [chosen for stream in streams if (chosen := [frame for frame in stream if frame.kind == STEP])]
 
 
-def test_two_texts_of_equal_lengths_differ_for_a_stage_in_hidden_states_alone(tiny_model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    model = tiny_model("llama")
+def test_two_texts_of_equal_lengths_differ_for_a_stage_in_hidden_states_alone(
+    model_named: ModelNamed, tmp_path: Path
+) -> None:
+    model = model_named("llama")
     first = [model.prompt(length) for length in LENGTHS]
     second = [[1 + (token * 7 + 3) % (model.vocabulary - 1) for token in prompt] for prompt in first]
     seen_first, answers_first = record(model, first, tmp_path / "first")
@@ -50,11 +54,13 @@ def test_two_texts_of_equal_lengths_differ_for_a_stage_in_hidden_states_alone(ti
     assert sorted(shapes[0]) == sorted(shapes[1])
 
 
-def test_no_embedding_row_is_sent_and_every_byte_is_in_a_field_of_the_format(tiny_model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    model = tiny_model("llama")
+def test_no_embedding_row_is_sent_and_every_byte_is_in_a_field_of_the_format(
+    model_named: ModelNamed, tmp_path: Path
+) -> None:
+    model = model_named("llama")
     streams, _ = record(model, [model.prompt(length) for length in LENGTHS], tmp_path)
 
-    embedding = model.oracle.get_input_embeddings().weight.detach()[1:]  # row 0 is padding, all zeros
+    embedding = model.oracle.get_input_embeddings().weight.detach()
     embedding_rows = {row.numpy().tobytes() for row in embedding}
     norms = embedding / embedding.norm(dim=1, keepdim=True)
     sent = [row for stream in steps(streams) for frame in stream for row in frame.rows]
@@ -65,8 +71,8 @@ def test_no_embedding_row_is_sent_and_every_byte_is_in_a_field_of_the_format(tin
     assert float(likeness.max()) < 0.999  # nor is one sent scaled
 
 
-def test_hellos_and_heartbeats_name_only_what_the_protocol_page_lists(tiny_model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    model = tiny_model("llama")
+def test_hellos_and_heartbeats_name_only_what_the_protocol_page_lists(model_named: ModelNamed, tmp_path: Path) -> None:
+    model = model_named("llama")
     prompt = model.prompt(40)
     streams, answers = record(model, [prompt], tmp_path)
 
@@ -82,8 +88,8 @@ def test_hellos_and_heartbeats_name_only_what_the_protocol_page_lists(tiny_model
                 assert str(answers[0])[1:-1] not in text
 
 
-def test_token_ids_are_in_no_byte_sequence_that_a_stage_sees(tiny_model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    model = tiny_model("llama")
+def test_token_ids_are_in_no_byte_sequence_that_a_stage_sees(model_named: ModelNamed, tmp_path: Path) -> None:
+    model = model_named("llama")
     prompt = model.prompt(40)
     architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
     plan = plan_of(architecture, [(1, 3), (3, 6)], dtype="float32", frame_tokens=64, blocks=32)

@@ -16,14 +16,16 @@ from languagepipes_api.member_settings import MemberSettings
 from languagepipes_node import member
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_operator.certificates import authority as certificates
+from support.models import ModelNamed, ParityModel
 from support.ports import free_port
 from support.thread_ring import plan_of
-from support.tiny_models import TinyModel
 
 
 @pytest.mark.parametrize("role", ["stage", "end-model"])
-def test_a_member_that_waits_for_the_store_says_so_and_ends_at_sigterm(role: str, tiny_model, tmp_path: Path) -> None:
-    model: TinyModel = tiny_model("qwen3")
+def test_a_member_that_waits_for_the_store_says_so_and_ends_at_sigterm(
+    role: str, model_named: ModelNamed, tmp_path: Path
+) -> None:
+    model: ParityModel = model_named("qwen3")
     architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
     plan_file = tmp_path / "plan.json"
     plan_file.write_text(json.dumps(plan_of(architecture, [(1, architecture.layer_count)], dtype="float32").to_json()))

@@ -9,7 +9,8 @@ import pytest
 from languagepipes_node.store import inspect
 from languagepipes_node.store.sources import open_source
 from languagepipes_node.weights.errors import WeightsError
-from support.small_models import COMMIT, LATER_COMMIT, LAYERS, fetched_names, fill, repository
+from support.filled_store import fill
+from support.llama_files import COMMIT, LATER_COMMIT, LAYERS, fetched_names, repository
 from support.stand_in_hub import TOKEN, StandIn
 
 URL = "hf://org/tiny"

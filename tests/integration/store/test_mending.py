@@ -13,7 +13,8 @@ from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.store import main as store_role
 from languagepipes_node.weights.errors import WeightsError
 from languagepipes_node.weights.remote import StoreClient
-from support.small_models import COMMIT, fill, repository
+from support.filled_store import fill
+from support.llama_files import COMMIT, repository
 from support.stand_in_hub import TOKEN, StandIn
 from support.store_members import END_MODEL, TlsFor, store_settings
 from support.store_process import ask, store_process

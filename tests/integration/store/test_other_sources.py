@@ -13,7 +13,8 @@ import pytest
 from languagepipes_node.store.sources import open_source
 from languagepipes_node.weights.directory import SafetensorsDirectory
 from languagepipes_node.weights.errors import WeightsError
-from support.small_models import LAYERS, fetched_names, fill, repository
+from support.filled_store import fill
+from support.llama_files import LAYERS, fetched_names, repository
 from support.stand_in_hub import StandIn
 from support.weight_files import write_gguf_model
 

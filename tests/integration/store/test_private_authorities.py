@@ -14,7 +14,8 @@ from cluster.certificates import Authority
 from languagepipes_api.member_settings import MemberSettings
 from languagepipes_node.store.sources import http
 from languagepipes_node.weights.remote import StoreClient
-from support.small_models import COMMIT, LAYERS, fill, repository
+from support.filled_store import fill
+from support.llama_files import COMMIT, LAYERS, repository
 from support.stand_in_hub import TOKEN, StandIn, stand_in_hub
 from support.store_members import END_MODEL, TlsFor, store_settings
 from support.store_process import store_process

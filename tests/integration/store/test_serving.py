@@ -26,7 +26,8 @@ from languagepipes_node.weights import remote
 from languagepipes_node.weights.errors import HashMismatch, StoreFailed, StoreRefused, StoreUnavailable
 from languagepipes_node.weights.remote import StoreClient
 from languagepipes_operator.certificates.authority import new_ca
-from support.small_models import LAYERS, fill, repository, tensors
+from support.filled_store import fill
+from support.llama_files import LAYERS, repository, tensors
 from support.store_members import END_MODEL, STAGE, STORE, TlsFor
 
 Serve = Callable[[StoreState], StoreServer]

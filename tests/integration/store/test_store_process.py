@@ -11,7 +11,7 @@ import pytest
 from languagepipes_api.member_settings import MemberSettings
 from languagepipes_node.weights.errors import StoreFailed
 from languagepipes_node.weights.remote import StoreClient
-from support.small_models import COMMIT, LAYERS, repository
+from support.llama_files import COMMIT, LAYERS, repository
 from support.stand_in_hub import StandIn
 from support.store_members import END_MODEL, TlsFor, store_settings
 from support.store_process import ask, store_process

@@ -24,7 +24,7 @@ from languagepipes_api.plan import EndModelAssignment, LayerRange, Plan, StageAs
 from languagepipes_api.spec import ModelSpec
 from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca, write_tls_dir
 from languagepipes_operator.cli.model_facts import read_facts
-from support.local_model import LAYERS, write_tiny_llama
+from support.llama_files import TINY_LLAMA, write_tiny_llama
 from support.ports import free_port
 from support.waiting import eventually
 
@@ -33,11 +33,13 @@ pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 PLAN = Plan(
     model_revision="test",
     family="llama",
-    layer_count=LAYERS,
+    layer_count=TINY_LLAMA.layers,
     hidden_size=64,
     dtype="float32",
-    end_model=EndModelAssignment(LayerRange(0, 1), LayerRange(LAYERS, LAYERS), "CPU", 0, 0, 0, 0, "test"),
-    stages=(StageAssignment("s1", LayerRange(1, LAYERS), "CPU", 0, 0, 0, 0, None, "test"),),
+    end_model=EndModelAssignment(
+        LayerRange(0, 1), LayerRange(TINY_LLAMA.layers, TINY_LLAMA.layers), "CPU", 0, 0, 0, 0, "test"
+    ),
+    stages=(StageAssignment("s1", LayerRange(1, TINY_LLAMA.layers), "CPU", 0, 0, 0, 0, None, "test"),),
     max_context_length=512,
     kv_block_tokens=64,
     kv_blocks=32,
@@ -155,11 +157,11 @@ def test_probes_tell_the_truth_from_the_first_start_to_the_last_answer(pods: Pod
     # A stage is ready when it is loaded and listens, whatever the ring does; the store when it serves facts.
     pods.start("store")
     pods.start("stage")
-    eventually(lambda: pods.ready("store"), 60)
-    eventually(lambda: pods.ready("stage"), 60)
+    eventually(lambda: pods.ready("store"), seconds=60)
+    eventually(lambda: pods.ready("stage"), seconds=60)
     # The End Model is ready when a token went round.
     pods.start("end-model")
-    eventually(lambda: pods.ready("end-model"), 60)
+    eventually(lambda: pods.ready("end-model"), seconds=60)
     for role in pods.running:
         status = json.loads(pods.ask(role, "/status")[1])
         assert len(status["bundle"]) == 64
@@ -169,25 +171,25 @@ def test_probes_tell_the_truth_from_the_first_start_to_the_last_answer(pods: Pod
     # An idle ring that is lost is noticed at once: by silence, and when it is whole again.
     os.kill(pods.running["stage"].pid, signal.SIGSTOP)
     stopped = time.monotonic()
-    eventually(lambda: not pods.ready("end-model"), 10)
+    eventually(lambda: not pods.ready("end-model"), seconds=10)
     assert time.monotonic() - stopped < 3
     assert pods.ask("end-model", "/healthz")[0] == 200  # no fault of its own
     os.kill(pods.running["stage"].pid, signal.SIGCONT)
-    eventually(lambda: pods.ready("end-model"), 20)
+    eventually(lambda: pods.ready("end-model"), seconds=20)
     pods.running["stage"].kill()
     killed = time.monotonic()
-    eventually(lambda: not pods.ready("end-model"), 10)
+    eventually(lambda: not pods.ready("end-model"), seconds=10)
     assert time.monotonic() - killed < 2
     pods.start("stage")
-    eventually(lambda: pods.ready("end-model"), 60)
+    eventually(lambda: pods.ready("end-model"), seconds=60)
 
     # At SIGTERM it is ready no longer, an answer that is under way ends whole, and then the process ends.
     stream = pods.client.completions.create(model="p", prompt="a", max_tokens=400, stream=True, seed=1)
     pieces = [next(stream)]
     pods.running["end-model"].send_signal(signal.SIGTERM)
-    eventually(lambda: not pods.ready("end-model"), 10)
+    eventually(lambda: not pods.ready("end-model"), seconds=10)
     # New requests are let in until the listener is closed, a moment later.
-    eventually(pods.refuses_connections, 10)
+    eventually(pods.refuses_connections, seconds=10)
     pieces += list(stream)
     assert pieces[-1].choices[0].finish_reason in ("length", "stop")
     assert pods.running["end-model"].wait(timeout=30) == 0

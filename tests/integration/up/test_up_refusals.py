@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.local_model import write_tiny_llama
+from support.llama_files import write_tiny_llama
 from support.ports import free_port
 
 pytestmark = pytest.mark.timeout(90)

@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 import pytest
-from support.local_model import write_tiny_llama
+from support.llama_files import write_tiny_llama
 from support.ports import free_port
 from support.waiting import alive, eventually
 
@@ -60,7 +60,7 @@ class Running:
             )
 
     def wait_ready(self) -> dict[str, Any]:
-        eventually(lambda: self.ready_file.exists() or self.process.poll() is not None, 120)
+        eventually(lambda: self.ready_file.exists() or self.process.poll() is not None, seconds=120)
         assert self.process.poll() is None, self.output.read_text()
         ready: dict[str, Any] = json.loads(self.ready_file.read_text())
         return ready
@@ -111,7 +111,7 @@ def test_up_serves_survives_a_lost_stage_and_leaves_nothing_after_ctrl_c(up: Run
 
     stage = ready["stages"][1]
     os.kill(stage["pid"], signal.SIGKILL)
-    eventually(lambda: stage["pid"] not in (up.pids() if up.ready_file.exists() else [stage["pid"]]), 60)
+    eventually(lambda: stage["pid"] not in (up.pids() if up.ready_file.exists() else [stage["pid"]]), seconds=60)
     assert up.ask() == first
     output = up.output.read_text()
     assert f"{stage['name']} killed by SIGKILL after" in output
@@ -139,7 +139,7 @@ def test_kill_9_of_up_leaves_neither_members_nor_keys(up: Running) -> None:
 def test_a_mirror_that_is_away_is_shown_and_waited_for(tmp_path: Path) -> None:
     up = Running(tmp_path, source="https://127.0.0.1:1/model")
     try:
-        eventually(lambda: "weights: resolving (" in up.output.read_text(), 60)
+        eventually(lambda: "weights: resolving (" in up.output.read_text(), seconds=60)
         assert up.process.poll() is None
     finally:
         up.process.send_signal(signal.SIGTERM)
@@ -150,7 +150,7 @@ def test_a_mirror_that_is_away_is_shown_and_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_while_it_starts_leaves_nothing(up: Running, number: signal.Signals) -> None:
-    eventually(lambda: "end-model: starting" in up.output.read_text(), 60)
+    eventually(lambda: "end-model: starting" in up.output.read_text(), seconds=60)
     up.process.send_signal(number)
     assert up.process.wait(timeout=20) == 0
     up.everything_is_gone([])

@@ -20,13 +20,13 @@ from languagepipes_node.wire.ring import NO_EPOCH, Epoch, Ring
 from languagepipes_node.wire.stage_communicator import StageCommunicator
 from languagepipes_node.wire.transport import Connection
 from support.memory_network import MemoryNetwork
+from support.waiting import eventually
 from support.wire_ring import (
     FAST,
     RunningRing,
     StageLoop,
     TransportMaker,
     build_ring,
-    eventually,
     free_addresses,
     identity,
     make_plan,
@@ -95,7 +95,7 @@ def test_a_stage_of_another_plan_refuses_and_the_end_model_learns_who_and_why(
         ring.end.connect()
     assert raised.value.reason == f"stage 2 (s2): refused: {why.format(plan=PLAN.hash, other=other.hash)}"
     assert raised.value.code == code
-    eventually(lambda: ring.loops[0].communicator.state.epoch is None)
+    eventually(lambda: ring.loops[0].communicator.state.epoch is None, seconds=3.0)
     assert ring.loops[0].communicator.state.reason == raised.value.reason
 
 
@@ -152,7 +152,7 @@ def test_a_hello_that_comes_while_another_is_adopted_is_adopted_next(
         def _drain(self) -> None:
             if self.second is None:
                 self.second = say_hello(2)
-                eventually(lambda: self._pending is not None)
+                eventually(lambda: self._pending is not None, seconds=3.0)
             super()._drain()
 
     stage = RingMember(identity(1), plan, None, addresses[1], addresses[0], timing=FAST, transport=transports(1))
@@ -164,7 +164,7 @@ def test_a_hello_that_comes_while_another_is_adopted_is_adopted_next(
     thread.start()
     stack.callback(thread.join)
     # Nobody listens where the hello is to go on to, so that whoever is adopted hears of it.
-    eventually(lambda: stage.second is not None)
+    eventually(lambda: stage.second is not None, seconds=3.0)
     assert stage.second is not None
     stage.second.set_timeout(3.0)
     _, body = read_control(stage.second, kinds=(Kind.CLOSE,))

@@ -10,7 +10,8 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 from languagepipes_node.wire.errors import FrameError, RingDown
-from support.wire_ring import TransportMaker, build_ring, eventually, make_plan, one_token, tokens
+from support.waiting import eventually
+from support.wire_ring import TransportMaker, build_ring, make_plan, one_token, tokens
 
 
 def test_a_step_goes_round_and_returns_the_wanted_rows(transports: TransportMaker, stack: ExitStack) -> None:
@@ -112,5 +113,5 @@ def test_many_epochs_leave_no_thread_and_no_descriptor_behind(transports: Transp
     threads, descriptors = threading.active_count(), len(os.listdir("/dev/fd"))
     for _ in range(10):
         ring.end.connect()
-    eventually(lambda: threading.active_count() <= threads)
-    eventually(lambda: len(os.listdir("/dev/fd")) <= descriptors)
+    eventually(lambda: threading.active_count() <= threads, seconds=3.0)
+    eventually(lambda: len(os.listdir("/dev/fd")) <= descriptors, seconds=3.0)

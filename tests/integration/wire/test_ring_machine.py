@@ -28,7 +28,8 @@ from languagepipes_node.wire.stage_communicator import StageCommunicator
 from languagepipes_node.wire.tls_transport import TlsTransport
 from languagepipes_node.wire.transport import Connection, Listener, Transport
 from support.memory_network import MemoryNetwork
-from support.wire_ring import Pki, StageLoop, eventually, free_addresses, identity, make_plan, one_token
+from support.waiting import eventually
+from support.wire_ring import Pki, StageLoop, free_addresses, identity, make_plan, one_token
 
 PLAN = make_plan(stages=2, frames_in_flight=3)
 OTHER_PLAN = make_plan(stages=2, frames_in_flight=3, revision="r2")

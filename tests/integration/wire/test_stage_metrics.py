@@ -12,7 +12,8 @@ from languagepipes_node.stage.loop import StageLoop
 from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
 from languagepipes_node.wire.stage_communicator import Inbound, StageCommunicator
 from prometheus_client import REGISTRY
-from support.wire_ring import FAST, TransportMaker, eventually, free_addresses, identity, make_plan, tokens
+from support.waiting import eventually
+from support.wire_ring import FAST, TransportMaker, free_addresses, identity, make_plan, tokens
 
 
 class NoLayers:
@@ -51,4 +52,4 @@ def test_the_blocks_that_a_stage_tells_are_those_of_its_frame_and_not_of_the_nex
     returned = end.receive(2.0)
     assert returned is not None
     returned.release()
-    eventually(lambda: REGISTRY.get_sample_value("languagepipes_kv_blocks_used") == 3)
+    eventually(lambda: REGISTRY.get_sample_value("languagepipes_kv_blocks_used") == 3, seconds=3.0)

@@ -26,12 +26,12 @@ from languagepipes_node.wire.ring import Epoch, members
 from languagepipes_node.wire.stage_communicator import StageCommunicator
 from languagepipes_node.wire.tls_transport import TlsTransport
 from languagepipes_node.wire.transport import Connection
+from support.waiting import eventually
 from support.wire_ring import (
     FAST,
     Pki,
     RunningRing,
     StageLoop,
-    eventually,
     free_addresses,
     identity,
     make_plan,

@@ -27,7 +27,8 @@ from languagepipes_node.wire.ring import Epoch, Ring
 from languagepipes_node.wire.stage_communicator import StageCommunicator
 from languagepipes_node.wire.tls_transport import TlsTransport
 from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca, write_tls_dir
-from support.wire_ring import FAST, Pki, eventually, identity, make_plan
+from support.waiting import eventually
+from support.wire_ring import FAST, Pki, identity, make_plan
 
 PLAN = make_plan(stages=2)
 NOW = datetime.datetime.now(datetime.UTC)
@@ -133,7 +134,7 @@ def test_only_the_predecessor_may_connect(
     finally:
         connection.close(0)
     assert answer == told
-    eventually(lambda: logged in caplog.text)
+    eventually(lambda: logged in caplog.text, seconds=3.0)
     assert stage.receive(0.05) is None
     assert stage.state.epoch is None
 
@@ -170,7 +171,7 @@ def test_plain_tcp_is_refused(stage: StageCommunicator, caplog: pytest.LogCaptur
                 pass
         except ConnectionError:
             pass
-    eventually(lambda: "stage 1 (s1): a connection was refused: TLS: http request" in caplog.text)
+    eventually(lambda: "stage 1 (s1): a connection was refused: TLS: http request" in caplog.text, seconds=3.0)
 
 
 def test_a_peer_that_says_nothing_is_given_up_after_the_deadline(
@@ -179,7 +180,7 @@ def test_a_peer_that_says_nothing_is_given_up_after_the_deadline(
     with closing(_connect(stage)) as plain:
         plain.settimeout(3)
         assert plain.recv(1) == b""
-    eventually(lambda: "stage 1 (s1): a connection was refused: timed out" in caplog.text)
+    eventually(lambda: "stage 1 (s1): a connection was refused: timed out" in caplog.text, seconds=3.0)
 
 
 def test_silent_strangers_do_not_keep_the_predecessor_out(stage: StageCommunicator, pki: Pki) -> None:

@@ -17,16 +17,10 @@ from languagepipes_node.end_model.requests import Failure
 from languagepipes_node.wire.errors import RingDown
 from support.loopback_ring import LoopbackFrame
 from support.toy_engine import MakeRig, Rig, alone
+from support.waiting import eventually
 
 PROMPT = list(range(10))
 QUICK = EngineSettings(reconnect_first_seconds=0.01, reconnect_most_seconds=0.02)
-
-
-def eventually(what: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.002)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 import transformers
 from languagepipes_node.model.architecture import Architecture, ArchitectureError
 from languagepipes_node.model.rope import frequencies
-from support.parity_models import MODELS, ParityModel
+from support.models import MODELS, ParityModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # As transformers 4 wrote them (Qwen3-30B-A3B, Llama-3.2, Mistral-7B, Qwen2.5), shortened to what matters.

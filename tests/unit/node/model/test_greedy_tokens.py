@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import pytest
-from support.parity_models import SPLITS, Chain, ParityModel, Running
+from support.models import ParityModel
+from support.replica import SPLITS, Replica, Running
 
 
 @pytest.mark.parametrize("members", SPLITS)
 def test_a_model_split_over_members_answers_like_generate(model: ParityModel, members: int) -> None:
     prompt = model.prompt(37)
-    assert Chain(model, SPLITS[members]).generate(prompt, 30) == model.generate(prompt, 30)
+    assert Replica(model, SPLITS[members]).generate(prompt, 30) == model.generate(prompt, 30)
 
 
 def test_the_end_model_may_keep_the_last_layers_too(model: ParityModel) -> None:
     prompt = model.prompt(21)
-    replica = Chain(model, SPLITS[3], tail=True)
+    replica = Replica(model, SPLITS[3], tail=True)
     assert replica.generate(prompt, 12, chunk=16) == model.generate(prompt, 12)
 
 
 def test_many_sequences_of_unlike_lengths_decode_together(model: ParityModel) -> None:
-    replica = Chain(model, SPLITS[3])
+    replica = Replica(model, SPLITS[3])
     prompts = [model.prompt(length, seed=1) for length in (3, 16, 17, 40, 90)]
     sequences = [Running() for _ in prompts]
     steps = 8
@@ -33,7 +34,7 @@ def test_many_sequences_of_unlike_lengths_decode_together(model: ParityModel) ->
 
 
 def test_decode_tokens_and_a_prefill_chunk_share_a_step(model: ParityModel) -> None:
-    replica = Chain(model, SPLITS[2])
+    replica = Replica(model, SPLITS[2])
     first, second, late = (model.prompt(length, seed=2) for length in (30, 41, 50))
     a, b, c = Running(), Running(), Running()
     expected = {name: model.generate(p, 4) for name, p in (("a", first), ("b", second), ("c", late))}
@@ -48,14 +49,14 @@ def test_decode_tokens_and_a_prefill_chunk_share_a_step(model: ParityModel) -> N
 
 def test_a_sequence_in_scattered_blocks_answers_the_same(model: ParityModel) -> None:
     prompt = model.prompt(70)
-    replica = Chain(model, SPLITS[2], scattered=True)
+    replica = Replica(model, SPLITS[2], scattered=True)
     assert replica.generate(prompt, 12, chunk=33) == model.generate(prompt, 12)
 
 
 def test_a_preempted_sequence_is_recomputed_into_other_blocks(model: ParityModel) -> None:
     prompt = model.prompt(25)
     expected = model.generate(prompt, 16)
-    replica = Chain(model, SPLITS[3])
+    replica = Replica(model, SPLITS[3])
     sequence = Running()
     tokens = [int(replica.step([(sequence, prompt, [24])]).argmax())]
     while len(tokens) < 8:

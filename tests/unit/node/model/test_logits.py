@@ -9,7 +9,8 @@ import pytest
 import torch
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.linear import WHOLE, Arithmetic, always, candidates
-from support.parity_models import SPLITS, Chain, ParityModel, Running
+from support.models import ParityModel
+from support.replica import SPLITS, Replica, Running
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EDGES = (1, 2, 63, 64, 65, 127, 128, 129)
@@ -40,7 +41,7 @@ def assert_close(ours: torch.Tensor, model: ParityModel, tokens: list[int], dtyp
 @pytest.mark.parametrize("name", ["llama", "qwen3 sliding from layer 3", "qwen3_moe", "gemma3 by transformers' layers"])
 def test_prompts_end_anywhere_around_a_block(name: str, model_named: Callable[[str], ParityModel]) -> None:
     model = model_named(name)
-    replica = Chain(model, SPLITS[2], block_tokens=64)
+    replica = Replica(model, SPLITS[2], block_tokens=64)
     for length in EDGES:
         prompt = model.prompt(length)
         assert error(replica.logits(prompt), model.logits(prompt)) < FLOAT32, length
@@ -49,7 +50,7 @@ def test_prompts_end_anywhere_around_a_block(name: str, model_named: Callable[[s
 @pytest.mark.parametrize("chunk", [1, 15, 16, 17, 64])
 def test_chunks_end_anywhere_around_a_block(model: ParityModel, chunk: int) -> None:
     prompt = model.prompt(67)
-    assert error(Chain(model, SPLITS[2]).logits(prompt, chunk), model.logits(prompt)) < FLOAT32
+    assert error(Replica(model, SPLITS[2]).logits(prompt, chunk), model.logits(prompt)) < FLOAT32
 
 
 @pytest.mark.parametrize("scattered", [False, True], ids=["together", "scattered"])
@@ -58,20 +59,20 @@ def test_logits_agree_within_the_tolerance_of_the_dtype(
     model: ParityModel, dtype: torch.dtype, scattered: bool
 ) -> None:
     prompt = model.prompt(90)
-    replica = Chain(model, SPLITS[3], dtype=dtype, scattered=scattered)
+    replica = Replica(model, SPLITS[3], dtype=dtype, scattered=scattered)
     assert_close(replica.logits(prompt, chunk=37), model, prompt, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_decode_agrees_within_the_tolerance_of_the_dtype(model: ParityModel, dtype: torch.dtype) -> None:
     prompt = model.prompt(40, seed=4)
-    assert_close(Chain(model, SPLITS[2], dtype=dtype).logits(prompt, chunk=1), model, prompt, dtype)
+    assert_close(Replica(model, SPLITS[2], dtype=dtype).logits(prompt, chunk=1), model, prompt, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sixteen_bit_sequences_decode_together_as_they_do_alone(model: ParityModel, dtype: torch.dtype) -> None:
     prompts = [model.prompt(length, seed=5) for length in (30, 33, 70)]
-    replica = Chain(model, SPLITS[2], dtype=dtype)
+    replica = Replica(model, SPLITS[2], dtype=dtype)
     sequences = [Running() for _ in prompts]
     replica.step([(s, p[:-20], []) for s, p in zip(sequences, prompts, strict=True)])
     rows = []
@@ -92,12 +93,12 @@ def test_every_kernel_computes_the_same(
 ) -> None:
     model = model_named(name)
     prompt = model.prompt(80)
-    replica = Chain(model, SPLITS[2], dtype=dtype, compute=always(way))
+    replica = Replica(model, SPLITS[2], dtype=dtype, compute=always(way))
     assert_close(replica.logits(prompt, chunk=79), model, prompt, dtype)
 
 
 def test_running_a_batch_again_changes_nothing(model: ParityModel) -> None:
-    replica = Chain(model, SPLITS[2])
+    replica = Replica(model, SPLITS[2])
     prompt = model.prompt(30)
     reference = replica.logits(prompt, chunk=10)
     replica.free.sort()

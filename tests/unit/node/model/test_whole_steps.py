@@ -11,7 +11,8 @@ import pytest
 import torch
 from languagepipes_node.model import kernels, whole_step
 from languagepipes_node.model.linear import WHOLE, always
-from support.parity_models import MODELS, SPLITS, Chain, ParityModel
+from support.models import MODELS, ParityModel
+from support.replica import SPLITS, Replica
 
 pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C compiler at install, or a CPU without AVX2")
 
@@ -32,7 +33,7 @@ def test_chunks_and_single_tokens_give_the_logits_of_the_unsplit_model(
     prompt = model.prompt(70)
     reference = model.logits(prompt)
     for chunk in (33, 1):
-        replica = Chain(model, SPLITS[3], compute=always(WHOLE), scattered=scattered)
+        replica = Replica(model, SPLITS[3], compute=always(WHOLE), scattered=scattered)
         error = (replica.logits(prompt, chunk=chunk) - reference).abs().max() / reference.abs().max()
         assert error < 2e-5
 

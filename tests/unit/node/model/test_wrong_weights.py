@@ -15,7 +15,8 @@ from languagepipes_node.model.end import EndLayers
 from languagepipes_node.model.errors import BatchError, ModelError, OutOfMemory, WrongWeights
 from languagepipes_node.model.stack import LayerStack
 from languagepipes_node.weights.source import TensorInfo, TensorSource
-from support.parity_models import CPU, SPLITS, Chain, ParityModel
+from support.models import ParityModel
+from support.replica import CPU, SPLITS, Replica
 
 Q_PROJ = "model.layers.2.self_attn.q_proj.weight"
 
@@ -164,7 +165,7 @@ def test_a_batch_that_does_not_fit_touches_nothing(
 
 
 def test_rows_that_returned_are_counted(llama: ParityModel) -> None:
-    replica = Chain(llama, SPLITS[2])
+    replica = Replica(llama, SPLITS[2])
     with pytest.raises(BatchError, match="2 rows returned, 1 were wanted"):
         replica.end.back(torch.zeros(2, 72), _batch())
 

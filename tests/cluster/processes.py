@@ -1,7 +1,7 @@
 """The child processes of a test cluster: a log each, ended by process id, and never outliving this one.
 
-A part is started through setpriv, so that the kernel ends it when this process dies in whatever way; it also does
-when the thread that started it ends, so start parts from the main thread.
+Each is started through setpriv, so that the kernel ends it when this process dies in whatever way; it also does
+when the thread that started it ends, so start them from the main thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ClusterError(Exception):
 
 
 @dataclass
-class Part:
+class ManagedProcess:
     """One child process and its log."""
 
     name: str
@@ -34,17 +34,17 @@ class Part:
         self.process.kill()
         self.process.wait()
 
-    def termination_message(self, lines: int = 15) -> str:
+    def log_tail(self, lines: int = 15) -> str:
         text = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join(f"    {line}" for line in text[-lines:])
 
 
 @dataclass
-class Parts:
-    """The parts of one cluster in the order of their start; they stop in the opposite order."""
+class ProcessGroup:
+    """The processes of one cluster in the order of their start; they stop in the opposite order."""
 
     logs: Path
-    parts: list[Part] = field(default_factory=list)
+    members: list[ManagedProcess] = field(default_factory=list)
 
     def start(
         self,
@@ -53,8 +53,8 @@ class Parts:
         *,
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
-    ) -> Part:
-        """Start one part. `prefix` comes before setpriv (nsenter, to run it elsewhere)."""
+    ) -> ManagedProcess:
+        """Start one process. `prefix` comes before setpriv (nsenter, to run it elsewhere)."""
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{name}.log"
         with log.open("ab") as stream:
@@ -64,31 +64,27 @@ class Parts:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                start_new_session=True,  # a Ctrl-C is for the caller, who then stops the parts in order
+                start_new_session=True,  # a Ctrl-C is for the caller, who then stops them in order
             )
-        part = Part(name=name, process=process, log=log)
-        self.parts.append(part)
-        return part
+        member = ManagedProcess(name=name, process=process, log=log)
+        self.members.append(member)
+        return member
 
     def wait_until(
-        self, ready: Callable[[], bool], *, what: str, timeout_seconds: float, blame: Part | None = None
+        self, ready: Callable[[], bool], *, what: str, timeout_seconds: float, blame: ManagedProcess | None = None
     ) -> None:
-        """Wait for a condition; a part that ends meanwhile, or the time running out, is a ClusterError with its log."""
+        """Wait for a condition. Raises ClusterError, with a log, if a process ends meanwhile or time runs out."""
         deadline = time.monotonic() + timeout_seconds
         while not ready():
-            for part in self.parts:
-                if not part.running:
-                    raise ClusterError(
-                        f"{part.name} ended with {part.process.returncode}:\n{part.termination_message()}"
-                    )
+            for member in self.members:
+                if not member.running:
+                    raise ClusterError(f"{member.name} ended with {member.process.returncode}:\n{member.log_tail()}")
             if time.monotonic() > deadline:
-                words = (
-                    f"; the log of {blame.name}:\n{blame.termination_message()}" if blame else f"; logs in {self.logs}"
-                )
-                raise ClusterError(f"{what}: not within {timeout_seconds:g} s{words}")
+                log = f"; the log of {blame.name}:\n{blame.log_tail()}" if blame else f"; logs in {self.logs}"
+                raise ClusterError(f"{what}: not within {timeout_seconds:g} s{log}")
             time.sleep(0.1)
 
     def stop(self) -> None:
-        for part in reversed(self.parts):
-            part.stop()
-        self.parts.clear()
+        for member in reversed(self.members):
+            member.stop()
+        self.members.clear()

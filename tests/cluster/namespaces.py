@@ -1,6 +1,6 @@
-"""A room: mount, process and (if asked) network namespaces that a node's programs share and that end with this process.
+"""Mount, process and (if asked) network namespaces that a node's programs share and that end with this process.
 
-Whatever they mount or start is gone when the room's first process is, which the kernel sees to if this process dies.
+Whatever they mount or start is gone when their first process is, which the kernel sees to if this process dies.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.parts import Part, Parts
+from cluster.processes import ManagedProcess, ProcessGroup
 
 START_SECONDS = 20.0
-# What the programs in it write to fixed places stays in the room …
+# What the programs in it write to fixed places stays in them …
 FRESH = ("/run", "/var/lib", "/var/log")
 # … and so do the kernel's settings that a kubelet insists on, which are the machine's: it gets plain files instead.
 KERNEL_SETTINGS = (
@@ -36,10 +36,10 @@ wait
 """
 
 
-class Room:
-    """Start it, then run parts in it: `parts.start(name, argv, prefix=room.prefix)`."""
+class NodeNamespaces:
+    """Make them, then run programs in them: `processes.start(name, argv, prefix=namespaces.prefix)`."""
 
-    def __init__(self, parts: Parts, *, name: str, ready: Path, network: bool) -> None:
+    def __init__(self, processes: ProcessGroup, *, name: str, ready: Path, network: bool) -> None:
         namespaces = ["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
         if network:
             namespaces.append("--net")
@@ -50,17 +50,19 @@ class Room:
             "NETWORK": "yes" if network else "",
             "READY": str(ready),
         }
-        self._holder = parts.start(
-            f"{name}-room", ["unshare", *namespaces, "bash", "-c", FIRST_PROCESS], environment=environment
+        self._holder = processes.start(
+            f"{name}-namespaces", ["unshare", *namespaces, "bash", "-c", FIRST_PROCESS], environment=environment
         )
-        parts.wait_until(ready.exists, what=f"the room of {name}", timeout_seconds=START_SECONDS, blame=self._holder)
+        processes.wait_until(
+            ready.exists, what=f"the namespaces of {name}", timeout_seconds=START_SECONDS, blame=self._holder
+        )
         ready.unlink()
         self.process_id = child(self._holder)
         target = ["nsenter", f"--target={self.process_id}", "--mount", "--pid"]
         self.prefix: Sequence[str] = (*target, "--net", "--") if network else (*target, "--")
 
 
-def child(part: Part) -> int:
+def child(process: ManagedProcess) -> int:
     """The process that unshare or nsenter forked into the other process namespace, as seen from here."""
-    pid = part.process.pid
+    pid = process.process.pid
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])

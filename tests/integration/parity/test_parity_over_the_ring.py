@@ -7,9 +7,10 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
 from languagepipes_node.model.architecture import Architecture
+from support.models import ModelNamed, ParityModel
 from support.thread_ring import ThreadRing, plan_of
-from support.tiny_models import FAMILIES, TinyModel
 
 # 6 layers in 2, 3 and 5 members (the End Model is one of them), with one-layer stages, with and without tail layers.
 SPLITS = {
@@ -20,13 +21,16 @@ SPLITS = {
 }
 
 
+FAMILIES = ("llama", "llama tied, one kv head", "qwen3", "qwen3 sliding from layer 3", "qwen3_moe")
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
-def model(request: pytest.FixtureRequest, tiny_model) -> TinyModel:  # type: ignore[no-untyped-def]
-    return tiny_model(request.param)
+def model(request: pytest.FixtureRequest, model_named: ModelNamed) -> ParityModel:
+    return model_named(request.param)
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_greedy_tokens_equal_those_of_unsplit_transformers(model: TinyModel, split: str, tmp_path: Path) -> None:
+def test_greedy_tokens_equal_those_of_unsplit_transformers(model: ParityModel, split: str, tmp_path: Path) -> None:
     ranges, tail = SPLITS[split]
     architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
     plan = plan_of(architecture, ranges, dtype="float32", tail=tail, frame_tokens=48, blocks=32)
@@ -39,7 +43,7 @@ def test_greedy_tokens_equal_those_of_unsplit_transformers(model: TinyModel, spl
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_16_bit_ring_is_as_close_to_float32_as_unsplit_transformers_in_that_dtype(
-    model: TinyModel, dtype: str, tmp_path: Path
+    model: ParityModel, dtype: str, tmp_path: Path
 ) -> None:
     architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
     plan = plan_of(architecture, [(1, 2), (2, 4), (4, 6)], dtype=dtype, blocks=32)
@@ -50,15 +54,15 @@ def test_a_16_bit_ring_is_as_close_to_float32_as_unsplit_transformers_in_that_dt
     ours, theirs = [], []
     for prompt, answer, found in zip(prompts, answers, logprobs, strict=True):
         exact = model.logprobs(prompt, answer)
-        rounded = model.logprobs(prompt, answer, dtype=dtype)
+        rounded = model.logprobs(prompt, answer, dtype=getattr(torch, dtype))
         ours += [abs(a - b) for a, b in zip(found, exact, strict=True)]
         theirs += [abs(a - b) for a, b in zip(rounded, exact, strict=True)]
     # The median: a rounded router may choose another expert for a token, in either of them.
     assert statistics.median(ours) <= 1.5 * statistics.median(theirs)
 
 
-def test_sequences_that_were_put_back_for_want_of_blocks_end_the_same(tiny_model, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    model = tiny_model("qwen3")
+def test_sequences_that_were_put_back_for_want_of_blocks_end_the_same(model_named: ModelNamed, tmp_path: Path) -> None:
+    model = model_named("qwen3")
     architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
     # 6 blocks of 16 tokens for four sequences that end with 3 blocks each: some must be recomputed.
     plan = plan_of(architecture, [(1, 3), (3, 6)], dtype="float32", block_tokens=16, blocks=6, frame_tokens=32)

@@ -1,0 +1,45 @@
+"""What tests of several folders are given. Nothing here imports torch before a test asks for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from support.models import ParityModel
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Models of a few kilobytes: more threads a product only wait for each other, and for whoever runs beside them."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_named(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ParityModel]:
+    """Models of support/models.py by name, each made once a session."""
+    import transformers
+    from support.models import ParityModel
+
+    transformers.logging.disable_progress_bar()
+    made: dict[str, ParityModel] = {}
+
+    def get(name: str) -> ParityModel:
+        if name not in made:
+            made[name] = ParityModel.make(name, tmp_path_factory.mktemp("model"))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a model of a few kilobytes, with a tokenizer."""
+    from support.llama_files import write_tiny_llama
+
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
