@@ -62,6 +62,7 @@ contracts: install ## Check which package may import which
 	$(call say,import contracts)
 	$(BIN)/lint-imports
 	$(BIN)/python hack/import_contracts.py
+	$(BIN)/python hack/import_report.py --check
 
 .PHONY: packages
 packages: ## Install the Debian packages that images and the test cluster need (root)
@@ -79,29 +80,27 @@ images: packages $(MODEL) ## Build the container images (5 min from nothing)
 	$(PYTHON) hack/build_images.py
 
 .PHONY: parts
-parts: install model cluster images
+parts: install model cluster images ## What `make e2e` needs: packages, images, programs of the test cluster, model
 
 .PHONY: test
-test: ## Everything that CI runs: style, types, contracts and all tests, on a real cluster too
-	$(call say,Parts (side by side): packages, images, programs of the test cluster, model)
-	$(MAKE) --no-print-directory --jobs=3 parts
-	$(MAKE) --no-print-directory lint types contracts
-	$(call say,All tests)
-	$(BIN)/pytest
-
-.PHONY: e2e
-e2e: ## The tests on a real cluster of two nodes, alone
-	$(MAKE) --no-print-directory --jobs=3 parts
-	$(call say,Tests on a cluster)
-	$(BIN)/pytest tests/cluster tests/images tests/kubernetes
+test: install model lint types contracts ## All tests that need neither root nor Go nor Debian packages; style, types, contracts
+	$(call say,Unit and integration tests)
+	$(BIN)/pytest $(PYTEST_OPTIONS)
 
 .PHONY: test-fast
-test-fast: install ## The inner loop: tests that take less than ten seconds and need no model file and no cluster
-	$(BIN)/pytest -m "not slow and not gpu and not kubernetes" -x -q
+test-fast: install ## The inner loop: the unit tests
+	$(BIN)/pytest tests/unit -x -q $(PYTEST_OPTIONS)
+
+.PHONY: e2e
+e2e: ## All tests that need the cluster, its programs or the images: root, Debian, Go
+	$(call say,Parts (side by side): packages; images; programs of the test cluster; model)
+	$(MAKE) --no-print-directory --jobs=3 parts
+	$(call say,Tests on a real API server and on a real cluster of two nodes)
+	$(BIN)/pytest -m "e2e or control_plane" $(PYTEST_OPTIONS)
 
 .PHONY: test-gpu
 test-gpu: install ## The checks that need a CUDA device
-	$(BIN)/pytest -m gpu
+	$(BIN)/pytest -m gpu $(PYTEST_OPTIONS)
 
 .PHONY: fuzz
 fuzz: install ## Fuzz the frame parser and the weight-file readers, five minutes each
@@ -114,8 +113,8 @@ bench: install model ## Print the figures: the ring beside transformers generate
 	$(BIN)/python -m benchmarks.run $(OPTIONS)
 
 .PHONY: ci
-ci: ## What CI runs
-	@$(MAKE) --no-print-directory test
+ci: ## What CI runs: both; the parts are made beside `make test`
+	@.ci/run
 
 .PHONY: clean
 clean: ## Remove .venv and everything made here, but not the model

@@ -4,7 +4,8 @@
     python hack/import_report.py --root OTHER   # the same of another checkout, also one from before the folders
     python hack/import_report.py --check        # exit 1 if an import runs upwards or in a circle
 
-LAYERS is the one declaration of what lies above what. A module may import from its own layer and from layers below.
+What lies above what is declared in pyproject.toml ([tool.importlinter]). A module may import from its own layer and
+from layers below.
 This script knows nothing of what imports cost when they are executed: that is hack/import_contracts.py.
 """
 
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import sys
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,34 +25,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"languagepipes_api": "api", "languagepipes_operator": "operator", "languagepipes_node": "node"}
 
-# Highest layer first. Modules of one line may import each other (circles are found apart from this). A name stands for
-# the module and all below it; the longest name that fits counts.
-LAYERS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "languagepipes_operator": (
-        ("main", "cli"),
-        ("controller", "handlers"),
-        ("reconcile",),
-        ("status",),
-        ("apply",),
-        ("children",),
-        ("decide",),
-        ("certificates",),
-        ("observe",),
-        ("certificates.authority", "certificates.pem"),
-        ("kube", "planning"),
-        ("settings", "health", "metrics", "names", "digest", "labels", "children.labels"),
-    ),
-    "languagepipes_node": (
-        ("__main__",),
-        ("end_model", "stage", "store"),
-        ("termination",),
-        ("member",),
-        ("model", "wire"),
-        ("weights",),
-        ("model.architecture", "model.errors"),
-        ("net", "health", "metrics", "process"),
-    ),
-}
+
+def declared_layers(root: Path = ROOT) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """The layers of each package, the highest first, as pyproject.toml's import contracts declare them.
+
+    Modules of one layer may import each other here (import-linter judges that; circles are found apart from this). A
+    name stands for the module and all below it; the longest name that fits counts.
+    """
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]
+    return {
+        container: tuple(tuple(re.findall(r"[\w.]+", layer)) for layer in contract["layers"])
+        for contract in settings["contracts"]
+        for container in contract.get("containers", ())
+    }
+
+
+LAYERS = declared_layers()
 
 # The operator's infrastructure: what any operator needs, whatever it serves. Old paths stand beside the new ones, so
 # that numbers of a checkout from before the folders can be compared.
@@ -170,7 +161,11 @@ class Tree:
     @property
     def without_layer(self) -> list[str]:
         """Modules of a package with layers that no layer names; a package's own __init__ needs none."""
-        return [name for name in self.modules if name.split(".")[0] in LAYERS and "." in name and layer(name) is None]
+        return [
+            name
+            for name, module in self.modules.items()
+            if name.split(".")[0] in LAYERS and "." in name and module.lines and layer(name) is None
+        ]
 
     def folders(self) -> dict[str, tuple[int, int]]:
         counted: dict[str, list[int]] = defaultdict(lambda: [0, 0])

@@ -153,7 +153,7 @@ def test_a_cluster_that_stops_leaves_nothing() -> None:
 
 def test_a_cluster_whose_owner_was_killed_is_gone_when_the_next_one_starts(tmp_path: Path) -> None:
     kubeconfig = tmp_path / "kubeconfig"
-    command = [sys.executable, str(Path(__file__).parent), "up", f"--kubeconfig={kubeconfig}"]
+    command = [sys.executable, str(ROOT / "tests" / "cluster"), "up", f"--kubeconfig={kubeconfig}"]
     owner = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     assert eventually(kubeconfig.is_symlink, seconds=120)
     folder = kubeconfig.readlink().parents[1]

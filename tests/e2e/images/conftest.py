@@ -68,7 +68,7 @@ def built() -> Iterator[Callable[[str], Image]]:
     """Images by name, built first where something has changed."""
     missing = [tool for tool in ("buildah", "debootstrap", "unshare") if not shutil.which(tool)]
     if os.geteuid() != 0 or missing:
-        pytest.skip(f"needs root and {', '.join(missing) or 'nothing else'}")
+        pytest.fail(f"needs root and {', '.join(missing) or 'nothing else'}")
     subprocess.run([sys.executable, ROOT / "hack" / "build_images.py"], check=True)
     containers: list[str] = []
 

@@ -11,6 +11,16 @@ from cluster import ControlPlane
 from support.operator_world import World, install_crd
 
 
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make e2e` runs them, and `make test`, which needs no Go, does not."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.control_plane)
+
+
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
     """etcd, API server, scheduler and controller manager, with a node that runs nothing and says it does; each test

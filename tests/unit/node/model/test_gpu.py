@@ -9,7 +9,6 @@ from support.replica import SPLITS, Replica
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
 

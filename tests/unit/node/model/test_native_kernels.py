@@ -9,7 +9,7 @@ import pytest
 import torch
 from languagepipes_node.model import kernels
 
-needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no C compiler at install, or a CPU without AVX2")
+needs_kernels = pytest.mark.native
 
 
 def test_it_was_built_wherever_there_is_a_compiler_and_a_cpu_for_it() -> None:

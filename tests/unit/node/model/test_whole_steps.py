@@ -14,7 +14,7 @@ from languagepipes_node.model.linear import WHOLE, always
 from support.models import MODELS, ParityModel
 from support.replica import SPLITS, Replica
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="no C compiler at install, or a CPU without AVX2")
+pytestmark = pytest.mark.native
 
 
 @pytest.fixture(params=[2, 3], ids=["AVX2", "AVX-512"], autouse=True)
