@@ -261,5 +261,5 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
 def _member(identity: Identity) -> str:
     """A bounded label: replicas and stages are bounded by the plan."""
     if identity.role == "stage":
-        return f"chain-{identity.replica}/stage-{identity.index}"
-    return f"chain-{identity.replica}/end-model" if identity.role == "end-model" else identity.role
+        return f"replica-{identity.replica}/stage-{identity.index}"
+    return f"replica-{identity.replica}/end-model" if identity.role == "end-model" else identity.role

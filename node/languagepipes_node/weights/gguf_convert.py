@@ -2,7 +2,8 @@
 
     python -m languagepipes_node.weights.gguf_convert FILE --dtype bfloat16 --output DIR
 
-Tensors are dequantised a few rows at a time with the gguf library, so memory stays bounded however large the model is.
+Tensors are dequantised a few rows at a time with the gguf library and written as they come, so memory stays bounded
+however large the model is: safetensors' own writer wants all tensors in memory (docs/decisions/0005-http-clients.md).
 The directory appears complete or not at all. `converted_name` keys it by (digest, converter version, dtype).
 """
 

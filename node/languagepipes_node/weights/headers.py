@@ -3,7 +3,8 @@
 Format: https://huggingface.co/docs/safetensors/index#format. Eight bytes (little-endian length of the header), a JSON
 object, then one buffer. Each entry names a dtype, a shape and offsets into that buffer. Files with gaps, overlaps,
 trailing bytes, duplicate keys or sizes that contradict shape × dtype are refused, and so is everything that could be a
-pickle. This module opens no file and knows no directory: it is given bytes and sizes.
+pickle. This module opens no file and knows no directory: it is given bytes and sizes, since stages read ranges over the
+wire and the safetensors library reads whole files (docs/decisions/0005-http-clients.md).
 """
 
 from __future__ import annotations

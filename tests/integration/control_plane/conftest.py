@@ -10,7 +10,6 @@ import pytest
 from cluster import ControlPlane
 from support.operator_world import World, install_crd
 
-
 HERE = Path(__file__).parent
 
 

@@ -59,4 +59,8 @@ def _narrow(chat: dict[str, Any], completion: dict[str, Any], service: Service) 
                 fields[name]["anyOf"][0]["maximum"] = service.max_context_length - 1
     variables = sorted(settable_variables(service.text))
     template_variables = chat["chat_template_kwargs"]["anyOf"][0]
-    template_variables |= {"propertyNames": {"enum": variables}} if variables else {"maxProperties": 0}
+    # A null counts as absent, whatever its name, and is not counted.
+    template_variables.pop("maxProperties", None)
+    value, absent = template_variables["additionalProperties"], {"type": "null"}
+    template_variables["properties"] = {name: {"anyOf": [value, absent]} for name in variables}
+    template_variables["additionalProperties"] = absent
