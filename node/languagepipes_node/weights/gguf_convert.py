@@ -24,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
+from safetensors import SafetensorError, safe_open
 
 from languagepipes_node.weights.directory import read_file_range
-from languagepipes_node.weights.errors import FileNotFoundAtSource, NoSpace, UnsupportedFile, WeightsError
+from languagepipes_node.weights.errors import BrokenFile, FileNotFoundAtSource, NoSpace, UnsupportedFile, WeightsError
 from languagepipes_node.weights.gguf_config import Conversion, ConversionPlan, plan_conversion
 from languagepipes_node.weights.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from languagepipes_node.weights.gguf_tokenizer import build_tokenizer
@@ -79,6 +80,7 @@ def convert(file: Path, output: Path, *, dtype: str, progress: Callable[[int], N
         _write_text(partial / "tokenizer.json", tokenizer)
         _write_text(partial / "tokenizer_config.json", _json(tokenizer_config))
         _write_weights(file, partial / SINGLE_FILE, plan, dtype, progress)
+        _check_written(partial / SINGLE_FILE, plan)
         _sync_directory(partial)
         _put_in_place(partial, output)
     except OSError as error:
@@ -149,6 +151,17 @@ def _write_weights(
                 progress(len(data))
         out.flush()
         os.fsync(out.fileno())
+
+
+def _check_written(target: Path, plan: ConversionPlan) -> None:
+    """Raises BrokenFile unless the safetensors library finds each tensor in its shape. Reads the header alone."""
+    try:
+        with safe_open(target, framework="numpy") as written:
+            found = {name: tuple(written.get_slice(name).get_shape()) for name in written.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise BrokenFile(f"{target.name}: the safetensors library cannot read what was converted: {error}") from error
+    if found != {conversion.name: tuple(conversion.shape) for conversion in plan.tensors}:
+        raise BrokenFile(f"{target.name}: the converted file does not hold the tensors that it should")
 
 
 def _chunks(mapped: mmap.mmap, conversion: Conversion) -> Iterator[npt.NDArray[np.float32]]:

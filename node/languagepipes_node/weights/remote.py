@@ -2,6 +2,9 @@
 
 A store that is away, busy with a download or restarted is waited out with back-off; one that failed for good, or that
 is not this pipe's, ends the wait with its reason. Not thread-safe: one client a loading thread.
+
+http.client and not httpx2, the node's other HTTP client: it reads straight into a tensor's memory, and a range takes
+1.8 times as long without that (docs/decisions/0005-http-clients.md).
 """
 
 from __future__ import annotations
