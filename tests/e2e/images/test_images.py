@@ -139,7 +139,8 @@ def test_our_own_code_is_the_last_layer_and_torch_an_early_one(node):
 
 
 def test_the_operator_image_is_small_and_has_nothing_of_the_node(operator):
-    assert operator.bytes < 260e6
+    # 74 MB of them are the package kubernetes, which has a client with threads and one for asyncio.
+    assert operator.bytes < 280e6
     for package in ("torch", "numpy", "transformers", "languagepipes_node"):
         assert not operator.find(f"{SITE}/{package}")
     assert not operator.find(f"{SITE}/nvidia*")
