@@ -17,6 +17,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
             self._refuse(address)
             super().connect(address)
 
+        def connect_ex(self, address: Any, /) -> int:
+            self._refuse(address)
+            return super().connect_ex(address)
+
         def bind(self, address: Any, /) -> None:
             self._refuse(address)
             super().bind(address)
@@ -27,4 +31,3 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
             )
 
     monkeypatch.setattr(socket, "socket", NoNetwork)
-    return
