@@ -471,6 +471,18 @@ CASES = (
         ),
     ),
     Case(
+        "a crash loop for want of a module",
+        stage_ends(
+            code=1,
+            message="MissingModule: the node image lacks the Python module transformers: use an image built from this "
+            "version's Dockerfile.node",
+            restarts=4,
+            back_off=True,
+        ),
+        "CrashLoopBackOff",
+        ("MissingModule: the node image lacks the Python module transformers", "Dockerfile.node"),
+    ),
+    Case(
         "the third start of a crash loop",
         stage_ends(code=1, restarts=3),
         "CrashLoopBackOff",
