@@ -85,7 +85,7 @@ parts: install model cluster images ## What `make e2e` needs: packages, images, 
 .PHONY: test
 test: install model lint types contracts ## All tests that need neither root nor Go nor Debian packages; style, types, contracts
 	$(call say,Unit and integration tests)
-	$(BIN)/pytest $(PYTEST_OPTIONS)
+	$(BIN)/pytest tests/unit tests/integration $(PYTEST_OPTIONS)
 
 .PHONY: test-fast
 test-fast: install ## The inner loop: the unit tests

@@ -70,8 +70,8 @@ CASES = {
     "no-such-secret": Case(
         {"server": {"apiKeysSecretRef": {"name": "absent"}}},
         "MissingSecret",
-        r"the End Model: there is no Secret absent in the pipe's namespace, which spec\.server\.apiKeysSecretRef "
-        r"names: create it, or correct the field",
+        r"the End Model: spec\.server\.apiKeysSecretRef names the Secret absent, which does not exist in the pipe's "
+        r"namespace: create it, or correct the field",
     ),
     "no-such-class": Case(
         {"cache": {"size": "1Gi", "storageClassName": "absent"}},
@@ -82,8 +82,8 @@ CASES = {
     "no-such-token": Case(
         {"model": {"source": "hf://owner/model", "tokenSecretRef": {"name": "absent", "key": "token"}}},
         "MissingSecret",
-        r"the weights store: there is no Secret absent in the pipe's namespace, which spec\.model\.tokenSecretRef "
-        r"names: create it, or correct the field",
+        r"the weights store: spec\.model\.tokenSecretRef names the Secret absent, which does not exist in the pipe's "
+        r"namespace: create it, or correct the field",
     ),
     "no-such-key": Case(
         {"model": {"source": "hf://owner/model", "tokenSecretRef": {"name": "token", "key": "absent"}}},
@@ -205,8 +205,8 @@ def test_a_stage_that_takes_more_memory_than_its_limit(kubectl: Kubectl) -> None
             kubectl,
             "out-of-memory",
             "OOMKilled",
-            rf"stage stage-1: its container needed more than its memory limit of {re.escape(limit)} and was ended: "
-            r"raise memory in its template, or use more stages or a shorter spec\.model\.maxContextLength",
+            rf"stage stage-1: its container needed more than its memory limit of {re.escape(limit)}, and the kernel "
+            r"stopped it: raise memory in its template, or use more stages or a shorter spec\.model\.maxContextLength",
             seconds=30,
         )
     finally:
@@ -228,9 +228,9 @@ def test_a_namespace_whose_quota_is_used_up(new_namespace: Callable[[str], Kubec
         kubectl,
         "over-quota",
         "QuotaExceeded",
-        r"stage stage-1: its pod is over the namespace's ResourceQuota \(exceeded quota: small, requested: "
-        r"limits\.memory=\S+, used: limits\.memory=2Gi, limited: limits\.memory=2100Mi\): raise the quota, or ask for "
-        r"fewer replicas, fewer stages or less in their templates",
+        r"stage stage-1: its pod exceeds the namespace's ResourceQuota \(exceeded quota: small, requested: "
+        r"limits\.memory=\S+, used: limits\.memory=2Gi, limited: limits\.memory=2100Mi\): raise the quota, or use "
+        r"fewer replicas, fewer stages, or less resources in their templates",
     )
     kubectl("delete", "lp", "over-quota", "--wait=true", "--timeout=60s")
 
@@ -252,8 +252,8 @@ def test_a_pod_that_a_policy_changes_below_the_namespaces_security_level(
             "unsafe",
             "PodSecurityDenied",
             r"the weights store: its pod is refused by the namespace's Pod Security level \(.*violates PodSecurity "
-            r'"restricted:latest": host namespaces \(hostNetwork=true\).*\): it meets restricted as the operator makes '
-            r"it; look for a mutating webhook that adds to it",
+            r'"restricted:latest": host namespaces \(hostNetwork=true\).*\): the operator creates pods that meet the '
+            r"level restricted; find the mutating webhook that changes them",
         )
         kubectl("delete", "lp", "unsafe", "--wait=true", "--timeout=60s")
     finally:
@@ -381,8 +381,8 @@ def test_a_stage_in_a_crash_loop_tells_its_termination_message(kubectl: Kubectl,
             kubectl,
             "false-promise",
             "CrashLoopBackOff",
-            r"stage gpu: its container ended with exit code \d+ \(Error\) again and again; "
-            r"its termination message: .*GPU.*; "
+            r"stage gpu: its container ended with exit code \d+ \(Error\) repeatedly; "
+            r"termination message: .*GPU.*; "
             r"see kubectl logs false-promise-\S+ --previous",
             seconds=180,
         )
@@ -409,8 +409,8 @@ def test_another_mans_service_of_the_same_name_is_left_alone(kubectl: Kubectl) -
             kubectl,
             "taken",
             "NameConflict",
-            r"Service taken, a name that the pipe needs, belongs to somebody else: delete or rename it \(kubectl "
-            r"delete service taken\), or give the pipe another name",
+            r"Service taken does not belong to the pipe, and the pipe needs an object of this name: delete the object "
+            r"\(kubectl delete service taken\) or rename it, or give the pipe another name",
         )
         assert kubectl.get("service", "taken")["spec"]["selector"] == {"theirs": "yes"}
         assert "ownerReferences" not in kubectl.get("service", "taken")["metadata"]
