@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from support import greedy
 from support.greedy import QUESTIONS
@@ -67,8 +68,6 @@ def private_bytes(pid: int) -> int:
 
 def test_a_stage_stays_within_its_weights_its_kv_and_the_stated_overhead(smollm2: Up) -> None:
     import json
-
-    import psutil
 
     plan = json.loads(
         subprocess.run(
