@@ -62,7 +62,7 @@ class Applier:
         self._caches = caches
         # Applied, and yet the live object differs: a default that `drift` does not know. By UID, (what was asked,
         # what was there afterwards): not tried again until either changes.
-        self._settled: dict[str, tuple[str, str]] = {}
+        self._unrepairable: dict[str, tuple[str, str]] = {}
 
     def pending(self, wanted: Iterable[Manifest], uid: str) -> list[Manifest]:
         """Those that are not as wanted, in the order of writing. Costs no request."""
@@ -106,7 +106,7 @@ class Applier:
                 applied.non_blocking_errors.append(f"{title(item)}: {error}")
                 continue
             self._caches.of(kind, metadata["namespace"]).drop(key_of(item), metadata["uid"])
-            self._settled.pop(metadata["uid"], None)
+            self._unrepairable.pop(metadata["uid"], None)
             applied.writes.append(f"delete {title(item)}")
 
     def _differs(self, manifest: Manifest, uid: str) -> bool:
@@ -115,7 +115,7 @@ class Applier:
             return True
         if not differences(manifest, live):
             return False
-        return self._settled.get(live["metadata"]["uid"]) != (_hash_of(manifest), _fingerprint(live))
+        return self._unrepairable.get(live["metadata"]["uid"]) != (_hash_of(manifest), _fingerprint(live))
 
     async def _write(self, manifest: Manifest, uid: str, applied: Applied) -> None:
         kind, metadata = _kind(manifest), manifest["metadata"]
@@ -146,9 +146,9 @@ class Applier:
             raise ConflictError(f"{title(manifest)} changed before it was applied") from error
         cache.remember(after)
         applied.writes.append(f"apply {title(manifest)}")
-        self._settled.pop(after["metadata"]["uid"], None)
+        self._unrepairable.pop(after["metadata"]["uid"], None)
         if differences(manifest, after):
-            self._settled[after["metadata"]["uid"]] = (_hash_of(manifest), _fingerprint(after))
+            self._unrepairable[after["metadata"]["uid"]] = (_hash_of(manifest), _fingerprint(after))
 
     async def _count_as_applied(self, live: Manifest, kind: Kind) -> None:
         """Count what our create set as applied, so that the next apply removes what is no longer wanted.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from languagepipes_operator.children import budget, end_model, plan_config, policies, services, stage, store
 from languagepipes_operator.children.deployments import deployment_of
-from languagepipes_operator.decide.decision import Decision
+from languagepipes_operator.decide.decision import Decision, DeploymentDecision
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.observe.stored_plans import StoredPlan
@@ -33,7 +33,7 @@ def _of_the_pipe(snapshot: Snapshot, decision: Decision, settings: OperatorSetti
         policies.store_policy(snapshot, settings) if snapshot.pipe.spec.network_policy.enabled else None,
         deployment_of(
             decision.store,
-            lambda: store.store_deployment(snapshot, decision.store, settings, revision=decision.store_revision),
+            lambda decided: store.store_deployment(snapshot, decided, settings, revision=decision.store_revision),
         ),
     ]
     return [manifest for manifest in found if manifest is not None]
@@ -50,7 +50,9 @@ def _of_the_plan(
     ]
     if snapshot.pipe.spec.network_policy.enabled:
         found += policies.ring_policies(snapshot, plan)
-    for member in decision.members:
-        make = stage.stage_deployment if member.identity.role == "stage" else end_model.end_model_deployment
-        found.append(deployment_of(member, lambda: make(snapshot, plan, member, settings)))  # noqa: B023 (called at once)
-    return found
+
+    def member_deployment(decided: DeploymentDecision) -> Manifest:
+        make = stage.stage_deployment if decided.identity.role == "stage" else end_model.end_model_deployment
+        return make(snapshot, plan, decided, settings)
+
+    return found + [deployment_of(member, member_deployment) for member in decision.members]

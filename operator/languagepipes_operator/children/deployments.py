@@ -10,12 +10,12 @@ from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.names import ANNOTATION_INPUTS, ANNOTATION_RENDERED
 
 
-def deployment_of(decided: DeploymentDecision, render: Callable[[], Manifest]) -> Manifest:
+def deployment_of(decided: DeploymentDecision, render: Callable[[DeploymentDecision], Manifest]) -> Manifest:
     """render: makes the manifest without those annotations; called only where a new one is needed."""
     last = decided.last_applied
     if last is not None:
         return _annotated(last.manifest, decided.inputs, last.packed)
-    manifest = render()
+    manifest = render(decided)
     return _annotated(manifest, decided.inputs, pack(manifest))
 
 

@@ -254,9 +254,9 @@ def _by_object(events: Sequence[Manifest]) -> dict[str, tuple[Manifest, ...]]:
 
 
 def _trimmed_event(event: Manifest) -> Manifest:
-    kept = ("involvedObject", "type", "reason", "message", "series", "count", "lastTimestamp", "eventTime", "source")
+    fields = ("involvedObject", "type", "reason", "message", "series", "count", "lastTimestamp", "eventTime", "source")
     metadata = {key: value for key, value in event["metadata"].items() if key in ("name", "creationTimestamp")}
-    return {"metadata": metadata, **{key: event[key] for key in kept if key in event}}
+    return {"metadata": metadata, **{key: event[key] for key in fields if key in event}}
 
 
 def _event_time(event: Manifest) -> str:

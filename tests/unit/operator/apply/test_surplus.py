@@ -38,3 +38,24 @@ def test_authorities_that_are_no_longer_trusted_are_pruned(planned: bool) -> Non
 
     assert pruned(old) == []
     assert pruned(settings(hub_ca_bundle=authorities("another"))) == [config_map]
+
+
+def test_without_a_plan_an_older_plans_replicas_stay() -> None:
+    snapshot = pipe_snapshot()
+    live = living(snapshot, rendered(snapshot))
+    wanted = store_children(live, settings())
+
+    unplanned = surplus_children(wanted, live.children, planned=False)
+    planned = surplus_children(wanted, live.children, planned=True)
+
+    assert unplanned == []
+    assert {each["metadata"]["labels"]["languagepipes.io/role"] for each in planned} >= {"stage", "end-model", "plan"}
+
+
+def test_a_child_that_is_being_deleted_is_not_deleted_again() -> None:
+    snapshot = pipe_snapshot(replicas=0)
+    live = living(snapshot, rendered(pipe_snapshot()))
+    for deployment in live.children.deployments.values():
+        deployment["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
+
+    assert of_kind(surplus_children(rendered(live), live.children, planned=True), "Deployment") == []
