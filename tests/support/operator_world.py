@@ -205,7 +205,10 @@ class World:
         """A real store with the pipe's certificate, at an address that its pod then has."""
         where = namespace or self.namespace
         labels = f"languagepipes.io/pipe={pipe},{LABEL_ROLE}=store"
-        pod = eventually(lambda: self.list("Pod", labels=labels, namespace=where), what="the store's pod")[0]
+        # The controller manager makes the pod. After an API server that was away it waits up to half a minute before it
+        # watches again.
+        pods = eventually(lambda: self.list("Pod", labels=labels, namespace=where), seconds=90, what="the store's pod")
+        pod = pods[0]
         secret = next(
             item
             for item in self.list("Secret", labels=labels, namespace=where)
