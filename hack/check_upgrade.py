@@ -25,12 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from cluster import Cluster, programs  # noqa: E402
-from support import installation  # noqa: E402
 from support.installation import Installation  # noqa: E402
 from support.kubectl import Kubectl  # noqa: E402
 from support.serving import Client, Images, fill_claim, pipe, wait_ready  # noqa: E402
 
-CHART = ROOT / "charts" / "languagepipes"
 OLD_TAG = "before"
 WATCHED_SECONDS = 120.0
 QUESTION = "What is the capital of France?"
@@ -62,8 +60,7 @@ def upgrade(admin: Kubectl, old_chart: Path, old: Images, new: Images) -> int:
     """Install the old version, wait until its pipe serves, upgrade, and watch its pods."""
     admin.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "upgrade"}})
     kubectl = admin.within("upgrade")
-    installation.CHART = old_chart
-    Installation(admin, programs.helm(), old).install()
+    Installation(admin, programs.helm(), old, chart=old_chart).install()
     fill_claim(kubectl, new)
     kubectl.apply(pipe())
     status = wait_ready(kubectl)["status"]
@@ -86,7 +83,6 @@ def upgrade(admin: Kubectl, old_chart: Path, old: Images, new: Images) -> int:
 
     asking = threading.Thread(target=keep_asking)
     asking.start()
-    installation.CHART = CHART
     upgraded = Installation(admin, programs.helm(), new)
     # helm never changes a CRD that it installed from crds/; this chart has it as a template.
     upgraded.install()

@@ -21,9 +21,9 @@ PODS = "app.kubernetes.io/name=languagepipes,app.kubernetes.io/component=operato
 class Installation:
     """One release of the chart. `kubectl` reaches the release's namespace."""
 
-    def __init__(self, kubectl: Kubectl, helm: Path, images: Images) -> None:
+    def __init__(self, kubectl: Kubectl, helm: Path, images: Images, *, chart: Path = CHART) -> None:
         self.kubectl = kubectl.within(NAMESPACE)
-        self._helm, self._images = helm, images
+        self._helm, self._images, self._chart = helm, images, chart
 
     def helm(self, *arguments: str, timeout_seconds: float = 300) -> str:
         """What helm prints. Raises CommandFailed."""
@@ -42,7 +42,7 @@ class Installation:
     def install(self, *arguments: str) -> str:
         """`helm upgrade --install`, back when the operator is ready."""
         return self.helm(
-            *("upgrade", "--install", RELEASE, str(CHART), "--create-namespace", "--wait", "--timeout", "3m"),
+            *("upgrade", "--install", RELEASE, str(self._chart), "--create-namespace", "--wait", "--timeout", "3m"),
             *self._values(),
             *arguments,
         )

@@ -21,10 +21,9 @@ from cluster import ControlPlane
 from languagepipes_api.names import LABEL_ROLE
 
 from support import waiting
-from support.paths import ROOT
+from support.paths import CRD
 
 Object = dict[str, Any]
-CRD = ROOT / "crds" / "languagepipes.io_languagepipes.yaml"
 PIPES = "/apis/languagepipes.io/v1alpha1/namespaces/{namespace}/languagepipes"
 COLLECTIONS = {
     "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",

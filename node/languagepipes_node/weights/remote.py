@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from languagepipes_api.facts import ModelFacts
 
+from languagepipes_node.net.addresses import split_address
 from languagepipes_node.net.dialling import connect
 from languagepipes_node.net.errors import TlsError
 from languagepipes_node.net.tls import TlsFiles, peer_identity
@@ -63,8 +64,7 @@ class StoreClient:
         moving: Callable[[], None] = lambda: None,
         waiting: Callable[[str], None] = lambda _: None,
     ) -> None:
-        host, _, port = address.rpartition(":")
-        self._host, self._port = host.strip("[]"), int(port)
+        self._host, self._port = split_address(address)
         self._address = address
         self._tls = tls
         self._pipe = pipe

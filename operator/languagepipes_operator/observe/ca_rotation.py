@@ -6,9 +6,9 @@ import base64
 import binascii
 from collections.abc import Mapping
 
-from cryptography import x509
 from languagepipes_api.names import LABEL_ROLE, TLS_CA_FILE
 
+from languagepipes_operator.certificates.pem import read_certificates
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import label
 
@@ -22,6 +22,6 @@ def _bundle_size(secret: Manifest) -> int:
     """0 if it cannot be read."""
     try:
         pem = base64.b64decode((secret.get("data") or {}).get(TLS_CA_FILE, ""), validate=True)
-        return len(x509.load_pem_x509_certificates(pem))
     except (binascii.Error, ValueError, TypeError):
         return 0
+    return len(read_certificates(pem))

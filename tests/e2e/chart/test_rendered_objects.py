@@ -11,6 +11,7 @@ from languagepipes_operator.certificates.authority import new_ca
 from languagepipes_operator.children.labels import OPERATOR_LABELS
 from languagepipes_operator.settings import PREFIX, OperatorSettings
 from support.helm_chart import EVERYTHING, NAMESPACE, OPERATOR, ROOT, VARIANTS, Manifest, Objects, render
+from support.paths import CRD
 from support.permissions import IN_A_NAMESPACE, LEASE, NODES, Permission
 
 
@@ -300,7 +301,7 @@ def test_selectors_hold_nothing_that_an_upgrade_changes() -> None:
 
 def test_the_crd_is_that_of_the_repository_and_kept() -> None:
     crd = render().one("CustomResourceDefinition")
-    original = yaml.safe_load((ROOT / "crds" / "languagepipes.io_languagepipes.yaml").read_text())
+    original = yaml.safe_load(CRD.read_text())
 
     assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
     assert crd["metadata"].pop("labels")

@@ -20,10 +20,9 @@ from cluster import Cluster, programs
 from support import greedy
 from support.installation import Installation
 from support.kubectl import Kubectl
-from support.paths import ROOT
+from support.paths import ROOT, SMOLLM2
 from support.serving import Client, Images, fill_claim, pipe, wait_ready
 
-MODEL = ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAMES = ("node", "operator", "client", "models")
 
 
@@ -137,5 +136,5 @@ def client(home: Kubectl, images: Images) -> Client:
 @pytest.fixture(scope="session")
 def greedy_answers() -> list[str]:
     """What unsplit transformers answers in float32, reading the same GGUF file by its own code."""
-    assert MODEL.exists(), f"{MODEL.relative_to(ROOT)} is not there: run `make model`"
-    return greedy.answers(MODEL)
+    assert SMOLLM2.exists(), f"{SMOLLM2.relative_to(ROOT)} is not there: run `make model`"
+    return greedy.answers(SMOLLM2)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 from cluster import ControlPlane
-from support.operator_world import CRD, World, eventually, install_crd, settled
+from support.operator_world import World, eventually, install_crd, settled
+from support.paths import CRD
 
 LEADER = "languagepipes_operator_leader"
 

@@ -15,11 +15,10 @@ from pathlib import Path
 import yaml
 from aiohttp import ClientSession, web
 from languagepipes_api.names import API_GROUP, API_VERSION, KIND
-from support.paths import ROOT
+from support.paths import CRD
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Scene = Callable[["Process"], Awaitable[None]]
-CRD = ROOT / "crds" / "languagepipes.io_languagepipes.yaml"
 PIPES = f"/apis/{API_GROUP}/{API_VERSION}/namespaces/n/languagepipes"
 
 

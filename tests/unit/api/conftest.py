@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import yaml
 from support.crd_judge import ApiServer, Json
-from support.paths import ROOT
+from support.paths import CRD
 
 
 @pytest.fixture(scope="session")
 def crd() -> Json:
-    return yaml.safe_load((ROOT / "crds" / "languagepipes.io_languagepipes.yaml").read_text())
+    return yaml.safe_load(CRD.read_text())
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ from languagepipes_api.status import LanguagePipeStatus
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from support.paths import ROOT
+from support.paths import CRD, ROOT
 
-FILE = ROOT / "crds" / "languagepipes.io_languagepipes.yaml"
+FILE = CRD
 Json = Any
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
+from languagepipes_node.net.addresses import address_family
+
 log = logging.getLogger(__name__)
 
 # A burst of clients waits in the kernel rather than being refused (Linux caps this at net.core.somaxconn).
@@ -29,10 +31,11 @@ class ApiServer:
     def __init__(self, app: FastAPI, listen: str, *, drain_seconds: int = 25) -> None:
         host, _, port = listen.rpartition(":")
         host = host.strip("[]") or "0.0.0.0"  # noqa: S104 (a pod serves its network)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # All addresses means both families, as for every other port of a member.
         both = host == "::" and socket.has_dualstack_ipv6()
-        self._socket = socket.create_server((host, int(port)), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+        self._socket = socket.create_server(
+            (host, int(port)), family=address_family(host), backlog=_BACKLOG, dualstack_ipv6=both
+        )
         config = uvicorn.Config(
             app,
             loop="uvloop",
