@@ -55,13 +55,18 @@ class StageLoop:
         inbound = self._communicator.receive(_IDLE_SECONDS)
         if inbound is None:
             return False
+        if not self._communicator.computes(inbound):
+            self._communicator.forward(inbound, b"", 0)
+            return True
         self._watchdog.expect("computing a frame", COMPUTING_SECONDS)
         started = time.perf_counter()
         hidden = tensor_from(
             inbound.hidden, dtype=self._dtype, width=self._hidden_size, device=self._stack.device
         )  # [tokens, hidden]
         hidden = self._stack.run(hidden, inbound.batch)
-        if self._rows_only:
+        if not self._communicator.rows_forward(inbound):
+            hidden = hidden[:0]  # a replay ends here, or a chunk of which no row is wanted
+        elif self._rows_only:
             rows = torch.from_numpy(inbound.batch.rows).to(hidden.device)
             hidden = hidden.index_select(0, rows)  # [rows, hidden]
         data = bytes_of(hidden)
