@@ -43,12 +43,16 @@ class LinkLost(WireError):
 
 
 class RingDown(WireError):
-    """The ring is not whole. `code` is a machine reason (see close.CLOSE_CODES); the text is the root cause."""
+    """The ring is not whole. `code` is a machine reason (see close.CLOSE_CODES); the text is the root cause.
 
-    def __init__(self, reason: str, code: str = "lost") -> None:
+    step: with code "step_failed", the step that a member could not compute.
+    """
+
+    def __init__(self, reason: str, code: str = "lost", step: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.code = code
+        self.step = step
 
 
 class SupersededError(WireError):

@@ -12,7 +12,7 @@ from languagepipes_api.plan import Plan
 from languagepipes_node.metrics import EPOCH
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.close import Close
+from languagepipes_node.wire.close import Close, close
 from languagepipes_node.wire.communicator import Communicator, CommunicatorState, RingSession, as_bytes, send_frame
 from languagepipes_node.wire.epochs import validate_hello
 from languagepipes_node.wire.errors import LinkLost
@@ -155,6 +155,13 @@ class StageCommunicator(Communicator):
                 self._end(session, lost.close_reason)
         finally:
             inbound.release()
+
+    def fail(self, inbound: Inbound, message: str) -> None:
+        """End the epoch because this member cannot compute the step, and release its slot. The End Model learns which
+        step it was. message: no text, no hidden state. This member goes on with the next epoch.
+        """
+        self._end(inbound.session, close(self._ring.me, "step_failed", message, step=inbound.step))
+        inbound.release()
 
     def close(self) -> None:
         """Leave the ring, with a reason to both neighbours, and stop listening. Only once the ring thread ended."""
