@@ -84,6 +84,15 @@ class StageLoop:
             while not stopping.is_set():
                 self.step()
 
+    def drain(self, until: float) -> None:
+        """Accept no other epoch, and serve the present one until the End Model closes it, at most until this time of
+        the monotonic clock. Returns at once if there is none. Raises DeviceFailed.
+        """
+        self._communicator.leave()
+        with torch.inference_mode():
+            while self._communicator.state.epoch is not None and time.monotonic() < until:
+                self.step()
+
     def step(self) -> bool:
         """Receive, run and send one frame. False if none came within a moment."""
         self._watchdog.expect("the ring thread", WAITING_SECONDS)
