@@ -151,19 +151,21 @@ def build_ring(
     stack: ExitStack,
     *,
     timing: Timing = FAST,
+    through: Callable[[str], str] = lambda address: address,
     **stage_options: object,
 ) -> RunningRing:
-    """All members of a plan in this process, not connected yet."""
+    """All members of a plan in this process, not connected yet. through: where a member dials its successor's address,
+    e.g. at a relay in front of it."""
     count = len(plan.stages) + 1
     addresses = free_addresses(transports(0), count)
     end = EndModelCommunicator(
-        identity(0), plan, None, addresses[0], addresses[1], timing=timing, transport=transports(0)
+        identity(0), plan, None, addresses[0], through(addresses[1]), timing=timing, transport=transports(0)
     )
     stack.callback(end.close)
     loops = []
     for index in range(1, count):
         communicator = StageCommunicator(
-            identity(index), plan, None, addresses[index], addresses[(index + 1) % count],
+            identity(index), plan, None, addresses[index], through(addresses[(index + 1) % count]),
             timing=timing, transport=transports(index),
         )  # fmt: skip
         loop = StageLoop(communicator, **stage_options)  # type: ignore[arg-type]

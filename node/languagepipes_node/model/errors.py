@@ -5,6 +5,7 @@ ModelError
 ├── WrongWeights         a tensor is missing or is not what the architecture needs
 ├── UnsupportedModel     the architecture cannot be computed here
 ├── OutOfMemory          the KV cache or the weights cannot be allocated
+├── DeviceFailed         the GPU takes no more work from this process
 └── BatchError           a micro-batch names blocks, positions or rows that do not exist here
 """
 
@@ -25,6 +26,10 @@ class UnsupportedModel(ModelError):
 
 class OutOfMemory(ModelError):
     """An allocation failed; the message says how many bytes were asked for."""
+
+
+class DeviceFailed(ModelError):
+    """An error on the device that outlasts the step (CUDA calls it sticky): only a new process gets a working one."""
 
 
 class BatchError(ModelError):

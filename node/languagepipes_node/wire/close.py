@@ -5,7 +5,7 @@ It knows neither frames nor what to do with a close reason: that is decided in `
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,6 +32,7 @@ CloseCode = Literal[
     "superseded",
     "shutdown",
     "deadline",
+    "step_failed",
 ]
 CLOSE_CODES: tuple[str, ...] = get_args(CloseCode)
 
@@ -45,8 +46,12 @@ class Message(BaseModel):
 
     def pack(self) -> bytes:
         """The message as msgpack."""
-        packed: bytes = msgpack.packb(self.model_dump(by_alias=True), use_bin_type=True)
+        packed: bytes = msgpack.packb(self.fields(), use_bin_type=True)
         return packed
+
+    def fields(self) -> dict[str, Any]:
+        """What is packed, by the names on the wire."""
+        return self.model_dump(by_alias=True)
 
 
 class Close(Message):
@@ -54,7 +59,7 @@ class Close(Message):
     cause.
 
     member: who noticed, for people. seen_counter, seen_id: with stale_epoch and superseded, the epoch that
-    holds.
+    holds. step: with step_failed, the step that this member could not compute; 0 otherwise, and then not packed.
     """
 
     code: CloseCode
@@ -64,6 +69,13 @@ class Close(Message):
     message: Annotated[str, Field(min_length=1, max_length=400)]
     seen_counter: Counter = 0
     seen_id: EightBytes = NO_EPOCH.id
+    step: Counter = 0
+
+    def fields(self) -> dict[str, Any]:
+        fields = super().fields()
+        if not self.step:  # as it was before there was such a field
+            del fields["step"]
+        return fields
 
     @property
     def seen(self) -> Epoch:
@@ -73,7 +85,7 @@ class Close(Message):
         return f"{self.member}: {self.message}"
 
 
-def close(member: RingMember, code: CloseCode, message: str, seen: Epoch = NO_EPOCH) -> Close:
+def close(member: RingMember, code: CloseCode, message: str, seen: Epoch = NO_EPOCH, *, step: int = 0) -> Close:
     """A Close in a member's name; a message that is too long is cut."""
     return Close(
         code=code,
@@ -81,4 +93,5 @@ def close(member: RingMember, code: CloseCode, message: str, seen: Epoch = NO_EP
         message=message if len(message) <= 400 else message[:399] + "…",
         seen_counter=seen.counter,
         seen_id=seen.id,
+        step=min(step, 2**63 - 1),
     )

@@ -158,7 +158,7 @@ class EndModelCommunicator(Communicator):
                 raise SupersededError(str(close_reason))
             if decision is Decision.GIVE_UP or time.monotonic() >= deadline:
                 break
-        raise RingDown(str(close_reason), close_reason.code)
+        raise RingDown(str(close_reason), close_reason.code, close_reason.step or None)
 
     def _open(self, session: RingSession, deadline: float) -> RingInfo:
         with self._lock:
@@ -290,7 +290,7 @@ class EndModelCommunicator(Communicator):
         close_reason = session.lost or self._close_reason("lost", "the ring was lost")
         if self._epochs.decide(close_reason, opened=session.epoch) is Decision.EXIT:
             raise SupersededError(str(close_reason))
-        raise RingDown(str(close_reason), close_reason.code)
+        raise RingDown(str(close_reason), close_reason.code, close_reason.step or None)
 
     def _on_lost(self, session: RingSession) -> None:
         self._queue.put(_SessionLost(session))

@@ -43,11 +43,12 @@ class LinkLost(WireError):
 
 
 class RingDown(WireError):
-    """The ring is not whole. `code` is a machine reason (see close.CLOSE_CODES); the text is the root cause. `step`:
-    with "step_failed", the step that a member could not compute.
+    """The ring is not whole. `code` is a machine reason (see close.CLOSE_CODES); the text is the root cause.
+
+    step: with code "step_failed", the step that a member could not compute.
     """
 
-    def __init__(self, reason: str, code: str = "lost", *, step: int | None = None) -> None:
+    def __init__(self, reason: str, code: str = "lost", step: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.code = code

@@ -11,7 +11,7 @@ from languagepipes_api.plan import Plan
 
 from languagepipes_node.metrics import EPOCH
 from languagepipes_node.net.tls import TlsFiles
-from languagepipes_node.wire.close import Close
+from languagepipes_node.wire.close import Close, close
 from languagepipes_node.wire.communicator import Communicator, CommunicatorState, RingSession, as_bytes, send_frame
 from languagepipes_node.wire.epochs import validate_hello
 from languagepipes_node.wire.errors import LinkLost
@@ -104,6 +104,7 @@ class StageCommunicator(Communicator):
         if identity.role != "stage" or not 1 <= identity.index <= len(plan.stages):
             raise ValueError(f"{identity} is no stage of a plan with {len(plan.stages)} stages")
         self._highest = NO_EPOCH
+        self._leaving = False
         self._pending: tuple[Connection, Hello, Epoch] | None = None
         self._queue: SimpleQueue[Inbound | None] = SimpleQueue()
         super().__init__(identity, plan, tls, listen, successor, timing=timing, kv_id=kv_id, transport=transport)
@@ -176,6 +177,18 @@ class StageCommunicator(Communicator):
         finally:
             inbound.release()
 
+    def fail(self, inbound: Inbound, message: str) -> None:
+        """End the epoch because this member cannot compute the step, and release its slot. The End Model learns which
+        step it was. message: no text, no hidden state. This member goes on with the next epoch.
+        """
+        self._end(inbound.session, close(self._ring.me, "step_failed", message, step=inbound.step))
+        inbound.release()
+
+    def leave(self) -> None:
+        """Accept no hello any more, and stop listening; the present epoch goes on. `close` ends it."""
+        self._leaving = True
+        self._acceptor.close()
+
     def close(self) -> None:
         """Leave the ring, with a reason to both neighbours, and stop listening. Only once the ring thread ended."""
         self._closed = True
@@ -190,7 +203,7 @@ class StageCommunicator(Communicator):
 
     def _offer(self, connection: Connection, hello: Hello) -> Close | None:
         with self._lock:
-            if self._closed:
+            if self._closed or self._leaving:
                 return self._close_reason("shutdown", "is shutting down")
             seen = self._highest
             refusal = validate_hello(self._ring, hello, seen)

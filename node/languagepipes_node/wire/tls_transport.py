@@ -21,6 +21,10 @@ from languagepipes_node.wire.transport import Listener
 
 _BACKLOG = 16
 _ALERT_LINGER_SECONDS = 0.2
+# How much the kernel keeps that is not under way yet; its own choice is megabytes. Over a slow link those would be
+# sent before the close frame, hold up the bytes of the next epoch after this one was given up, and let a socket be
+# written to again only once a third of them has gone, which may be later than the time-out.
+_UNSENT_BYTES = 128 * 1024
 
 
 class _Wake:
@@ -194,6 +198,8 @@ def _handshake(
     tls_socket: socket.socket = connected
     try:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # a sandbox's own network stack may not have it
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         connected.settimeout(timeout_seconds)
         # Not on connect: a handshake that fails there closes the socket before the linger below.
         wrapped = context().wrap_socket(connected, server_side=server, do_handshake_on_connect=False)

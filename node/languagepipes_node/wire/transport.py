@@ -22,7 +22,7 @@ class Connection(Protocol):
         ...
 
     def set_timeout(self, seconds: float) -> None:
-        """How long a read or write may make no progress."""
+        """How long a read, or one write, may take. Over TLS a read is one record, of at most 16 KiB."""
         ...
 
     def readable(self, timeout_seconds: float) -> bool:
@@ -36,7 +36,7 @@ class Connection(Protocol):
         ...
 
     def write(self, data: memoryview | bytes) -> None:
-        """Write all of it."""
+        """Write all of it, within the time-out: whoever has much to write does so in pieces."""
         ...
 
     def interrupt(self) -> None:

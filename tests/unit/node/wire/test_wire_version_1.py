@@ -93,3 +93,10 @@ def test_a_hello_message() -> None:
     )  # fmt: skip
     assert message.pack() == msgpack.packb(HELLO)
     assert parse_hello(msgpack.packb(HELLO)) == message
+
+
+def test_a_close_message_that_names_a_step() -> None:
+    message = Close(code="step_failed", member="stage 1 (a)", message="m", step=7)
+    fields = {**CLOSE, "code": "step_failed", "seen_counter": 0, "seen_id": bytes(8), "step": 7}
+    assert message.pack() == msgpack.packb(fields)
+    assert parse_close(msgpack.packb(fields)) == message
