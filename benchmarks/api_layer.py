@@ -51,6 +51,7 @@ def serve(way: str) -> None:
         engine=engine,
         bridge=bridge,
         text=codec,
+        embedding_rows=codec.vocabulary_size,
         served_name="tiny",
         max_context_length=100_000,
         api_keys=ApiKeys(None),

@@ -25,6 +25,7 @@ from languagepipes_node.end_model.openai.http import (
     answer_validation_error,
 )
 from languagepipes_node.end_model.openai.openapi_document import describe
+from languagepipes_node.end_model.openai.prompts import PromptReader
 from languagepipes_node.end_model.text import TextCodec
 
 _LEAST_MAX_REQUEST_BYTES = 1 << 20
@@ -40,6 +41,7 @@ def create_app(
     engine: EngineHandle,
     bridge: EngineBridge,
     text: TextCodec,
+    embedding_rows: int,
     served_name: str,
     max_context_length: int,
     api_keys: ApiKeys,
@@ -48,7 +50,8 @@ def create_app(
 ) -> FastAPI:
     """The OpenAI API for one model.
 
-    bridge: the one whose `deliver` the engine was given. max_context_length: tokens of prompt and answer together.
+    bridge: the one whose `deliver` the engine was given. embedding_rows: of the model's embedding and head, which may
+    be more or fewer than the tokenizer has tokens. max_context_length: tokens of prompt and answer together.
     system_fingerprint: shown in every answer; the plan hash, say. max_request_bytes: largest body; default: 1 MiB or
     32 bytes for each token of context, whichever is more.
     """
@@ -73,6 +76,7 @@ def create_app(
     app.state.service = Service(
         bridge=bridge,
         text=text,
+        prompts=PromptReader(text, embedding_rows),
         served_name=served_name,
         max_context_length=max_context_length,
         max_request_bytes=max_request_bytes

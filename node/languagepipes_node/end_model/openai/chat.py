@@ -24,6 +24,7 @@ from languagepipes_node.end_model.openai.generation import (
     streamed,
 )
 from languagepipes_node.end_model.openai.http import JsonRoute
+from languagepipes_node.end_model.openai.prompts import PromptReader
 from languagepipes_node.end_model.openai.response_models import (
     AssistantMessage,
     ChatChoice,
@@ -52,7 +53,7 @@ async def create_chat_completion(
     """Answer a chat: as one object, or as server-sent events with `stream`."""
     _check_template_variables(service.text, body)
     loop = asyncio.get_running_loop()
-    prompt = await loop.run_in_executor(service.workers, _tokenise, service.text, body)
+    prompt = await loop.run_in_executor(service.workers, _tokenise, service.prompts, body)
     generation = plan_generation(
         service,
         body,
@@ -141,8 +142,9 @@ def _token_fields(codec: TextCodec, token: int, logprob: float) -> dict[str, Any
     return {"token": raw.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
 
 
-def _tokenise(codec: TextCodec, request: ChatCompletionRequest) -> tuple[int, ...]:
-    """Raises InvalidRequest if the template cannot render the messages."""
+def _tokenise(prompts: PromptReader, request: ChatCompletionRequest) -> tuple[int, ...]:
+    """Raises InvalidRequest if the template cannot render the messages, or the model lacks a token of what it wrote."""
+    codec = prompts.text
     template = codec.template
     # OpenAI's newer name for the system role, which few templates know.
     developer = "developer" if template is not None and template.knows_developer_role else "system"
@@ -162,7 +164,7 @@ def _tokenise(codec: TextCodec, request: ChatCompletionRequest) -> tuple[int, ..
                 f"The model's chat template leaves out this message of role '{message.role}'.",
                 param=f"messages[{place}]",
             )
-    return codec.encode(rendered, add_special_tokens=False)
+    return prompts.encode(rendered, param="messages", add_special_tokens=False)
 
 
 def settable_variables(codec: TextCodec) -> frozenset[str]:

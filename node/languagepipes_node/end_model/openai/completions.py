@@ -9,7 +9,6 @@ import orjson
 from fastapi import APIRouter, Depends, Request
 
 from languagepipes_node.end_model.openai.answers import Piece, ScoredToken
-from languagepipes_node.end_model.openai.errors import InvalidRequest
 from languagepipes_node.end_model.openai.generation import (
     GENERATION_ERRORS,
     CurrentService,
@@ -23,6 +22,7 @@ from languagepipes_node.end_model.openai.generation import (
     streamed,
 )
 from languagepipes_node.end_model.openai.http import JsonRoute
+from languagepipes_node.end_model.openai.prompts import PromptReader
 from languagepipes_node.end_model.openai.response_models import (
     Completion,
     CompletionChunk,
@@ -46,7 +46,7 @@ async def create_completion(
 ) -> Completion | EventStream:
     """Continue one prompt or several: as one object, or as server-sent events with `stream`."""
     loop = asyncio.get_running_loop()
-    tokenised = await loop.run_in_executor(service.workers, _tokenise, service.text, body.prompt)
+    tokenised = await loop.run_in_executor(service.workers, _tokenise, service.prompts, body.prompt)
     generation = plan_generation(
         service,
         body,
@@ -125,17 +125,13 @@ def _token_text(codec: TextCodec, token: int) -> str:
     return codec.token_bytes(token).decode(errors="replace")
 
 
-def _tokenise(codec: TextCodec, given: tuple[str | tuple[int, ...], ...]) -> list[tuple[int, ...]]:
-    """Raises InvalidRequest for ids that the tokenizer does not have."""
+def _tokenise(prompts: PromptReader, given: tuple[str | tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+    """Raises InvalidRequest for ids that the model does not have."""
     tokenised = []
     for prompt in given:
         if isinstance(prompt, str):
-            tokenised.append(codec.encode(prompt))
-            continue
-        wrong = next((token for token in prompt if not 0 <= token < codec.vocabulary_size), None)
-        if wrong is not None:
-            raise InvalidRequest(
-                f"'prompt' holds token id {wrong}, expected 0 to {codec.vocabulary_size - 1}.", param="prompt"
-            )
-        tokenised.append(prompt)
+            tokenised.append(prompts.encode(prompt, param="prompt"))
+        else:
+            prompts.check(prompt, param="prompt")
+            tokenised.append(prompt)
     return tokenised

@@ -49,6 +49,7 @@ from languagepipes_node.end_model.openai.errors import (
     from_failure,
 )
 from languagepipes_node.end_model.openai.http import Outcome
+from languagepipes_node.end_model.openai.prompts import PromptReader
 from languagepipes_node.end_model.openai.response_models import Usage
 from languagepipes_node.end_model.openai.schemas import MAX_CHOICES, ChatCompletionRequest, CompletionRequest
 from languagepipes_node.end_model.requests import Failure, SamplingParameters
@@ -76,6 +77,7 @@ class Service:
 
     bridge: EngineBridge
     text: TextCodec
+    prompts: PromptReader
     served_name: str
     max_context_length: int
     max_request_bytes: int
@@ -212,7 +214,7 @@ def plan_generation(
         seed=request.seed,
         presence_penalty=float(request.presence_penalty),
         frequency_penalty=float(request.frequency_penalty),
-        logit_bias=_logit_bias(service.text, request.logit_bias),
+        logit_bias=_logit_bias(service.prompts.known_ids, request.logit_bias),
     )
     stop_token_ids = frozenset() if request.ignore_eos else service.text.stop_token_ids
     sequences = []
@@ -430,12 +432,12 @@ def _seeded(sampling: SamplingParameters, choice: int) -> SamplingParameters:
     return replace(sampling, seed=(sampling.seed + choice) % 2**63)
 
 
-def _logit_bias(text: TextCodec, bias: dict[str, float]) -> tuple[tuple[int, float], ...]:
+def _logit_bias(known_ids: int, bias: dict[str, float]) -> tuple[tuple[int, float], ...]:
     pairs = []
     for token, value in bias.items():
-        if not (token.isascii() and token.isdigit()) or len(token) > 9 or int(token) >= text.vocabulary_size:
+        if not (token.isascii() and token.isdigit()) or len(token) > 9 or int(token) >= known_ids:
             raise InvalidRequest(
-                f"'logit_bias' has a key that is no token id, expected 0 to {text.vocabulary_size - 1}.",
+                f"'logit_bias' has a key that is no token id, expected 0 to {known_ids - 1}.",
                 param="logit_bias",
             )
         pairs.append((int(token), float(value)))

@@ -111,7 +111,7 @@ class TextCodec:
         """For an answer to `prompt`, whose end decides how some tokenizers spell the first token."""
         if self._token_bytes is not None:
             return ByteLevelDetokenizer(self._token_bytes, self._special_ids)
-        return PrefixDetokenizer(self._tokenizer, prompt)
+        return PrefixDetokenizer(self._tokenizer, self._special_ids, prompt)
 
     def token_bytes(self, token: int) -> bytes:
         """One token's bytes as they are shown beside its log probability, special tokens included."""
