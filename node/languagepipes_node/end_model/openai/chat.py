@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request
 
+from languagepipes_node.end_model.openai.admission import Asker
 from languagepipes_node.end_model.openai.answers import Piece, ScoredToken
 from languagepipes_node.end_model.openai.errors import InvalidRequest, UnsupportedParameter
 from languagepipes_node.end_model.openai.generation import (
@@ -21,6 +22,7 @@ from languagepipes_node.end_model.openai.generation import (
     event_end,
     plan_generation,
     require_served_model,
+    reserve_seats,
     streamed,
 )
 from languagepipes_node.end_model.openai.http import JsonRoute
@@ -52,10 +54,13 @@ async def create_chat_completion(
 ) -> ChatCompletion | EventStream:
     """Answer a chat: as one object, or as server-sent events with `stream`."""
     _check_template_variables(service.text, body)
-    loop = asyncio.get_running_loop()
-    prompt = await loop.run_in_executor(service.workers, _tokenise, service.prompts, body)
+    asker = Asker.of(request.scope)
+    seats = reserve_seats(service, asker, body, prompts=1)
+    prompt = await service.workers.run_for(request, partial(_tokenise, service.prompts, body))
     generation = plan_generation(
         service,
+        asker,
+        seats,
         body,
         [prompt],
         prompt_param="messages",
