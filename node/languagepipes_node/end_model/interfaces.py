@@ -17,7 +17,7 @@ class EndLayersPort(Protocol):
     def device(self) -> torch.device: ...
 
     def front(self, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """int64 [tokens] → [tokens, hidden]."""
+        """int64 [tokens] → [tokens, hidden]. Raises ModelError for a batch or token ids that it does not take."""
         ...
 
     def back(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:

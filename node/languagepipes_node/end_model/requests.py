@@ -34,7 +34,7 @@ class SamplingParameters:
 class Submission:
     """One sequence to generate. prompt: token ids, at least one. stop_token_ids end it with "stop" (the stop token is
     the last TokenOutput's token and is not text). logprobs: how many alternatives to report, None for none at all.
-    client: an opaque id of who asks, so that the scheduler is fair between clients; never logged.
+    client: who asks, for fairness: equal for one client's sequences, opaque, never logged.
     """
 
     request_id: int
