@@ -73,6 +73,8 @@ class EngineSettings:
     idle_seconds: how soon an idle engine notices a lost ring.
     poll_seconds: how soon one that waits for a frame, and could send more, notices a submission.
     reconnect_*: the back-off between attempts to join the ring.
+    max_wait_seconds: how long requests wait while the ring is down; max_replays: how often a sequence is replayed
+    without getting a token in between.
     """
 
     max_running: int = 64
@@ -86,6 +88,8 @@ class EngineSettings:
     poll_seconds: float = 0.005
     reconnect_first_seconds: float = 0.05
     reconnect_most_seconds: float = 1.0
+    max_wait_seconds: float = 300.0
+    max_replays: int = 5
 
     def limits(self, plan: Plan) -> Limits:
         """The scheduler's limits under `plan`."""

@@ -109,6 +109,8 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
             max_running=settings.max_concurrent_requests,
             max_queued=settings.max_queued_requests,
             shared_cores=settings.shared_cores,
+            max_wait_seconds=settings.max_wait_seconds,
+            max_replays=settings.max_replays,
         ),
         deliver=bridge.deliver,
         watchdog=state.watchdog,
