@@ -166,7 +166,9 @@ def test_recovery_is_told_to_the_end_model_alone_and_only_where_it_is_not_the_de
     def told(**spec: Any) -> dict[str, dict[str, str]]:
         return {
             deployment["metadata"]["labels"]["languagepipes.io/role"]: {
-                name: value for name, value in environment_of(deployment).items() if "_MAX_WAIT" in name or "REPL" in name
+                name: value
+                for name, value in environment_of(deployment).items()
+                if name.endswith(("_MAX_WAIT_SECONDS", "_MAX_REPLAYS"))
             }
             for deployment in of_kind(rendered(pipe_snapshot(**spec)), "Deployment")
         }
