@@ -167,10 +167,11 @@ class Observer:
 
     async def _members(self, children: Children, now: datetime, *, ready: bool) -> dict[str, MemberStatus]:
         """Reports of all members while the CA is rotated; else of those that run and are not ready, for the reason; and
-        of Ready End Models while the pipe was not Ready (ready: what its status says) or the ring probe found the ring
-        down: so the status never turns Ready without their word.
+        of Ready End Models while the pipe is not Ready (ready: what its status says), a stage is not, or the ring probe
+        found the ring down: so the status never turns Ready without their word.
         """
         all_members = ca_is_rotated(children.secrets)
+        ready = ready and all(is_ready(pod) for pod in children.pods.values() if label(pod, LABEL_ROLE) == "stage")
         pods = [
             pod
             for pod in children.pods.values()

@@ -48,19 +48,33 @@ def _recovery(replica: tuple[Member, ...], plan: Plan, snapshot: Snapshot) -> Re
     end, stages = replica[-1], replica[:-1]
     if not end.ready:
         return None
+    report = _report(end, snapshot)
+    joined = report is not None and not ring_is_down(report)
     lost = [
         f"stage {stage.name} {_awaited(member, _report(member, snapshot))}"
         for stage, member in zip(plan.stages, stages, strict=True)
-        if not member.ready
+        if not member.ready and not (joined and _may_be_in_the_ring(member))
     ]
     if lost:
         more = f" and {len(lost) - 3} more stages" if len(lost) > 3 else ""
         return Recovery(end.replica, ", ".join(lost[:3]) + more)
-    report = _report(end, snapshot)
-    if report is None or not ring_is_down(report):
+    if report is None or joined:
         return None
     why = f" ({quoted(report.ring_error)})" if report.ring_error else ""
     return Recovery(end.replica, f"the ring health check to pass{why}")
+
+
+def _may_be_in_the_ring(stage: Member) -> bool:
+    """Of a stage that is not ready: if the ring is up, its kubelet's probe is late or failed once. But not while the
+    pod before it is still ending, since the ring may be up through that one.
+    """
+    ending = any(pod["metadata"].get("deletionTimestamp") for pod in stage.past)
+    return stage.rolled_out and not ending and _runs(stage)
+
+
+def _runs(member: Member) -> bool:
+    pod = member.pod
+    return pod is not None and any(container_state(each, "running") for each in container_statuses(pod))
 
 
 def _report(member: Member, snapshot: Snapshot) -> MemberStatus | None:
@@ -73,7 +87,7 @@ def _awaited(member: Member, report: MemberStatus | None) -> str:
         return "to get a new pod"
     if not member.node:
         return "to be scheduled"
-    if not any(container_state(each, "running") for each in container_statuses(member.pod)):
+    if not _runs(member):
         return "to start"
     if report is None or report.state in ("starting", "failed"):
         return "to become ready"

@@ -5,6 +5,7 @@ keeps its endpoint.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from datetime import timedelta
 from typing import Any
 
@@ -146,6 +147,46 @@ def test_a_ring_of_which_the_end_model_says_that_it_is_up_is_ready() -> None:
     world.members[END_MODEL] = UP
 
     assert world.status(before) == before
+
+
+def test_a_late_or_failed_probe_of_a_stage_is_no_recovery_while_the_end_model_says_that_the_ring_is_up() -> None:
+    """At a first start the End Model may be Ready before the kubelet has asked the last stage."""
+    world = World.ready()
+    unready(world.pod("stage", stage=2))
+    world.members[END_MODEL] = UP
+
+    first, again = world.status(), world.status(World.ready().status())
+
+    assert [triple(each, "Ready")[:2] for each in (first, again)] == [("True", "Ready")] * 2
+    assert [turns(each)["StagesReady"] for each in (first, again)] == ["False", "False"]
+
+
+def test_a_stage_that_is_being_replaced_is_awaited_although_the_ring_is_up_through_the_pod_that_ends() -> None:
+    shown = []
+    before = World.ready().status()
+    for replacement in ("none", "starting", "alone", "alone, ring lost"):
+        world = World.ready()
+        old = world.pod("stage", stage=2)
+        old["metadata"]["deletionTimestamp"] = NOW.isoformat()
+        if replacement != "none":
+            new = deepcopy(old)
+            del new["metadata"]["deletionTimestamp"]
+            new["metadata"] |= {"name": "new", "creationTimestamp": (NOW + timedelta(seconds=1)).isoformat()}
+            world.pods["new"] = unready(new)
+        if replacement.startswith("alone"):
+            world.drop("stage", stage=2)
+        world.members[END_MODEL] = DOWN if replacement.endswith("lost") else UP
+        shown.append(triple(later(world, seconds=6).status(before), "Ready")[1])
+
+    assert shown == ["Recovering", "Recovering", "Ready", "Recovering"]
+
+
+def test_a_changed_stage_is_awaited_although_the_old_ring_is_still_up() -> None:
+    world = World.ready()
+    world.deployment("stage", stage=2)["metadata"]["generation"] = 2
+    world.members[END_MODEL] = UP
+
+    assert triple(world.status(World.ready().status()), "Ready")[1] == "Recovering"
 
 
 def lost_node(world: World) -> None:
