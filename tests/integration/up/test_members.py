@@ -112,7 +112,8 @@ def test_a_member_reads_back_the_settings_that_it_was_given(member_processes: li
         command = members.command(
             member_process.name, member_process.settings, directory=Path("/run"), log_dir=Path("/run")
         )
-        assert MemberSettings.from_environment(command.environment) == member_process.settings
+        told = member_process.settings.model_copy(update={"termination_log": command.termination_log})
+        assert MemberSettings.from_environment(command.environment) == told
 
 
 def test_settings_of_the_users_own_shell_reach_no_member_and_the_hub_token_only_the_store(
