@@ -196,7 +196,7 @@ def test_a_git_lfs_pointer_is_called_that(up: Callable[..., object], tmp_path: P
 
 def test_a_member_that_never_becomes_ready_is_given_up_after_a_few_starts(tmp_path: Path) -> None:
     write_tiny_llama(tmp_path / "model")
-    up = Up(pipe(f"file://{tmp_path}/model", stages={"count": 1}), tmp_path)
+    up = Up(pipe(f"file://{tmp_path}/model", model={"maxContextLength": 256}, stages={"count": 1}), tmp_path)
     killed: set[int] = set()
 
     def kill_the_end_model() -> int | None:
@@ -213,7 +213,7 @@ def test_a_member_that_never_becomes_ready_is_given_up_after_a_few_starts(tmp_pa
     finally:
         up.stop()
 
-    assert status == 1
+    assert status == 1, up.said()
     assert len(killed) == 6
     output = up.output.read_text()
     for pause in ("now", "in 0.5 s", "in 1.0 s", "in 2.0 s", "in 4.0 s"):
