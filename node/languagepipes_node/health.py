@@ -1,7 +1,8 @@
 """A member's own HTTP port: /metrics, /healthz, /readyz and /status. It never shows text of a request.
 
-Liveness depends on this process alone: it fails after a minute without progress while weights load, and when the
-working thread (ring thread or engine) takes longer for a step than it announced to its `Watchdog`.
+Liveness depends on this process alone: it fails after a minute without progress while weights load, and when a thread
+that the member cannot do without takes longer for a step than it announced to its `Watchdog`: the ring thread or the
+engine, those that accept, read and keep links, the API's event loop.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,6 +42,15 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._what, self._until = "", float("inf")
+        self._lock = threading.Lock()
+        self._others: weakref.WeakSet[Watchdog] = weakref.WeakSet()
+
+    def another(self) -> Watchdog:
+        """For one more thread: what hangs there is an error here too, for as long as the returned object is kept."""
+        watchdog = Watchdog()
+        with self._lock:
+            self._others.add(watchdog)
+        return watchdog
 
     def expect(self, what: str, within_seconds: float) -> None:
         """The thread begins `what`, and calls `expect` or `rest` again within that time."""
@@ -53,7 +64,11 @@ class Watchdog:
     def error(self) -> str:
         """What hangs; empty if nothing does."""
         late = time.monotonic() - self._until
-        return f"{self._what} makes no progress: {late:.0f} s over its time" if late > 0 else ""
+        if late > 0:
+            return f"{self._what} makes no progress: {late:.0f} s over its time"
+        with self._lock:
+            others = list(self._others)
+        return next((error for other in others if (error := other.error)), "")
 
 
 @dataclass
@@ -62,7 +77,7 @@ class MemberState:
 
     Fields are written by one thread and read by any; each is replaced whole. `extra`: the fields of `MemberStatus` that
     only its role has, asked at each /status. tls: the files that its connections use, once known. watchdog: of the
-    working thread.
+    working thread; `another` of the rest.
     """
 
     role: str

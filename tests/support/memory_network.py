@@ -118,9 +118,10 @@ class _MemoryListener:
             self._waiting.append(_MemoryArrival(connection))
             self._changed.notify()
 
-    def accept(self) -> _MemoryArrival | None:
+    def accept(self, timeout_seconds: float | None = None) -> _MemoryArrival | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if not self._changed.wait_for(lambda: self._waiting or self._closed, timeout_seconds):
+                raise TimeoutError("timed out")
             return None if self._closed else self._waiting.popleft()
 
     def close(self) -> None:

@@ -49,8 +49,8 @@ class _Through:
     def listen(self, address: str) -> Any:
         return _Through(self._inner.listen(address), self._recorder)
 
-    def accept(self) -> Any:
-        arrival = self._inner.accept()
+    def accept(self, timeout_seconds: float | None = None) -> Any:
+        arrival = self._inner.accept(timeout_seconds)
         return None if arrival is None else _Through(arrival, self._recorder)
 
     def establish(self, timeout_seconds: float) -> Any:

@@ -99,6 +99,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
         startup.tls,
         member.required(settings.ring_listen, "ring_listen"),
         member.required(settings.successor, "successor"),
+        watchdog=state.watchdog,
     )
     bridge = EngineBridge(max_sequences=settings.max_concurrent_requests + settings.max_queued_requests)
     engine = Engine(
@@ -125,7 +126,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
         api_keys=ApiKeys(settings.api_keys_dir),
         system_fingerprint=plan.hash,
     )
-    api = ApiServer(app, member.required(settings.api_listen, "api_listen"))
+    api = ApiServer(app, member.required(settings.api_listen, "api_listen"), watchdog=state.watchdog.another())
 
     state.extra = lambda: {
         "epoch": engine.status.epoch,

@@ -78,6 +78,7 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
         startup.tls,
         member.required(settings.ring_listen, "ring_listen"),
         member.required(settings.successor, "successor"),
+        watchdog=state.watchdog,
     )
 
     def ring() -> dict[str, Any]:

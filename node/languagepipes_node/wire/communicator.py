@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
 
+from languagepipes_node.health import Watchdog
 from languagepipes_node.metrics import FRAMES
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.wire.close import Close, CloseCode, close
@@ -74,6 +75,7 @@ class Communicator:
         timing: Timing,
         kv_id: bytes | None,
         transport: Transport | None,
+        watchdog: Watchdog | None,
     ) -> None:
         self._ring = Ring(identity, plan)
         self._limits = FrameLimits.from_plan(plan)
@@ -84,6 +86,7 @@ class Communicator:
                 raise ValueError("a member needs TLS files, or a transport")
             transport = TlsTransport(tls)
         self._transport = transport
+        self._watchdog = watchdog or Watchdog()
         self._kv_id = kv_id or os.urandom(8)
         self._slots = SlotPool(self._limits)
         self._lock = threading.Lock()
@@ -93,7 +96,9 @@ class Communicator:
         self._closed = False
         self._last_inbound: ReceiveLink | None = None
         self._dropped_frames = FRAMES.labels("dropped")
-        self._acceptor = Acceptor(transport.listen(listen), self._ring, timing=timing, offer=self._offer)
+        self._acceptor = Acceptor(
+            transport.listen(listen), self._ring, timing=timing, offer=self._offer, watchdog=self._watchdog.another()
+        )
         self._started = False
 
     @property
@@ -160,6 +165,7 @@ class Communicator:
             deliver=lambda slot, header, step: self._deliver(session, slot, header, step),
             dropped=self._count_dropped,
             lost=lambda close_reason: self._end(session, close_reason),
+            watchdog=self._watchdog.another(),
         )
         with self._lock:
             session.inbound, lost = link, session.lost
@@ -176,6 +182,7 @@ class Communicator:
             epoch=session.epoch,
             timing=self._timing,
             lost=lambda close_reason: self._end(session, close_reason),
+            watchdog=self._watchdog.another(),
         )
         with self._lock:
             session.outbound, lost = link, session.lost

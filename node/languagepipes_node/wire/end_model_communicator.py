@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
 
+from languagepipes_node.health import Watchdog
 from languagepipes_node.metrics import EPOCH
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.net.tls import TlsFiles
@@ -102,6 +103,7 @@ class EndModelCommunicator(Communicator):
         timing: Timing = Timing(),  # noqa: B008 (frozen)
         kv_id: bytes | None = None,
         transport: Transport | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         """Listens at once; accepts after `start`. Raises OSError if it cannot listen, ValueError for a wrong
         role.
@@ -110,7 +112,9 @@ class EndModelCommunicator(Communicator):
             raise ValueError(f"{identity} is not an End Model")
         self._epochs = EndEpochs(os.urandom(8))
         self._queue: SimpleQueue[Returned | _SessionLost | _HelloReturned] = SimpleQueue()
-        super().__init__(identity, plan, tls, listen, successor, timing=timing, kv_id=kv_id, transport=transport)
+        super().__init__(
+            identity, plan, tls, listen, successor, timing=timing, kv_id=kv_id, transport=transport, watchdog=watchdog
+        )
         self._frame = SlotPool(self._limits).take() or Slot(self._slots, self._limits.max_frame_bytes)
         self._expected: deque[tuple[int, int]] = deque()  # (step, rows) of frames that are out
         self._unreleased: list[Returned] = []

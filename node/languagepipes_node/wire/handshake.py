@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from languagepipes_node.health import WAITING_SECONDS, Watchdog
 from languagepipes_node.metrics import REFUSED_HELLOS
 from languagepipes_node.net.errors import TlsError, describe
 from languagepipes_node.wire.close import Close, CloseCode, close
@@ -22,6 +23,8 @@ from languagepipes_node.wire.ring import NO_EPOCH, Ring
 from languagepipes_node.wire.transport import Arrival, Connection, Listener, Transport
 
 MAX_PENDING_HANDSHAKES = 8
+# How often an acceptor that nobody dials shows its watchdog that it lives.
+_IDLE_SECONDS = 5.0
 _LINGER_SECONDS = 0.3
 
 log = logging.getLogger(__name__)
@@ -31,7 +34,7 @@ class Acceptor:
     """Accepts the predecessor's connections and no other's.
 
     offer: decides on a well-formed hello from the predecessor. None: it took the connection over; a Close: the
-    refusal. Called from handshake threads, several at once.
+    refusal. Called from handshake threads, several at once. watchdog: of the accepting thread.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class Acceptor:
         *,
         timing: Timing,
         offer: Callable[[Connection, Hello], Close | None],
+        watchdog: Watchdog,
     ) -> None:
         self._listener = listener
         self._ring = ring
         self._timing = timing
         self._offer = offer
+        self._watchdog = watchdog
         self._free = threading.BoundedSemaphore(MAX_PENDING_HANDSHAKES)
         self._thread = threading.Thread(target=self._accept, name="ring-accept", daemon=True)
 
@@ -63,12 +68,29 @@ class Acceptor:
             self._thread.join(timeout=2)
 
     def _accept(self) -> None:
-        while (arrival := self._listener.accept()) is not None:
-            if not self._free.acquire(blocking=False):
-                REFUSED_HELLOS.labels("busy").inc()
-                arrival.close()
+        while True:
+            self._watchdog.expect("accepting the predecessor", WAITING_SECONDS)
+            try:
+                arrival = self._listener.accept(_IDLE_SECONDS)
+            except TimeoutError:
                 continue
+            if arrival is None:
+                self._watchdog.rest()
+                return
+            self._take(arrival)
+
+    def _take(self, arrival: Arrival) -> None:
+        if not self._free.acquire(blocking=False):
+            REFUSED_HELLOS.labels("busy").inc()
+            arrival.close()
+            return
+        try:
             threading.Thread(target=self._shake, args=(arrival,), name="ring-handshake", daemon=True).start()
+        except RuntimeError as error:  # no more threads: this one must live on to accept once there are again
+            self._free.release()
+            REFUSED_HELLOS.labels("busy").inc()
+            log.warning("%s: a connection was refused: %s", self._ring.me, error)
+            arrival.close()
 
     def _shake(self, arrival: Arrival) -> None:
         try:

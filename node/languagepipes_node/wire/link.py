@@ -7,10 +7,13 @@ under its send lock, and the receiving side writes it from the thread that reads
 
 from __future__ import annotations
 
+import logging
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from languagepipes_node.health import WAITING_SECONDS, Watchdog
 from languagepipes_node.metrics import FRAMES, WIRE_BYTES
 from languagepipes_node.net.errors import describe
 from languagepipes_node.wire.close import Close, close
@@ -30,6 +33,8 @@ from languagepipes_node.wire.hello import parse_close
 from languagepipes_node.wire.ring import Epoch, RingMember
 from languagepipes_node.wire.slots import Slot, SlotPool
 from languagepipes_node.wire.transport import Connection
+
+log = logging.getLogger(__name__)
 
 # Frames up to so many bytes are one write; a copy of them costs less than a second write.
 COALESCED_BYTES = 64 * 1024
@@ -61,6 +66,7 @@ class SendLink:
     the peer's close frame.
 
     lost: called once, from the keeper, with the close reason; not if `close` ended the link or `send` raised.
+    watchdog: of the keeper.
     """
 
     def __init__(
@@ -73,7 +79,9 @@ class SendLink:
         epoch: Epoch,
         timing: Timing,
         lost: Callable[[Close], None],
+        watchdog: Watchdog | None = None,
     ) -> None:
+        self._watchdog = watchdog or Watchdog()
         self._connection = connection
         self._me = me
         self._successor = successor
@@ -147,8 +155,16 @@ class SendLink:
         self._connection.interrupt()
 
     def _keep(self) -> None:
+        try:
+            self._send_heartbeats()
+        finally:
+            self._watchdog.rest()
+
+    def _send_heartbeats(self) -> None:
         connection, lock = self._connection, self._lock
+        what = f"the link to {self._successor}"
         while not self._over():
+            self._watchdog.expect(what, WAITING_SECONDS)
             close_reason: Close | None = None
             if connection.readable(self._timing.heartbeat_seconds):
                 self._answered = True  # a send in progress gives the lock up after its piece
@@ -208,7 +224,7 @@ class ReceiveLink:
 
     deliver: called with each good frame's slot, header and contents; whoever gets them releases the slot.
     dropped: called for each frame of another epoch. lost: called once with the close reason, from the reading
-    thread, unless `close` ended the link.
+    thread, unless `close` ended the link. watchdog: of the reading thread.
     """
 
     def __init__(
@@ -224,7 +240,9 @@ class ReceiveLink:
         deliver: Callable[[Slot, Header, Step], None],
         dropped: Callable[[], None],
         lost: Callable[[Close], None],
+        watchdog: Watchdog | None = None,
     ) -> None:
+        self._watchdog = watchdog or Watchdog()
         self._connection = connection
         self._me = me
         self._predecessor = predecessor
@@ -263,6 +281,12 @@ class ReceiveLink:
         return True
 
     def _run(self) -> None:
+        try:
+            self._read_until_the_end()
+        finally:
+            self._watchdog.rest()
+
+    def _read_until_the_end(self) -> None:
         close_reason: Close | None
         try:
             close_reason = self._read()
@@ -276,6 +300,11 @@ class ReceiveLink:
             close_reason = ended.close_reason
         except OSError as error:
             close_reason = close(self._me, "lost", f"link from {self._predecessor} broke: {describe(error)}")
+        except Exception as error:
+            # No memory, or a fault of ours: a link that nobody reads must not look as if it were in order.
+            place = "".join(traceback.format_tb(error.__traceback__))
+            log.error("reading from %s failed: %s\n%s", self._predecessor, type(error).__name__, place)
+            close_reason = close(self._me, "lost", f"reading from {self._predecessor} failed: {type(error).__name__}")
         self._stopped.set()
         if self._ended is None:
             self._ended = close_reason
@@ -298,7 +327,9 @@ class ReceiveLink:
         head = bytearray(HEADER_BYTES)
         head_view = memoryview(head)
         epoch = tuple(self._epoch)
+        what = f"the link from {self._predecessor}"
         while True:
+            self._watchdog.expect(what, WAITING_SECONDS)
             # The second `readable`: a process that was frozen finds its time over although bytes have arrived.
             if not connection.readable(silence_seconds) and self._ended is None and not connection.readable(0):
                 return self._ended or self._silence()

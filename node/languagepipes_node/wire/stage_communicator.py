@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
 
+from languagepipes_node.health import Watchdog
 from languagepipes_node.metrics import EPOCH
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.wire.close import Close, close
@@ -97,6 +98,7 @@ class StageCommunicator(Communicator):
         timing: Timing = Timing(),  # noqa: B008 (frozen)
         kv_id: bytes | None = None,
         transport: Transport | None = None,
+        watchdog: Watchdog | None = None,
     ) -> None:
         """Listens at once; accepts after `start`. Raises OSError if it cannot listen, ValueError for a wrong
         stage.
@@ -107,7 +109,9 @@ class StageCommunicator(Communicator):
         self._leaving = False
         self._pending: tuple[Connection, Hello, Epoch] | None = None
         self._queue: SimpleQueue[Inbound | None] = SimpleQueue()
-        super().__init__(identity, plan, tls, listen, successor, timing=timing, kv_id=kv_id, transport=transport)
+        super().__init__(
+            identity, plan, tls, listen, successor, timing=timing, kv_id=kv_id, transport=transport, watchdog=watchdog
+        )
         self._index = identity.index
         self._is_last = identity.index == len(plan.stages)
 

@@ -146,16 +146,18 @@ class _TcpListener:
         self._wake = _Wake()
         self._closed = False
 
-    def accept(self) -> _TlsArrival | None:
+    def accept(self, timeout_seconds: float | None = None) -> _TlsArrival | None:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(self._wake.reader, select.POLLIN)
         while True:
-            poll.poll()
+            ready = poll.poll(None if timeout_seconds is None else timeout_seconds * 1000)
             if self._closed:
                 self._socket.close()
                 self._wake.close()
                 return None
+            if not ready:
+                raise TimeoutError("timed out")
             try:
                 accepted, _ = self._socket.accept()
             except (BlockingIOError, ConnectionError):

@@ -70,8 +70,8 @@ class Listener(Protocol):
     @property
     def address(self) -> str: ...
 
-    def accept(self) -> Arrival | None:
-        """Wait for a connection; None once closed."""
+    def accept(self, timeout_seconds: float | None = None) -> Arrival | None:
+        """Wait for a connection; None once closed. Raises TimeoutError after the time, if one is given."""
         ...
 
     def close(self) -> None: ...

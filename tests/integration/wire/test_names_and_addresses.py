@@ -6,9 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from languagepipes_node.net import dialling
+from languagepipes_node.weights import remote
+from languagepipes_node.weights.errors import StoreUnavailable
+from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
+from languagepipes_node.wire.errors import RingDown
+from support.wire_ring import FAST, Pki, identity, make_plan
 
 
 @pytest.fixture
@@ -31,6 +37,22 @@ def full() -> Iterator[tuple[str, int]]:
         yield server.getsockname()
         for each in held:
             each.close()
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Names are not resolved until the test is over; addresses are."""
+    over, real = threading.Event(), socket.getaddrinfo
+
+    def resolve(host: str, *rest: Any, **more: Any) -> Any:
+        if host == "hangs.default.svc":
+            over.wait(30)
+            return []
+        return real(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    yield over
+    over.set()
 
 
 def answers(*addresses: tuple[str, int]) -> object:
@@ -74,6 +96,32 @@ def test_a_resolver_that_hangs_is_left_after_the_time_and_holds_one_thread(monke
         assert time.monotonic() - began < 1
     assert threading.active_count() == before + 1
     answered.set()
+
+
+def test_a_member_whose_successors_name_hangs_gives_up_after_its_time(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch, hanging: threading.Event
+) -> None:
+    end = EndModelCommunicator(
+        identity(0), make_plan(stages=1), pki.files(identity(0)), "127.0.0.1:0", "hangs.default.svc:1", timing=FAST
+    )
+    try:
+        began = time.monotonic()
+        with pytest.raises(RingDown, match=r"stage 1 \(s1\) at hangs\.default\.svc:1 did not answer within 1\.0 s"):
+            end.connect()
+        assert time.monotonic() - began < 5
+    finally:
+        end.close()
+
+
+def test_a_store_whose_name_hangs_is_away_after_its_time(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch, hanging: threading.Event
+) -> None:
+    monkeypatch.setattr(remote, "_CONNECT_TIMEOUT_SECONDS", 0.5)
+    with remote.StoreClient("hangs.default.svc:1", pki.files(identity(1))) as client:
+        began = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=r"hangs\.default\.svc was not resolved within 0\.5 s"):
+            client.progress()
+        assert time.monotonic() - began < 5
 
 
 def test_a_name_is_looked_up_anew_each_time(server: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
+from languagepipes_node.health import WAITING_SECONDS, Watchdog
 from languagepipes_node.net.addresses import address_family
 
 log = logging.getLogger(__name__)
@@ -21,14 +22,32 @@ _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
 
 
+class _Server(uvicorn.Server):
+    """Shows its watchdog ten times a second that the event loop runs. While it shuts down nothing is expected of it:
+    then it is the drain time that ends it.
+    """
+
+    def __init__(self, config: uvicorn.Config, watchdog: Watchdog) -> None:
+        super().__init__(config)
+        self._watchdog = watchdog
+
+    async def on_tick(self, counter: int) -> bool:
+        self._watchdog.expect("the API's event loop", WAITING_SECONDS)
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._watchdog.rest()
+        await super().shutdown(sockets)
+
+
 class ApiServer:
     """Binds at once, so that a wrong or taken address is an OSError here and `address` is known from the start.
 
     listen: `host:port`, an IPv6 host in brackets; port 0 picks a free one. drain_seconds: how long answers that are
-    under way may go on after `stop`; then their connections are closed.
+    under way may go on after `stop`; then their connections are closed. watchdog: notices an event loop that hangs.
     """
 
-    def __init__(self, app: FastAPI, listen: str, *, drain_seconds: int = 25) -> None:
+    def __init__(self, app: FastAPI, listen: str, *, drain_seconds: int = 25, watchdog: Watchdog | None = None) -> None:
         host, _, port = listen.rpartition(":")
         host = host.strip("[]") or "0.0.0.0"  # noqa: S104 (a pod serves its network)
         # All addresses means both families, as for every other port of a member.
@@ -51,7 +70,7 @@ class ApiServer:
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=drain_seconds,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config, watchdog or Watchdog())
         self._thread: threading.Thread | None = None
         self._drain_seconds = drain_seconds
 
