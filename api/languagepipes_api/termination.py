@@ -52,6 +52,7 @@ PASSING_CODES = frozenset(
         "RingFailed",
         "Superseded",
         # Faults of ours, met by one request or by chance.
+        "DeviceFailed",  # the GPU: a new process may get a working device
         "BatchError",
         "EngineFailed",
         "ApiFailed",

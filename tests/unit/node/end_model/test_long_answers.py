@@ -44,7 +44,7 @@ class EngineAtOnce:
     """Answers each submission with all of its tokens in one list."""
 
     def __init__(self, bridge: EngineBridge, tokens: Sequence[int]) -> None:
-        self.status = EngineStatus(ring_ready=True, ring_error="")
+        self.status = EngineStatus(ring_ready=True, ring_error="", accepting=True, epoch=1)
         self._bridge, self._tokens = bridge, tokens
 
     def submit(self, command: EngineCommand) -> None:
