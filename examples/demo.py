@@ -1,6 +1,6 @@
 """The main job, shown: serve a model over several stages, ask it through the openai client, say where each layer ran.
 
-`make demo` runs it. It starts `languagepipes up`, waits until a token went round the ring, asks, prints, and stops
+`make demo` runs it. It starts `languagepipes up`, waits until the ring health check has passed, asks, prints, and stops
 everything again.
 """
 

@@ -38,7 +38,7 @@ RECOMPUTED_TOKENS = Counter(
 )
 REQUESTS_WAITED = Counter("languagepipes_requests_waited", "Requests that waited for the ring, running or new ones.")
 RING_DOWN_SECONDS = Counter("languagepipes_ring_down_seconds", "Time without a ring, after it was joined once.")
-RING_READY = Gauge("languagepipes_ring_ready", "1 while a token goes round the ring.")
+RING_READY = Gauge("languagepipes_ring_ready", "1 while the ring is up: its last health check passed.")
 RING_EPOCHS = Counter("languagepipes_ring_epochs", "Epochs opened, by why the last one ended.", ["reason"])
 RING_STEP = Histogram(
     "languagepipes_ring_step_seconds", "One micro-batch's way round the ring.", buckets=_TOKEN_SECONDS

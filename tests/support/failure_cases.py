@@ -620,9 +620,9 @@ CASES = (
     ),
     Case(
         "a spec that does not suit the model",
-        refusal("TooManyStages", "40 stages, but 30 layers less 1 at the End Model leave 29: take at most 29 stages"),
+        refusal("TooManyStages", "40 stages, but 30 layers less 1 at the End Model leave 29: use at most 29 stages"),
         "TooManyStages",
-        ("take at most 29 stages",),
+        ("use at most 29 stages",),
         also="Planned",
     ),
     Case(

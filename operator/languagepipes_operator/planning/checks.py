@@ -49,6 +49,6 @@ def end_ranges(spec: PipeSpec, facts: ModelFacts) -> tuple[LayerRange, LayerRang
         raise PlanError(
             "TooManyStages",
             f"{spec.stages.size} stages, but {layers} layers less {local + tail} at the End Model leave "
-            f"{layers - local - tail}: take at most {layers - local - tail} stages",
+            f"{layers - local - tail}: use at most {layers - local - tail} stages",
         )
     return LayerRange(0, local), LayerRange(local, layers - tail), LayerRange(layers - tail, layers)

@@ -119,7 +119,7 @@ def _shared(here: Sequence[RingMember], device: Device, blocks_per_sequence: int
                 f"KV for one sequence "
                 f"{format_bytes(blocks_per_sequence * ring_member.block_bytes)}), and the largest {device} memory is "
                 f"{format_bytes(max(memories))}, {format_bytes(largest)} of it usable: "
-                "give it fewer layers, or take a shorter maxContextLength",
+                "give it fewer layers, or use a shorter maxContextLength",
             )
     usable = int(sum(memories) * USABLE_FRACTION[device])
     fixed = sum(ring_member.fixed_bytes for ring_member in here)
@@ -130,7 +130,7 @@ def _shared(here: Sequence[RingMember], device: Device, blocks_per_sequence: int
             "InsufficientMemory",
             f"{len(here)} members on {device} need {format_bytes(fixed + one_sequence)} (weights and overhead "
             f"{format_bytes(fixed)}, KV for one sequence {format_bytes(one_sequence)}), and {_machines(nodes)} has "
-            f"{format_bytes(sum(memories))}, {format_bytes(usable)} of it usable: take fewer stages, a shorter "
+            f"{format_bytes(sum(memories))}, {format_bytes(usable)} of it usable: use fewer stages, a shorter "
             "maxContextLength, a smaller model or more memory",
         )
     pool = usable - fixed

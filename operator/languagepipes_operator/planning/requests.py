@@ -124,11 +124,11 @@ def check_template(template: PodTemplate | None, device: Device, title: str) -> 
                 f"{title}: {name} is an extended resource: name it under limits, and under requests the same or not",
             )
         if parse_resource_quantity(resources.limits[name]).denominator != 1:
-            raise PlanError("InvalidTemplate", f"{title}: {name} is {resources.limits[name]}: take a whole number")
+            raise PlanError("InvalidTemplate", f"{title}: {name} is {resources.limits[name]}: use a whole number")
     if device == "GPU" and _requested(template, GPU_RESOURCE) == 0 and not other_gpus(template):
         raise PlanError(
             "InvalidTemplate",
-            f"{title} computes on a GPU, and its template limits {GPU_RESOURCE} to 0: take 1, or leave it out",
+            f"{title} computes on a GPU, and its template limits {GPU_RESOURCE} to 0: use 1, or leave it out",
         )
 
 
@@ -140,7 +140,7 @@ def check_limit_holds(template: PodTemplate | None, title: str, need_bytes: int)
             "LimitTooSmall",
             f"{title} needs {format_bytes(need_bytes)} (weights, overhead and KV for one sequence), and its template "
             f"limits memory to {format_bytes(limit)}: {format_bytes(need_bytes - limit)} short: raise limits.memory or "
-            "leave it out, give it fewer layers, or take a shorter maxContextLength",
+            "leave it out, give it fewer layers, or use a shorter maxContextLength",
         )
 
 

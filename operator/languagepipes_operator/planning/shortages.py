@@ -70,7 +70,7 @@ def shortage_of(
                 "InsufficientGPUs",
                 f"{_rings(replicas)}{_members(on_gpus)} ask for {wanted} GPUs, and {free_gpus} "
                 f"{'is' if free_gpus == 1 else 'are'} free ({_listed(having, _gpus_of)}): {wanted - free_gpus} short: "
-                "take fewer stages on GPUs, fewer replicas, or add GPUs",
+                "use fewer stages on GPUs, fewer replicas, or add GPUs",
             ),
         )
     needed = replicas * sum(member.memory_bytes for member in members)
@@ -83,7 +83,7 @@ def shortage_of(
                 "InsufficientMemory",
                 f"{_rings(replicas)}{_members(members)} ask for {format_bytes(needed)} of memory, and "
                 f"{format_bytes(free_bytes)} are free on the nodes they may run on ({_listed(usable, _memory_of)}): "
-                f"{format_bytes(needed - free_bytes)} short: take a shorter maxContextLength, a smaller model, fewer "
+                f"{format_bytes(needed - free_bytes)} short: use a shorter maxContextLength, a smaller model, fewer "
                 "replicas, or add memory",
             ),
         )
@@ -118,7 +118,7 @@ def _too_large(member: MemberRequest, able: Sequence[Node]) -> PlanError | None:
                     "StageTooLarge",
                     f"{member.title} needs {format_bytes(member.device_bytes)} of GPU memory (KV for one sequence "
                     f"included), and the largest GPU ({best.name}) has {format_bytes(memory)}, {format_bytes(usable)} "
-                    f"of it usable: {format_bytes(member.device_bytes - usable)} short: give it fewer layers, or take "
+                    f"of it usable: {format_bytes(member.device_bytes - usable)} short: give it fewer layers, or use "
                     "a shorter maxContextLength",
                 )
         able = with_gpus
@@ -129,7 +129,7 @@ def _too_large(member: MemberRequest, able: Sequence[Node]) -> PlanError | None:
         remedy = (
             "lower memory in its template, or leave it out"
             if asked
-            else "give it fewer layers, or take a shorter maxContextLength"
+            else "give it fewer layers, or use a shorter maxContextLength"
         )
         return PlanError(
             "StageTooLarge",
@@ -164,7 +164,7 @@ def fragmentation_error(
     return PlanError(
         reason,
         f"{_rings(replicas)}{_members(members)} do not fit on {_count(len(nodes), 'node')} together: with the others "
-        f"placed, {stuck.member.title}, which asks for {' and '.join(asks)}, finds no node ({left}): take more and "
+        f"placed, {stuck.member.title}, which asks for {' and '.join(asks)}, finds no node ({left}): use more and "
         "smaller stages, a shorter maxContextLength, fewer replicas, or a larger node",
     )
 

@@ -73,7 +73,7 @@ def refused(what: str, said: str, *, otherwise: str) -> Failure:
         return failure(
             "QuotaExceeded",
             f"{what} exceeds the namespace's ResourceQuota ({quoted(said)}): raise the quota, or use fewer "
-            "replicas, fewer stages, or less resources in their templates",
+            "replicas, fewer stages, or fewer resources in their templates",
         )
     if "violates PodSecurity" in said:
         return failure(

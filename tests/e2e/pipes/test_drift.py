@@ -200,7 +200,7 @@ def test_a_changed_spec_converges_and_answers(smollm2: Kubectl, client: Client) 
     smollm2.apply(pipe(stages={"count": 2, "template": SMALL}))
     status = wait_ready(smollm2)["status"]
     assert "Paris" in "".join(client.ask(status["url"], "What is the capital of France?"))
-    # Ready is told by the token that went round; kubelet's probes of the stages follow at their own pace.
+    # Ready follows from the ring health check; kubelet's probes of the stages follow at their own pace.
     wait_for(
         "both stages",
         lambda: smollm2.get("languagepipe", "smollm2")["status"]["stagesReady"] == "2/2",

@@ -230,7 +230,7 @@ def test_members_of_a_node_that_is_cut_off_come_back_on_the_other(
 ) -> None:
     """The store cannot move, since its volume is one node's; the operator is put beside it here.
 
-    Where the End Model goes, nobody hears that no token goes round: Kubernetes itself calls its pod Ready until the
+    Where the End Model goes, nobody hears that the ring is down: Kubernetes itself calls its pod Ready until the
     node is given up.
     """
     home = members(smollm2, "store")[0]["spec"]["nodeName"]

@@ -125,7 +125,7 @@ def test_a_pipe_that_cannot_be_placed_says_what_is_short_and_by_how_much(
     expected = {
         "greedy": (
             "InsufficientGPUs",
-            r"5 members ask for 5 GPUs, and 4 are free \(.*gpu-1: 2; gpu-2: 2.*\): 1 short: take fewer stages on GPUs, "
+            r"5 members ask for 5 GPUs, and 4 are free \(.*gpu-1: 2; gpu-2: 2.*\): 1 short: use fewer stages on GPUs, "
             r"fewer replicas, or add GPUs",
         ),
         "intolerant": (

@@ -94,7 +94,7 @@ CASES = {
     "too-many-stages": Case(
         {"endModel": {"localLayers": 28, "template": LIGHT}, "stages": {"count": 3}},
         "TooManyStages",
-        r"3 stages, but 30 layers less 28 at the End Model leave 2: take at most 2 stages",
+        r"3 stages, but 30 layers less 28 at the End Model leave 2: use at most 2 stages",
     ),
     "too-many-layers": Case(
         {"stages": {"list": [{"name": "first", "layers": 20}, {"name": "second", "layers": 12}]}},
@@ -111,7 +111,7 @@ CASES = {
         {"stages": {"count": 1, "template": {"resources": {"limits": {"memory": "64Mi"}}}}},
         "LimitTooSmall",
         r"stage stage-1 needs [\d.]+ GiB \(weights, overhead and KV for one sequence\), and its template limits memory "
-        r"to 64 MiB: [\d.]+ GiB short: raise limits\.memory or leave it out, give it fewer layers, or take a shorter "
+        r"to 64 MiB: [\d.]+ GiB short: raise limits\.memory or leave it out, give it fewer layers, or use a shorter "
         r"maxContextLength",
     ),
     "too-large": Case(
@@ -230,7 +230,7 @@ def test_a_namespace_whose_quota_is_used_up(new_namespace: Callable[[str], Kubec
         "QuotaExceeded",
         r"stage stage-1: its pod exceeds the namespace's ResourceQuota \(exceeded quota: small, requested: "
         r"limits\.memory=\S+, used: limits\.memory=2Gi, limited: limits\.memory=2100Mi\): raise the quota, or use "
-        r"fewer replicas, fewer stages, or less resources in their templates",
+        r"fewer replicas, fewer stages, or fewer resources in their templates",
     )
     kubectl("delete", "lp", "over-quota", "--wait=true", "--timeout=60s")
 

@@ -117,7 +117,7 @@ def test_json_is_the_plan_that_members_read(pipe_file: Path, capsys: pytest.Capt
         (
             ("count: 2", "count: 5"),
             [],
-            "TooManyStages: 5 stages, but 6 layers less 2 at the End Model leave 4: take at most 4 stages",
+            "TooManyStages: 5 stages, but 6 layers less 2 at the End Model leave 4: use at most 4 stages",
         ),
         (
             ("count: 2", "count: 2, device: GPU"),

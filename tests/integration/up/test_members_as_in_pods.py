@@ -159,7 +159,7 @@ def test_probes_tell_the_truth_from_the_first_start_to_the_last_answer(pods: Pod
     pods.start("stage")
     eventually(lambda: pods.ready("store"), seconds=60)
     eventually(lambda: pods.ready("stage"), seconds=60)
-    # The End Model is ready when a token went round.
+    # The End Model is ready when the ring health check has passed.
     pods.start("end-model")
     eventually(lambda: pods.ready("end-model"), seconds=60)
     for role in pods.running:

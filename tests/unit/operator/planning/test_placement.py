@@ -113,17 +113,17 @@ REFUSED: list[tuple[str, ModelFacts, Any, dict[str, Any], list[Node], str, str]]
     (
         "memory in all", QWEN3_8B, 3, {}, [node("n1", 8), node("n2", 4), node("n3", 4)], "InsufficientMemory",
         "4 members ask for 20.2 GiB of memory, and 16 GiB are free on the nodes they may run on (n1: 8 GiB; n2: 4 GiB; "
-        "n3: 4 GiB): 4.2 GiB short: take a shorter maxContextLength, a smaller model, fewer replicas, or add memory",
+        "n3: 4 GiB): 4.2 GiB short: use a shorter maxContextLength, a smaller model, fewer replicas, or add memory",
     ),
     (
         "memory for all replicas", SMOLLM2, 1, {"replicas": 3}, [node("n1", 6)], "InsufficientMemory",
         "3 replicas: 2 members ask for 6.3 GiB of memory, and 6 GiB are free on the nodes they may run on (n1: 6 GiB): "
-        "306 MiB short: take a shorter maxContextLength, a smaller model, fewer replicas, or add memory",
+        "306 MiB short: use a shorter maxContextLength, a smaller model, fewer replicas, or add memory",
     ),
     (
         "memory of one node", QWEN3_8B, 1, {}, [node(name, 12) for name in "abc"], "StageTooLarge",
         "stage stage-1 asks for 14.6 GiB of memory, and the most that is free on a node that it may run on is 12 GiB "
-        "(c): 2.6 GiB short: give it fewer layers, or take a shorter maxContextLength",
+        "(c): 2.6 GiB short: give it fewer layers, or use a shorter maxContextLength",
     ),
     (
         "memory that its template asks for", SMOLLM2,
@@ -136,12 +136,12 @@ REFUSED: list[tuple[str, ModelFacts, Any, dict[str, Any], list[Node], str, str]]
         [node("n1", 11), node("n2", 11)], "InsufficientMemory",
         "3 members do not fit on 2 nodes together: with the others placed, the End Model, which asks for 3.7 GiB of "
         "memory, finds no node (n1: 3 GiB of memory free, 693 MiB short; n2: 3.4 GiB of memory free, 293 MiB short): "
-        "take more and smaller stages, a shorter maxContextLength, fewer replicas, or a larger node",
+        "use more and smaller stages, a shorter maxContextLength, fewer replicas, or a larger node",
     ),
     (
         "GPUs", QWEN3_8B, {"count": 3, "device": "GPU"}, {},
         [node("g1", 32, 16), node("g2", 32, 16, 16, requested_gpus=1), node("c", 16)], "InsufficientGPUs",
-        "3 members ask for 3 GPUs, and 2 are free (g1: 1; g2: 1; c: 0): 1 short: take fewer stages on GPUs, fewer "
+        "3 members ask for 3 GPUs, and 2 are free (g1: 1; g2: 1; c: 0): 1 short: use fewer stages on GPUs, fewer "
         "replicas, or add GPUs",
     ),
     (
@@ -152,7 +152,7 @@ REFUSED: list[tuple[str, ModelFacts, Any, dict[str, Any], list[Node], str, str]]
     (
         "GPU memory", QWEN3_8B, {"count": 1, "device": "GPU"}, {}, [node("g1", 64, 12), node("c", 64)], "StageTooLarge",
         "stage stage-1 needs 14.8 GiB of GPU memory (KV for one sequence included), and the largest GPU (g1) has 12 "
-        "GiB, 10.8 GiB of it usable: 4 GiB short: give it fewer layers, or take a shorter maxContextLength",
+        "GiB, 10.8 GiB of it usable: 4 GiB short: give it fewer layers, or use a shorter maxContextLength",
     ),
     (
         "CPUs", SMOLLM2, {"count": 1, **template(resources={"requests": {"cpu": "2500m"}})}, {},
@@ -169,7 +169,7 @@ REFUSED: list[tuple[str, ModelFacts, Any, dict[str, Any], list[Node], str, str]]
         "a limit below need", SMOLLM2, {"count": 1, **template(resources={"limits": {"memory": "900Mi"}})}, {},
         [node("n1", 8)], "LimitTooSmall",
         "stage stage-1 needs 1.2 GiB (weights, overhead and KV for one sequence), and its template limits memory to "
-        "900 MiB: 320 MiB short: raise limits.memory or leave it out, give it fewer layers, or take a shorter "
+        "900 MiB: 320 MiB short: raise limits.memory or leave it out, give it fewer layers, or use a shorter "
         "maxContextLength",
     ),
     (
@@ -188,7 +188,7 @@ REFUSED: list[tuple[str, ModelFacts, Any, dict[str, Any], list[Node], str, str]]
         "a GPU device without a GPU", SMOLLM2,
         {"count": 1, "device": "GPU", **template(resources={"limits": {"nvidia.com/gpu": 0}})}, {}, [],
         "InvalidTemplate",
-        "stage stage-1 computes on a GPU, and its template limits nvidia.com/gpu to 0: take 1, or leave it out",
+        "stage stage-1 computes on a GPU, and its template limits nvidia.com/gpu to 0: use 1, or leave it out",
     ),
 ]  # fmt: skip
 

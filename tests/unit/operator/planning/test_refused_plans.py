@@ -55,13 +55,13 @@ TABLE: list[tuple[ModelFacts, Any, dict[str, Any], tuple[Node, ...], str, str]] 
         (Node("box", 64 * GIB, (8 * GIB,)),), "StageTooLarge",
         "stage gpu: 20 layers need 8.9 GiB (weights and overhead 8.3 GiB, KV for one sequence 640 MiB), and the "
         "largest GPU "
-        "memory is 8 GiB, 7.2 GiB of it usable: give it fewer layers, or take a shorter maxContextLength",
+        "memory is 8 GiB, 7.2 GiB of it usable: give it fewer layers, or use a shorter maxContextLength",
     ),
     (
         QWEN3_8B, 3, {}, BOX_24, "InsufficientMemory",
         "4 members on CPU need 20.2 GiB (weights and overhead 19.1 GiB, KV for one sequence 1.1 GiB), and box has 24 "
         "GiB, "
-        "19.2 GiB of it usable: take fewer stages, a shorter maxContextLength, a smaller model or more memory",
+        "19.2 GiB of it usable: use fewer stages, a shorter maxContextLength, a smaller model or more memory",
     ),
     (
         QWEN3_06B, {"count": 1, "device": "GPU"}, {}, BOX_24, "NoSuchDevice",
@@ -73,7 +73,7 @@ TABLE: list[tuple[ModelFacts, Any, dict[str, Any], tuple[Node, ...], str, str]] 
     ),
     (
         QWEN3_06B, 30, {}, (), "TooManyStages",
-        "30 stages, but 28 layers less 1 at the End Model leave 27: take at most 27 stages",
+        "30 stages, but 28 layers less 1 at the End Model leave 27: use at most 27 stages",
     ),
     (
         QWEN3_06B, 1, {"end": {"localLayers": 20, "tailLayers": 8}}, (), "NoLayersForStages",

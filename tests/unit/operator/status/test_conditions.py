@@ -186,11 +186,11 @@ def test_an_old_plan_that_answers_is_an_endpoint_and_not_ready() -> None:
 
 def test_a_refused_change_leaves_the_old_ring_answering() -> None:
     world = World.ready(generation=2)
-    world.refusal = PlanError("TooManyStages", "40 stages, but 29 layers: take at most 29 stages")
+    world.refusal = PlanError("TooManyStages", "40 stages, but 29 layers: use at most 29 stages")
 
     status = world.status(World.ready().status())
 
-    assert triple(status, "Planned") == ("False", "TooManyStages", "40 stages, but 29 layers: take at most 29 stages")
+    assert triple(status, "Planned") == ("False", "TooManyStages", "40 stages, but 29 layers: use at most 29 stages")
     assert triple(status, "Ready")[:2] == ("False", "TooManyStages")
     assert turns(status)["EndpointReady"] == "True"
 
