@@ -6,22 +6,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from support.chaos.faults import Kind, When, schedule
 from support.chaos.members import SHAPES
 from support.chaos.run import Options, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-# Chosen so that every kind of fault comes, alone, beside another one, and while the ring recovers from one.
-SEEDS = {name: 3 + number for number, name in enumerate(SHAPES)}
+# Chosen so that every kind of fault comes, and comes alone, beside another one, and while the ring recovers from one.
+SEEDS = dict(zip(SHAPES, (39, 40), strict=True))
+FAULTS = 10  # a shape
+
+
+def test_the_faults_of_these_seeds_are_of_every_kind() -> None:
+    faults = [
+        fault
+        for name, seed in SEEDS.items()
+        for group in schedule(seed, FAULTS, stages=SHAPES[name].stages)
+        for fault in group
+    ]
+
+    assert {fault.kind for fault in faults} == set(get_args(Kind))
+    assert {fault.when for fault in faults} == set(get_args(When))
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_answer_under_ten_faults_is_that_of_an_undisturbed_run_and_nothing_leaks(
     name: str, tmp_path: Path
 ) -> None:
-    report = run(Options(SHAPES[name], faults=10, seed=SEEDS[name], seconds=240), tmp_path)
+    report = run(Options(SHAPES[name], faults=FAULTS, seed=SEEDS[name], seconds=240), tmp_path)
 
     print(report)
     assert not report.problems, str(report)

@@ -48,7 +48,7 @@ class Shape:
     stages: int
     local_layers: int = 1
     tail_layers: int = 0
-    kv_blocks: int = 96
+    kv_blocks: int = 64
     block_tokens: int = 16
     frame_tokens: int = 96
     frames_in_flight: int = 4
@@ -82,7 +82,7 @@ class Shape:
 
 SHAPES = {
     "experts, sliding windows, tail layers": Shape("moe", stages=3, tail_layers=1),
-    "full and sliding attention, two stages": Shape("sliding", stages=2, kv_blocks=80),
+    "full and sliding attention, two stages": Shape("sliding", stages=2),
 }
 
 

@@ -55,13 +55,15 @@ def make_requests(seed: int, count: int) -> list[Request]:
 
 
 def _request(draw: random.Random, number: int) -> Request:
-    length = draw.choice([draw.randint(1, 20), draw.choice([15, 16, 17, 95, 96, 97]), draw.randint(100, 300)])
+    # Short prompts and long answers: sequences outgrow the blocks that there were when they started.
+    short, edge, long = draw.randint(1, 40), draw.choice([15, 16, 17, 95, 96, 97]), draw.randint(100, 300)
+    length = draw.choice([short, short, edge, long])
     prompt = "".join(draw.choice(CHARACTERS[1:]) for _ in range(length))
     body: dict[str, Any] = {
         "model": PIPE,
         "stream": True,
         "stream_options": {"include_usage": True},
-        "max_tokens": draw.choice([draw.randint(1, 8), draw.randint(40, 100), draw.randint(100, 200)]),
+        "max_tokens": draw.choice([draw.randint(1, 8), *[draw.randint(60, 200)] * 3]),
         "temperature": 0,
     }
     kind = draw.choice(["greedy", "greedy with penalties", "sampled", "nucleus", "two samples"])
