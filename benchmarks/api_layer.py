@@ -51,6 +51,7 @@ def serve(way: str) -> None:
         engine=engine,
         bridge=bridge,
         text=codec,
+        embedding_rows=codec.vocabulary_size,
         served_name="tiny",
         max_context_length=100_000,
         api_keys=ApiKeys(None),
@@ -97,7 +98,7 @@ def use_streaming_response() -> None:
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             service, planned, format = self._parts
             answers = [generation.Answer(service.text, one.prompt, planned.stops) for one in planned.sequences]
-            with service.bridge.open(planned.sequences) as exchange:
+            with service.bridge.open(planned.sequences, planned.seats) as exchange:
                 self.body_iterator = events(service, planned, format, exchange, answers)
                 await super().__call__(scope, receive, send)
 

@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -67,6 +68,29 @@ def end_on_signals() -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+
+
+class LeaveRequest(threading.Event):
+    """Set by the first signal. since: when that was, on the monotonic clock; infinity until then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.since = math.inf
+
+
+def leave_on_signals() -> LeaveRequest:
+    """The first SIGTERM or SIGINT asks this process to leave; the second ends it at once, with status 0."""
+    request = LeaveRequest()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if request.is_set():
+            os._exit(0)
+        request.since = time.monotonic()
+        request.set()
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    return request
 
 
 def stop_on_signals() -> threading.Event:

@@ -44,7 +44,7 @@ def read_any(data: bytes) -> None:
 def read_step(data: bytes) -> None:
     """A step that passes must keep every promise that the layers rely on."""
     header = parse_header(data)
-    check_step(header, LIMITS, returning=False)
+    check_step(header, LIMITS, receiver=1)
     size = HEADER_BYTES + header.payload_bytes
     if size > LIMITS.max_frame_bytes:
         raise AssertionError(f"{size} bytes pass, a slot has {LIMITS.max_frame_bytes}")

@@ -6,6 +6,7 @@ pass as raw bytes, as on the wire."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -25,6 +26,7 @@ class LoopbackInfo:
     """What `connect` returns."""
 
     epoch: Epoch
+    kv_ids: tuple[bytes, ...]
 
 
 @dataclass
@@ -36,6 +38,7 @@ class LoopbackFrame:
     batch: Batch
     hidden: memoryview
     tokens: int
+    last_member: int
     busy_microseconds: list[int] = field(default_factory=list)
     released: bool = False
 
@@ -74,6 +77,7 @@ class LoopbackRing:
         self._inboxes: list[queue.SimpleQueue[LoopbackFrame | None]] = []
         self._threads: list[threading.Thread] = []
         self.frames_sent = 0
+        self._kv_ids = [bytes(8)] * len(self._stacks)
         if threads:
             self._inboxes = [queue.SimpleQueue() for _ in self._stacks]
             self._threads = [
@@ -91,9 +95,14 @@ class LoopbackRing:
         self._epoch += 1
         self._returned = queue.Queue()
         self._lost = None
-        return LoopbackInfo(Epoch(self._epoch, b"loopback"))
+        return LoopbackInfo(Epoch(self._epoch, b"loopback"), tuple(self._kv_ids))
 
-    def send(self, step: int, batch: Batch, hidden: memoryview, tokens: int) -> None:
+    def replace_stage(self, place: int, stack: LayersPort) -> None:
+        """Another process stands in place `place`, from 1: it has an empty KV cache. Only while the ring is broken."""
+        self._stacks[place - 1] = stack
+        self._kv_ids[place - 1] = os.urandom(8)
+
+    def send(self, step: int, batch: Batch, hidden: memoryview, tokens: int, *, last_member: int | None = None) -> None:
         """Raises RingDown."""
         if self._lost is not None:
             raise self._lost
@@ -101,7 +110,9 @@ class LoopbackRing:
         if len(hidden) != expected or tokens != batch.tokens:
             raise ValueError(f"frame of {tokens} tokens: {len(hidden)} bytes given, {expected} needed")
         self.frames_sent += 1
-        frame = LoopbackFrame(step, self._epoch, batch, memoryview(bytearray(hidden)), tokens)
+        frame = LoopbackFrame(
+            step, self._epoch, batch, memoryview(bytearray(hidden)), tokens, last_member or len(self._stacks)
+        )
         if self._inboxes:
             self._inboxes[0].put(frame)
             return
@@ -159,12 +170,17 @@ class LoopbackRing:
                 self._arrive(frame)
 
     def _compute(self, index: int, frame: LoopbackFrame) -> LoopbackFrame:
+        if index >= frame.last_member:
+            frame.busy_microseconds.append(0)
+            return frame
         started = time.perf_counter()
         stack = self._stacks[index]
         with torch.inference_mode():
             hidden = tensor_from(frame.hidden, dtype=self._dtype, width=self._hidden_size, device=stack.device)
             hidden = stack.run(hidden, frame.batch)
-            if index + 1 == len(self._stacks) and not self._tail_layers:
+            if index + 1 == frame.last_member < len(self._stacks):
+                hidden = hidden[:0]  # a replay returns without a tensor
+            elif index + 1 == len(self._stacks) and not self._tail_layers:
                 hidden = hidden[torch.from_numpy(frame.batch.rows).long().to(hidden.device)]
             frame.hidden = memoryview(bytearray(bytes_of(hidden)))
         frame.busy_microseconds.append(round((time.perf_counter() - started) * 1e6))

@@ -27,7 +27,7 @@ def main() -> None:
         inbound = communicator.receive(1.0)
         if inbound is None:
             continue
-        rows = communicator.rows_forward(inbound.batch)
+        rows = communicator.rows_forward(inbound)
         communicator.forward(inbound, inbound.hidden[: rows * communicator.limits.row_bytes], 1)
 
 

@@ -117,7 +117,7 @@ class StageLoop:
             self.seen.append((inbound.epoch.counter, inbound.step))
             hidden = np.frombuffer(inbound.hidden, dtype=np.float32).reshape(inbound.batch.tokens, -1)
             result = self._compute(hidden)
-            rows = self.communicator.rows_forward(inbound.batch)
+            rows = self.communicator.rows_forward(inbound)
             if rows != len(result):
                 result = result[inbound.batch.rows]
             self.communicator.forward(inbound, np.ascontiguousarray(result), 7 * self.communicator._index)

@@ -7,12 +7,15 @@ the means follow it."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 # How much one new measurement counts in a mean.
 _WEIGHT = 0.25
 # Above this multiple of the largest frame measured, an estimate is a guess.
 _TRUSTED_MULTIPLE = 2.0
+# The largest frame of a ring that has not been measured.
+FIRST_FRAME_TOKENS = 32
 # Before anything is measured: a frame costs as much as this many tokens would, plus its tokens. Only ratios
 # matter.
 _PRIOR_TOKENS = 64.0
@@ -72,11 +75,11 @@ class MemberCost:
 class RingCost:
     """All members of a ring: the End Model first, then the stages in ring order. Times in seconds.
 
-    hop_seconds: a hop's own cost, once measured (wire, framing, wake-up).
+    hops: a hop's own cost by a frame's tokens, once measured (wire, framing, wake-up).
     """
 
     members: list[MemberCost]
-    hop_seconds: float | None = None
+    hops: MemberCost = field(default_factory=MemberCost)
 
     @classmethod
     def of(cls, stages: int) -> RingCost:
@@ -87,15 +90,19 @@ class RingCost:
         return all(member.measured for member in self.members)
 
     def add(self, tokens: int, busy_seconds: list[float]) -> None:
-        """One frame's busy time a member, the End Model's first."""
-        for member, seconds in zip(self.members, busy_seconds, strict=True):
+        """One frame's busy time a member, the End Model's first. Members after the last that computed are left out."""
+        for member, seconds in zip(self.members, busy_seconds, strict=False):
             member.add(tokens, seconds)
 
-    def add_hop(self, seconds: float) -> None:
-        if self.hop_seconds is None:
-            self.hop_seconds = seconds
-        else:
-            self.hop_seconds += _WEIGHT * (seconds - self.hop_seconds)
+    def add_hop(self, tokens: int, seconds: float) -> None:
+        """What each hop of a frame took that was alone on the ring, besides compute."""
+        self.hops.add(tokens, seconds)
+
+    def forget(self, members: Iterable[int]) -> None:
+        """Other machines may stand in these places now: nothing is known of them, nor of the links to them."""
+        for member in members:
+            self.members[member] = MemberCost()
+            self.hops = MemberCost()
 
     def slowest(self, tokens: float) -> float:
         """t_max: the busiest member's time for one frame."""
@@ -104,11 +111,19 @@ class RingCost:
     def round(self, tokens: float) -> float:
         """T: one frame's way round an otherwise empty ring."""
         busy = sum(member.seconds(tokens) for member in self.members)
-        return busy + (self.hop_seconds or 0.0) * len(self.members)
+        hop = self.hops.seconds(tokens) if self.hops.measured else 0.0
+        return busy + hop * len(self.members)
 
     def trusted(self, tokens: int) -> bool:
         """Whether an estimate for that many tokens rests on frames of comparable size."""
         return self.measured and all(tokens <= _TRUSTED_MULTIPLE * member.largest for member in self.members)
+
+    @property
+    def largest_frame(self) -> int:
+        """The most tokens that a frame may have now: sizes grow by doubling from FIRST_FRAME_TOKENS, so that no frame's
+        time is a guess. (A ring that is slow by ten times would otherwise be given up for its first long prompt.)"""
+        measured = min(member.largest for member in self.members)
+        return max(FIRST_FRAME_TOKENS, int(_TRUSTED_MULTIPLE * measured))
 
     def micro_batches(self, rows: int, *, most: int) -> int:
         """How many decode micro-batches to keep in flight for `rows` rows: the m that minimises one token's

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from languagepipes_node import metrics
 from languagepipes_node.end_model.costs import RingCost
 from languagepipes_node.end_model.in_flight import InFlightBatch, RowsError, pack, packed_tokens
 from languagepipes_node.end_model.interfaces import EndLayersPort, ReturnedPort, RingPort
+from languagepipes_node.end_model.recovery import Outage
 from languagepipes_node.end_model.requests import (
     EngineCommand,
     EngineOutput,
@@ -47,7 +49,6 @@ from languagepipes_node.end_model.sequence_table import SequenceTable
 from languagepipes_node.end_model.sequences import Sequence
 from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watchdog
 from languagepipes_node.model.buffers import TORCH_DTYPES, bytes_of, tensor_from
-from languagepipes_node.model.errors import ModelError
 from languagepipes_node.wire.errors import FrameError, RingDown, SupersededError
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ _LARGE_CHUNK = 32
 # How soon an engine that waits for a frame notices that it is to stop.
 _STOP_SECONDS = 0.1
 _NOT_FINITE = "the model computed values that are not finite; the request was ended"
+_NOT_COMPUTED = "this request's step could not be computed"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class EngineSettings:
     unmeasured: the limit while no frame of that size was measured (the first may page in all weights).
     idle_seconds: how soon an idle engine notices a lost ring.
     poll_seconds: how soon one that waits for a frame, and could send more, notices a submission.
-    reconnect_*: the back-off between attempts to join the ring.
+    reconnect_*: the back-off between attempts to join the ring. max_wait_seconds: how long requests wait while there is
+    no ring. max_replays: how often a request is computed again without a token in between before it fails.
     """
 
     max_running: int = 64
@@ -80,12 +83,14 @@ class EngineSettings:
     shared_cores: bool = False
     prefill_frames: int | None = None
     deadline_factor: float = 3.0
-    deadline_slack_seconds: float = 2.0  # 0.5 once a broken ring is replayed: until then a false alarm costs requests
+    deadline_slack_seconds: float = 0.5
     deadline_unmeasured_seconds: float = 120.0
     idle_seconds: float = 0.2
     poll_seconds: float = 0.005
     reconnect_first_seconds: float = 0.05
     reconnect_most_seconds: float = 1.0
+    max_wait_seconds: float = 300.0
+    max_replays: int = 5
 
     def limits(self, plan: Plan) -> Limits:
         """The scheduler's limits under `plan`."""
@@ -132,10 +137,12 @@ class Engine:
         # None just wakes the engine.
         self._inbox: SimpleQueue[EngineCommand | None] = SimpleQueue()
         self._stopping = threading.Event()
-        # Guards (ring is up, inbox) together: a command that is accepted is taken while the ring is up.
+        # Guards (whether commands are taken, inbox) together: a command that is accepted is answered.
         self._gate = threading.Lock()
-        self._ring_error: str | None = "the ring has not been joined yet"
-        self._loss_code = "start"
+        self._refusal: str | None = None  # why no command is taken any more
+        self._outage = Outage(max_wait_seconds=settings.max_wait_seconds, now=time.monotonic())
+        self._kv_ids: tuple[bytes, ...] = ()
+        self._replays = 0
 
         self._sequences = SequenceTable(blocks=plan.kv_blocks, block_tokens=plan.kv_block_tokens)
         self._costs = RingCost.of(len(plan.stages))
@@ -153,10 +160,10 @@ class Engine:
     # What other threads may call.
 
     def submit(self, command: EngineCommand) -> None:
-        """Hand a command over. While the ring is down a Submission is answered at once with
-        Failure("ring_down")."""
+        """Hand a command over. While the ring is down it waits for it, as others do; once that has lasted too long, or
+        after the end, a Submission is answered at once with Failure("ring_down")."""
         with self._gate:
-            error = self._ring_error
+            error = self._refusal
             if error is None:
                 self._inbox.put(command)
         if error is not None and isinstance(command, Submission):
@@ -173,7 +180,7 @@ class Engine:
         """Until `stop`. Joins the ring again whenever it is lost. Raises SupersededError if another End Model
         holds the replica: then this process must exit."""
         pause = self._settings.reconnect_first_seconds
-        ending = "the engine failed", "internal"
+        ending = "the engine failed"
         try:
             with torch.inference_mode():
                 while not self._stopping.is_set():
@@ -184,30 +191,47 @@ class Engine:
                         while not self._stopping.is_set():
                             self.step()
                     except RingDown as down:
-                        self.lose_ring(down.reason, down.code)
-                        self._stopping.wait(pause)
+                        self.lose_ring(down)
+                        self._wait_without_ring(pause)
                         pause = min(2 * pause, self._settings.reconnect_most_seconds)
-            ending = "the server is shutting down", "stopped"
+            ending = "the server is shutting down"
         except SupersededError as error:
-            ending = str(error), "superseded"
+            ending = str(error)
             raise
         finally:
             # Whatever ends this thread, every open request gets an answer.
-            self.lose_ring(*ending)
+            self.end(ending)
 
     def join_ring(self) -> None:
-        """One attempt at a new epoch. Raises RingDown."""
+        """One attempt at a new epoch. Sequences go on from the KV that the stages still hold. Raises RingDown."""
         info = self._ring.connect()
         self._epoch = info.epoch.counter
-        # Other machines may compute in this epoch; measured against the old ones' times, each frame could be overdue.
-        self._costs = RingCost.of(len(self._costs.members) - 1)
-        metrics.RING_EPOCHS.labels(reason=self._loss_code).inc()
+        self._find_lost_kv(info.kv_ids)
+        if self._outage.code == "deadline":
+            # Machines became slower than they were measured: by the old times every frame would be overdue.
+            self._costs.forget(range(self._hops))
+        metrics.RING_EPOCHS.labels(reason=self._outage.code).inc()
         metrics.EPOCH.set(self._epoch)
         metrics.RING_READY.set(1)
         with self._gate:
-            self._ring_error = None
+            self._refusal = None
+        waited = len(self._sequences)
+        seconds = self._outage.end(now=time.monotonic())
         self._publish()
-        log.info("ring joined: epoch=%d", self._epoch)
+        log.info("ring joined: epoch=%d after %.1f s, %d requests waited", self._epoch, seconds, waited)
+
+    def _find_lost_kv(self, kv_ids: tuple[bytes, ...]) -> None:
+        """Rewind what stages have lost that are not the ones of the last epoch."""
+        known, self._kv_ids = self._kv_ids, kv_ids
+        changed = [stage for stage, (was, now) in enumerate(zip(known, kv_ids, strict=False), start=1) if was != now]
+        if not changed:
+            return
+        # Other machines may compute now; measured against the old ones' times, each frame could be overdue.
+        self._costs.forget(changed)
+        for sequence in self._sequences.running:
+            if sequence.kv[-1]:
+                sequence.lose_kv(changed[-1])
+                self._replays += 1
 
     def step(self) -> None:
         """One round of the engine. Raises RingDown once the ring is lost."""
@@ -254,7 +278,9 @@ class Engine:
             self._outputs.append(Failure(submission.request_id, "queue_full", message))
             return
         try:
-            sequence = Sequence.of(submission, arrival=self._arrivals, context_limit=self._context_limit)
+            sequence = Sequence.of(
+                submission, arrival=self._arrivals, context_limit=self._context_limit, stages=self._hops - 1
+            )
         except ValueError as error:
             self._outputs.append(Failure(submission.request_id, "internal", str(error)))
             return
@@ -293,11 +319,12 @@ class Engine:
         self._step += 1
         leases = [self._sequences.lease_for(share) for share in decision.shares]
         batch = pack(decision.shares, leases, self._limits.block_tokens)
+        last_member = decision.shares[0].sequence.last_member  # all shares of a frame go as far
         tokens = torch.from_numpy(packed_tokens(decision.shares))  # int64 [tokens]
         try:
             hidden = bytes_of(self._layers.front(tokens, batch))  # [tokens, hidden]
-        except ModelError as error:
-            self._fail_all(decision.shares, error)
+        except Exception as error:  # of one frame; which of its sequences it is, is found by trying them apart
+            self._blame(decision.shares, error)
             return
         sent_at = time.perf_counter()
         frame = InFlightBatch(
@@ -305,14 +332,15 @@ class Engine:
             shares=decision.shares,
             leases=leases,
             batch=batch,
-            view=FrameView(decision.decode_rows, decision.tokens - decision.decode_rows),
+            last_member=last_member,
+            view=FrameView(decision.decode_rows, decision.tokens - decision.decode_rows, apart=decision.apart),
             front_seconds=sent_at - started,
             sent_at=sent_at,
             deadline=sent_at + self._allowed_seconds(decision.tokens),
             alone=not self._in_flight,
         )
         try:
-            self._ring.send(self._step, batch, hidden, decision.tokens)
+            self._ring.send(self._step, batch, hidden, decision.tokens, last_member=last_member)
         except FrameError as error:
             self._fail_all(decision.shares, error)
             return
@@ -335,7 +363,7 @@ class Engine:
         if not self._in_flight:
             with contextlib.suppress(Empty):
                 self._take(self._inbox.get(timeout=self._settings.idle_seconds))
-            if self._inbox.empty() and not self._sequences:
+            if self._inbox.empty():
                 # No frame is due, but this raises if the ring was lost meanwhile.
                 self._ring.receive(0)
             return None
@@ -372,19 +400,23 @@ class Engine:
             if not self._in_flight:
                 raise RowsError(f"step {returned.step} returned, none was due")
             frame = self._in_flight[0]
-            rows = frame.batch.tokens if self._tail_layers else len(frame.batch.rows)
+            replay = frame.last_member < self._hops - 1
+            rows = frame.batch.tokens if self._tail_layers and not replay else len(frame.batch.rows)
             frame.check(returned, rows=rows, row_bytes=self._hidden_size * self._dtype.itemsize)
-            sampled = self._sample(frame, returned)
-        except ModelError as error:
-            self._fail_all(frame.shares, error)
-            sampled = [None] * len(frame.batch.rows)
+            sampled = [] if replay else self._sample(frame, returned)
         except RowsError as error:
             self._ring.drop(str(error))
             raise RingDown(str(error), "protocol") from error
+        except Exception as error:
+            # As if a stage had failed at this frame: the epoch ends, and its sequences are tried apart.
+            log_failure(f"step {frame.step} failed at the End Model", error)
+            reason = f"end-model: step {frame.step} could not be computed: {type(error).__name__}"
+            self._ring.drop(reason)
+            raise RingDown(reason, "step_failed", step=frame.step) from error
         finally:
             returned.release()
         self._in_flight.popleft()
-        self._sequences.returned(frame.shares, frame.leases)
+        self._sequences.returned(frame.shares, frame.leases, last_member=frame.last_member)
         now = time.perf_counter()
         for sequence, token in zip(frame.asking, sampled, strict=True):
             self._accept(sequence, token)
@@ -445,13 +477,14 @@ class Engine:
         own_seconds = frame.front_seconds + done_at - returned_at
         stages = [microseconds * 1e-6 for microseconds in busy_microseconds]
         if len(stages) + 1 == len(self._costs.members):
-            self._costs.add(frame.batch.tokens, [own_seconds, *stages])
+            self._costs.add(frame.batch.tokens, [own_seconds, *stages[: frame.last_member]])
         ring_seconds = returned_at - frame.sent_at
         metrics.STEP.observe(own_seconds)
         metrics.RING_STEP.observe(ring_seconds)
         if frame.alone and not self._in_flight:
             hop_seconds = max(0.0, ring_seconds - sum(stages)) / self._hops
-            self._costs.add_hop(hop_seconds)
+            if frame.last_member == self._hops - 1:
+                self._costs.add_hop(frame.batch.tokens, hop_seconds)
             metrics.HOP.observe(hop_seconds)
 
     # Ends.
@@ -462,27 +495,94 @@ class Engine:
             self._sequences.end(sequence)
 
     def _fail_all(self, shares: tuple[Share[Sequence], ...], error: Exception) -> None:
-        """The layers, or the ring's limits, do not accept that frame; other requests continue."""
-        log.error("step %d failed: %s: %s", self._step, type(error).__name__, error)
+        """The ring's limits do not accept that frame; other requests continue."""
+        log_failure(f"step {self._step} failed", error)
         for share in shares:
-            self._fail(share.sequence, "internal", "this request's step could not be computed")
+            self._fail(share.sequence, "internal", _NOT_COMPUTED)
 
-    def lose_ring(self, reason: str, code: str) -> None:
-        """The epoch is over: frames in flight and what they carried are lost. Every request fails with the reason."""
-        with self._gate:
-            was, self._ring_error = self._ring_error, reason
-        if was is None:
-            self._loss_code = code
+    def _blame(self, shares: tuple[Share[Sequence], ...], error: Exception) -> None:
+        """The End Model's own layers raised at a frame that was not sent: its sequence fails, or, of several, each is
+        tried apart."""
+        if len(shares) == 1:
+            self._fail_all(shares, error)
+            return
+        log_failure(f"step {self._step} failed with {len(shares)} requests, which are tried apart", error)
+        for share in shares:
+            share.sequence.setbacks.suspect = True
+
+    def lose_ring(self, down: RingDown) -> None:
+        """The epoch is over, or could not be opened: frames in flight are lost. Sequences stay, and wait for the ring
+        within the bounds of `recovery.py`; what nobody will wait for fails with the reason."""
+        lost = self._outage.down is False
+        if self._outage.begin(down.reason, down.code, now=time.monotonic()):
+            log.warning("ring down: epoch=%d code=%s %s", self._epoch, down.code, down.reason)
         metrics.RING_READY.set(0)
         self._take_commands()
+        if lost:
+            self._judge(down)
+        self._forget_frames()
+        for sequence in self._sequences.everyone():
+            sequence.rewind()
+        self._give_up()
+        self._hand_over()
+
+    def _judge(self, down: RingDown) -> None:
+        """Which of the sequences in flight may have broken the ring, and which must have."""
+        named = [frame for frame in self._in_flight if down.code == "step_failed" and frame.step == down.step]
+        frames = named or list(self._in_flight)
+        sequences = {
+            share.sequence.arrival: share.sequence for frame in frames for share in frame.shares if share.sequence.lease
+        }
+        for sequence in sequences.values():
+            setbacks = sequence.setbacks
+            setbacks.lost(alone=len(sequences) == 1, blamed=bool(named))
+            if setbacks.guilty:
+                self._fail(
+                    sequence, "internal", f"{_NOT_COMPUTED}: the ring fell whenever it was tried ({down.reason})"
+                )
+            elif setbacks.replays > self._settings.max_replays:
+                self._fail(
+                    sequence,
+                    "ring_down",
+                    f"the ring was lost {setbacks.replays} times without a token in between ({down.reason})",
+                )
+
+    def _give_up(self) -> None:
+        """Once there has been no ring for too long, nobody waits: who did fails, and who comes is refused."""
+        if not self._outage.expire(now=time.monotonic()):
+            return
+        with self._gate:
+            self._refusal = self._outage.reason
+        self._take_commands()
+        for sequence in self._sequences.everyone():
+            self._fail(sequence, "ring_down", self._outage.reason)
+
+    def _wait_without_ring(self, seconds: float) -> None:
+        """Between two attempts to join: requests that come are queued, cancelled ones leave."""
+        until = time.monotonic() + seconds
+        while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(Empty):
+                self._take(self._inbox.get(timeout=left))
+            self._take_commands()
+            self._give_up()
+            self._hand_over()
+
+    def _forget_frames(self) -> None:
         while self._in_flight:
             frame = self._in_flight.popleft()
-            self._sequences.returned(frame.shares, frame.leases)
+            self._sequences.lost(frame.shares, frame.leases)
+
+    def end(self, reason: str) -> None:
+        """No request is taken any more; each that is open fails with the reason."""
+        with self._gate:
+            self._refusal = reason
+        self._outage.begin(reason, "stopped", now=time.monotonic())
+        metrics.RING_READY.set(0)
+        self._take_commands()
+        self._forget_frames()
         for sequence in self._sequences.everyone():
             self._fail(sequence, "ring_down", reason)
         self._hand_over()
-        if was != reason:  # not once for each attempt to join again
-            log.warning("ring down: epoch=%d code=%s %s", self._epoch, code, reason)
 
     # Handing over.
 
@@ -497,10 +597,13 @@ class Engine:
         self._publish()
 
     def _publish(self) -> None:
-        error = self._ring_error
+        outage = self._outage
         self.status = EngineStatus(
-            ring_ready=error is None,
-            ring_error=error or "",
+            ring_ready=not outage.down,
+            accepting=self._refusal is None,
+            recovering=outage.down and self._epoch > 0 and self._refusal is None,
+            replays=self._replays,
+            ring_error=outage.reason,
             epoch=self._epoch,
             running=len(self._sequences.running),
             waiting=len(self._sequences.waiting),
@@ -511,3 +614,8 @@ class Engine:
         metrics.WAITING_SEQUENCES.set(len(self._sequences.waiting))
         metrics.KV_BLOCKS_USED.set(self._sequences.blocks.used)
         metrics.FRAMES_IN_FLIGHT.set(len(self._in_flight))
+
+
+def log_failure(what: str, error: Exception) -> None:
+    """Type and place: the message may quote text of a request."""
+    log.error("%s: %s in\n%s", what, type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))

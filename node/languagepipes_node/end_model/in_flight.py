@@ -22,13 +22,14 @@ class RowsError(Exception):
 class InFlightBatch:
     """A frame on the ring. leases: the blocks that it names, one lease a share.
 
-    front_seconds: what the layers in front took. alone: nothing else was on the ring when it left. Times are
-    of time.perf_counter()."""
+    last_member: the last stage that computes. front_seconds: what the layers in front took. alone:
+    nothing else was on the ring when it left. Times are of time.perf_counter()."""
 
     step: int
     shares: tuple[Share[Sequence], ...]
     leases: list[BlockLease]
     batch: Batch
+    last_member: int
     view: FrameView
     front_seconds: float
     sent_at: float

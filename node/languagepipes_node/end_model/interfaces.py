@@ -17,7 +17,7 @@ class EndLayersPort(Protocol):
     def device(self) -> torch.device: ...
 
     def front(self, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """int64 [tokens] → [tokens, hidden]."""
+        """int64 [tokens] → [tokens, hidden]. Raises ModelError for a batch or token ids that it does not take."""
         ...
 
     def back(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -63,6 +63,11 @@ class RingInfoPort(Protocol):
     @property
     def epoch(self) -> Epoch: ...
 
+    @property
+    def kv_ids(self) -> tuple[bytes, ...]:
+        """Of each stage in ring order: another one than in the last epoch means that this stage has lost its KV."""
+        ...
+
 
 class RingPort(Protocol):
     """`wire.end_model_communicator.EndModelCommunicator`. One thread uses it."""
@@ -71,8 +76,9 @@ class RingPort(Protocol):
         """One attempt at a new epoch; frames of older ones are dropped. Raises RingDown."""
         ...
 
-    def send(self, step: int, batch: Batch, hidden: memoryview, tokens: int) -> None:
-        """Raises RingDown."""
+    def send(self, step: int, batch: Batch, hidden: memoryview, tokens: int, *, last_member: int | None = None) -> None:
+        """last_member: the last stage that computes, if not all do (a replay). Raises RingDown, or FrameError for what
+        breaks the plan's limits."""
         ...
 
     def receive(self, timeout_seconds: float) -> ReturnedPort | None:

@@ -117,6 +117,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
         engine=engine,
         bridge=bridge,
         text=text,
+        embedding_rows=startup.architecture.vocabulary_size,
         served_name=settings.served_name or settings.pipe,
         max_context_length=plan.max_context_length,
         api_keys=ApiKeys(settings.api_keys_dir),

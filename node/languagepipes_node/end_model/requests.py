@@ -34,6 +34,7 @@ class SamplingParameters:
 class Submission:
     """One sequence to generate. prompt: token ids, at least one. stop_token_ids end it with "stop" (the stop token is
     the last TokenOutput's token and is not text). logprobs: how many alternatives to report, None for none at all.
+    client: who asks, for fairness: equal for one client's sequences, opaque, never logged.
     """
 
     request_id: int
@@ -42,6 +43,7 @@ class Submission:
     sampling: SamplingParameters
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+    client: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,16 @@ EngineCommand = Submission | Cancellation
 
 @dataclass
 class EngineStatus:
-    """What the HTTP side and health routes may read of the engine, replaced whole once a step (no locks)."""
+    """What the HTTP side and health routes may read of the engine, replaced whole once a step (no locks).
+
+    accepting: the ring is up, or its loss is within its bound: requests are taken, and may wait. recovering: the ring
+    was up, is not, and is awaited. replays: sequences that were computed again, so far.
+    """
 
     ring_ready: bool = False
+    accepting: bool = False
+    recovering: bool = False
+    replays: int = 0
     ring_error: str = "the ring has not been joined yet"
     epoch: int = 0
     running: int = 0

@@ -40,6 +40,18 @@ class SequenceView(Protocol):
     def last_step(self) -> int: ...
     @property
     def streaming(self) -> bool: ...
+    @property
+    def client(self) -> str: ...
+    @property
+    def passed_by(self) -> int: ...
+    @property
+    def next_stop(self) -> int: ...
+    @property
+    def last_member(self) -> int: ...
+    @property
+    def replaying(self) -> bool: ...
+    @property
+    def suspect(self) -> bool: ...
 
 
 S = TypeVar("S", bound=SequenceView)
@@ -60,10 +72,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class FrameView:
-    """A frame in flight: how many decode rows and how many tokens of chunks it carries."""
+    """A frame in flight: how many decode rows and how many tokens of chunks it carries. apart: its sequence is tried
+    apart, so nothing else is on the ring."""
 
     decode_rows: int
     chunk_tokens: int
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,11 @@ class Decision(Generic[S]):
     decode_rows: int = 0
 
     @property
+    def apart(self) -> bool:
+        """Whether it carries a sequence that is tried apart."""
+        return any(share.sequence.suspect for share in self.shares)
+
+    @property
     def tokens(self) -> int:
         return sum(share.count for share in self.shares)
 
@@ -118,6 +137,15 @@ def schedule(now: Snapshot[S]) -> Decision[S]:
     limits = now.limits
     if len(now.frames) >= limits.frames_in_flight:
         return Decision()
+    if any(frame.apart for frame in now.frames):
+        return Decision()
+    suspects = [sequence for sequence in now.running if sequence.suspect and sequence.remaining]
+    if suspects and now.frames:
+        return Decision()  # what is in flight returns first, so that a suspect is alone on the ring
+    if suspects:
+        return _apart(now, suspects[0])
+    if (replay := _replay(now)).shares:
+        return replay
     streams = sum(1 for sequence in now.running if sequence.streaming)
     micro_batches = now.costs.micro_batches(streams, most=min(limits.decode_frames, limits.frames_in_flight))
 
@@ -128,7 +156,7 @@ def schedule(now: Snapshot[S]) -> Decision[S]:
     prompts = [
         sequence
         for sequence in now.running
-        if sequence.remaining and not sequence.streaming and sequence not in preempt
+        if sequence.remaining and not sequence.streaming and not sequence.replaying and sequence not in preempt
     ]
     admit: list[S] = []
     # The usual step has no prompt; then there is no budget to work out.
@@ -153,14 +181,49 @@ def schedule(now: Snapshot[S]) -> Decision[S]:
     return Decision(tuple(preempt), tuple(admit), tuple(shares), decode_rows=len(rows))
 
 
+def _apart(now: Snapshot[S], suspect: S) -> Decision[S]:
+    """A frame of one sequence, which may be the one that breaks the ring."""
+    if suspect.replaying or not suspect.streaming:
+        return Decision(shares=(_chunk(suspect, _most_tokens(now)),))
+    rows, preempt, _ = _make_room(now, [suspect])
+    return Decision(tuple(preempt), (), tuple(Share(row, row.sent, 1, True) for row in rows), decode_rows=len(rows))
+
+
+def _replay(now: Snapshot[S]) -> Decision[S]:
+    """The next frame that writes lost KV again, before everything else: until then its sequences stand still.
+
+    A frame goes to one last member, so it holds the sequences that go as far as the oldest does."""
+    behind = [sequence for sequence in now.running if sequence.replaying]
+    if not behind or sum(1 for frame in now.frames if frame.chunk_tokens) >= now.limits.prefill_frames:
+        return Decision()
+    alike = [sequence for sequence in behind if sequence.last_member == behind[0].last_member]
+    pending = sum(sequence.next_stop - sequence.sent for sequence in alike)
+    most = _most_tokens(now)
+    budget = min(most, now.costs.best_chunk(pending, most=most, in_flight=now.limits.prefill_frames))
+    shares: list[Share[S]] = []
+    for sequence in alike:
+        if budget < 1:
+            break
+        shares.append(_chunk(sequence, budget))
+        budget -= shares[-1].count
+    return Decision(shares=tuple(shares))
+
+
+def _most_tokens(now: Snapshot[S]) -> int:
+    """Of a frame: what the plan allows, and not far above what was measured."""
+    return min(now.limits.frame_tokens, now.costs.largest_frame)
+
+
 def _ready_rows(now: Snapshot[S], streams: int, micro_batches: int) -> list[S]:
     """Streams whose last token is known, longest unserved first: this frame's share of all streams."""
     decode_frames = sum(1 for frame in now.frames if frame.decode_rows)
     if not streams or decode_frames >= micro_batches:
         return []
-    ready = [sequence for sequence in now.running if sequence.streaming and sequence.remaining]
+    ready = [
+        sequence for sequence in now.running if sequence.streaming and sequence.remaining and not sequence.replaying
+    ]
     ready.sort(key=lambda sequence: (sequence.last_step, sequence.arrival))
-    return ready[: min(-(-streams // micro_batches), now.limits.frame_tokens)]
+    return ready[: min(-(-streams // micro_batches), _most_tokens(now))]
 
 
 def _make_room(now: Snapshot[S], rows: list[S]) -> tuple[list[S], list[S], int]:
@@ -199,14 +262,15 @@ def _make_room(now: Snapshot[S], rows: list[S]) -> tuple[list[S], list[S], int]:
 def _chunk_budget(now: Snapshot[S], streams: int, micro_batches: int, *, rows: int) -> int:
     """How many tokens of prompts this frame may carry beside its decode rows."""
     limits, costs = now.limits, now.costs
-    room = limits.frame_tokens - rows
+    most = _most_tokens(now)
+    room = most - rows
     chunk_frames = sum(1 for frame in now.frames if frame.chunk_tokens)
     if room < 1 or chunk_frames >= limits.prefill_frames:
         return 0
     if not streams:
         pending = sum(sequence.remaining for sequence in (*now.running, *now.waiting))
         pending += sum(frame.chunk_tokens for frame in now.frames)
-        return min(room, costs.best_chunk(pending, most=limits.frame_tokens, in_flight=limits.prefill_frames))
+        return min(room, costs.best_chunk(pending, most=most, in_flight=limits.prefill_frames))
 
     typical_rows = rows or -(-streams // micro_batches)
     if not costs.measured:
@@ -218,7 +282,7 @@ def _chunk_budget(now: Snapshot[S], streams: int, micro_batches: int, *, rows: i
         allowed = [
             min(CHUNK_DECODE_STEPS * member.seconds(coming_rows), CHUNK_MEMBER_SECONDS) for member in costs.members
         ]
-        budget = costs.tokens_within(allowed, most=limits.frame_tokens) - typical_rows
+        budget = costs.tokens_within(allowed, most=most) - typical_rows
     budget = min(room, max(budget, LEAST_CHUNK))
     # More frames than this would queue up before the slowest member, and streams behind them.
     size = typical_rows + budget
@@ -235,5 +299,5 @@ def _blocks_to_start(sequence: SequenceView, limits: Limits) -> int:
 
 
 def _chunk(sequence: S, budget: int) -> Share[S]:
-    count = min(sequence.remaining, budget)
+    count = min(sequence.next_stop - sequence.sent, budget)
     return Share(sequence, sequence.sent, count, wants_row=count == sequence.remaining)

@@ -46,6 +46,11 @@ class SequenceTable:
     def start(self, sequence: Sequence) -> None:
         """Blocks for all tokens known, next to each other if possible, with room for those to come."""
         self.waiting.remove(sequence)
+        sequence.passed_by = 0
+        for earlier in self.waiting:
+            if earlier.arrival > sequence.arrival:
+                break
+            earlier.passed_by += 1
         sequence.lease = self.blocks.lease(
             blocks_for(sequence.length, self._block_tokens),
             expected=blocks_for(sequence.token_limit, self._block_tokens),
@@ -89,15 +94,23 @@ class SequenceTable:
             share.sequence.in_flight += 1
             share.sequence.last_step = step
 
-    def returned(self, shares: tuple[Share[Sequence], ...], leases: list[BlockLease]) -> None:
-        """That frame has returned, or its epoch is over."""
+    def returned(self, shares: tuple[Share[Sequence], ...], leases: list[BlockLease], *, last_member: int) -> None:
+        """That frame, which stages up to `last_member` computed, has returned."""
         for share, lease in zip(shares, leases, strict=True):
-            share.sequence.in_flight -= 1
             if share.sequence.lease is lease:
-                share.sequence.returned = share.start + share.count
-            elif lease.holders == 1:
-                self.returning_blocks -= lease.blocks
-            self.blocks.release(lease)
+                share.sequence.returned(share.start + share.count, last_member)
+            self._let_go(share, lease)
+
+    def lost(self, shares: tuple[Share[Sequence], ...], leases: list[BlockLease]) -> None:
+        """That frame will not return: its epoch is over."""
+        for share, lease in zip(shares, leases, strict=True):
+            self._let_go(share, lease)
+
+    def _let_go(self, share: Share[Sequence], lease: BlockLease) -> None:
+        share.sequence.in_flight -= 1
+        if share.sequence.lease is not lease and lease.holders == 1:
+            self.returning_blocks -= lease.blocks
+        self.blocks.release(lease)
 
     def _give_back(self, sequence: Sequence) -> None:
         lease, sequence.lease = sequence.lease, None

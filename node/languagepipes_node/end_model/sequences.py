@@ -7,20 +7,24 @@ the engine changes them."""
 from __future__ import annotations
 
 import secrets
+from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from languagepipes_node.end_model.blocks import BlockLease
+from languagepipes_node.end_model.recovery import Setbacks
 from languagepipes_node.end_model.requests import FinishReason, SamplingParameters, Submission
 
 
 @dataclass(eq=False)
 class Sequence:
     """tokens: prompt and generated ids. sent: tokens of this session whose frame was sent (KV is written
-    or on its way). returned: those whose frame has returned. in_flight: frames that name this sequence, of any
-    session.
+    or on its way). kv: for each stage, of how many tokens it holds the KV for certain, since their frames have
+    returned; never falling along the ring, since a stage computes from what those before it computed. in_flight: frames
+    that name this sequence, of any session.
 
-    arrival: a running number, so that order of arrival is total. last_step: the step that last held it (0:
-    none). counts: how often each generated token occurred; kept only if a penalty needs it."""
+    arrival: a running number, so that order of arrival is total. client: who asked, for fairness; not for logs.
+    last_step: the step that last held it (0: none). passed_by: how many that arrived later were let in first. counts:
+    how often each generated token occurred; kept only if a penalty needs it. setbacks: what lost epochs did to it."""
 
     arrival: int
     request_id: int
@@ -31,17 +35,21 @@ class Sequence:
     stop_token_ids: frozenset[int]
     logprobs: int | None
     seed: int
+    kv: list[int]
+    client: str = ""
     sent: int = 0
-    returned: int = 0
     in_flight: int = 0
     last_step: int = 0
+    passed_by: int = 0
+    setbacks: Setbacks = field(default_factory=Setbacks)
     lease: BlockLease | None = None
     ended: bool = False
     counts: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, submission: Submission, *, arrival: int, context_limit: int) -> Sequence:
-        """A sequence at its start. context_limit: most tokens, prompt included, that the ring may hold of it.
+    def of(cls, submission: Submission, *, arrival: int, context_limit: int, stages: int) -> Sequence:
+        """A sequence at its start. context_limit: most tokens, prompt included, that the ring may hold of it. stages:
+        of the ring.
 
         Raises ValueError naming the field if the submission cannot be served at all.
         """
@@ -63,6 +71,8 @@ class Sequence:
             stop_token_ids=submission.stop_token_ids,
             logprobs=submission.logprobs,
             seed=secrets.randbits(63) if seed is None else seed,
+            kv=[0] * stages,
+            client=submission.client,
         )
 
     @property
@@ -85,9 +95,34 @@ class Sequence:
         """Its prompt is computed: it waits for its next token, and the client sees each delay."""
         return len(self.tokens) > self.prompt_length and self.remaining <= 1
 
+    @property
+    def last_member(self) -> int:
+        """The last stage, from 1, that has to compute the token at `sent`. Not the ring's last one: those after it hold
+        its KV, and the frame is a replay."""
+        held = bisect_right(self.kv, self.sent)
+        return held or len(self.kv)
+
+    @property
+    def next_stop(self) -> int:
+        """The next frame of this sequence ends here at the latest: where another stage begins to lack KV, or with the
+        last token known."""
+        held = bisect_right(self.kv, self.sent)
+        return self.kv[held] if held < len(self.kv) else len(self.tokens)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the token at `sent` was computed before, and some stage lost its KV."""
+        return self.sent < self.kv[-1]
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it is tried apart, since it was in flight when the ring fell, again and again."""
+        return self.setbacks.suspect
+
     def accept(self, token: int) -> FinishReason | None:
         """Append a sampled token; the reason if it was the last."""
         self.tokens.append(token)
+        self.setbacks.got_a_token()
         if self.sampling.presence_penalty or self.sampling.frequency_penalty:
             self.counts[token] = self.counts.get(token, 0) + 1
         if token in self.stop_token_ids:
@@ -96,7 +131,22 @@ class Sequence:
             return "length"
         return None
 
+    def returned(self, stop: int, last_member: int) -> None:
+        """A frame of its tokens up to `stop`, which stages 1 to `last_member` computed, has returned."""
+        self.kv[:last_member] = [stop] * last_member
+        self.setbacks.returned()
+
+    def rewind(self) -> None:
+        """The epoch is over: what was in flight is sent again."""
+        self.sent = self.kv[0]
+
+    def lose_kv(self, stage: int) -> None:
+        """Stage `stage`, from 1, lost its KV: it and those before it compute from the start."""
+        self.kv[:stage] = [0] * stage
+        self.sent = 0
+
     def forget(self) -> None:
         """Start a new session: everything is to be computed again from the tokens."""
         self.sent = 0
-        self.returned = 0
+        self.kv = [0] * len(self.kv)
+        self.setbacks.suspect = False

@@ -121,7 +121,15 @@ class EndLayers:
         return self._tail.load(source, progress, done)
 
     def front(self, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """tokens: int64 [tokens]. Returns the hidden states for stage 1, [tokens, hidden] in `dtype`."""
+        """tokens: int64 [tokens], on the CPU. Returns the hidden states for stage 1, [tokens, hidden] in `dtype`.
+
+        Raises BatchError, also for a token id that the embedding has no row for: on a GPU looking that up would end
+        every later call of the process.
+        """
+        rows = self.architecture.vocabulary_size
+        if len(tokens) and not (int(tokens.min()) >= 0 and int(tokens.max()) < rows):
+            wrong = int(tokens[(tokens < 0) | (tokens >= rows)][0])
+            raise BatchError(f"token id {wrong}: the embedding has rows 0 to {rows - 1}")
         with torch.inference_mode():
             hidden = self._ends.embed(tokens.to(self.device), self._weights["embedding"])
         return self._local.run(hidden, batch)

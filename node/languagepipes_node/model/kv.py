@@ -32,8 +32,9 @@ class KvCache:
         self.bytes = layers * 2 * kv_heads * blocks * block_tokens * head_dim * dtype.itemsize
         try:
             # Zeros, not uninitialised memory: attention multiplies slots that were never written by a weight of zero,
-            # which a stray NaN would survive.
-            self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+            # which a stray NaN would survive. One allocation, so that one call clears slots in all layers.
+            self._every_layer = torch.zeros((layers, *shape), dtype=dtype, device=device)
+            self.layers = list(self._every_layer.unbind(0))
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU allocator raises a bare one
             raise OutOfMemory(
                 f"KV cache: {self.bytes} bytes ({layers} layers, {blocks} blocks of {block_tokens} tokens) cannot be"
@@ -44,3 +45,7 @@ class KvCache:
         """Store a step's keys and values. slots: int64 [tokens]; keys_values: [tokens, 2 × kv heads, head_dim]."""
         cache = self.layers[layer]
         cache.index_copy_(1, slots, keys_values.transpose(0, 1).to(cache.dtype))
+
+    def clear(self, first: int, stop: int) -> None:
+        """Make the slots `[first, stop)` of every layer zeros again, whatever another sequence has left there."""
+        self._every_layer[:, :, first:stop].zero_()

@@ -111,8 +111,9 @@ class LayerStack:
     def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """hidden: [tokens, hidden] in `dtype` on `device`; it may be overwritten. Returns the same shape and dtype.
 
-        The keys and values of the batch's tokens are written to the slots that the batch names; running the same
-        batch again writes the same. Raises BatchError.
+        The keys and values of the batch's tokens are written to the slots that the batch names, and the slots behind
+        them in a block that a sequence enters are cleared; running the same batch again, and those that followed it,
+        leaves the same cache. Raises BatchError.
         """
         if self._cache is None:
             raise RuntimeError(f"layers {self.layers}: run before load")
@@ -125,6 +126,8 @@ class LayerStack:
                 f" {[todo.tokens, self.architecture.hidden_size]}"
             )
         with torch.inference_mode():
+            for first, stop in todo.unwritten:
+                self._cache.clear(first, stop)
             return self._layers.run(hidden, todo, self._cache)
 
 

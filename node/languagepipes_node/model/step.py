@@ -63,12 +63,18 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Step:
-    """A checked batch. positions, slots: int64 [tokens], of the packed tokens."""
+    """A checked batch. positions, slots: int64 [tokens], of the packed tokens.
+
+    unwritten: ranges of slots `[first, stop)` behind this step's tokens, in the blocks that a sequence enters with it
+    (it writes their first slot): what is there was left by another sequence, and whoever decodes with others reads it.
+    Later steps write those slots, so that a step run again before them takes nothing away.
+    """
 
     sequences: tuple[Sequence, ...]
     positions: Int64
     slots: Int64
     block_tokens: int
+    unwritten: tuple[tuple[int, int], ...]
 
     @property
     def tokens(self) -> int:
@@ -120,7 +126,12 @@ def read(batch: Batch, *, blocks: int, block_tokens: int) -> Step:
             strict=True,
         )
     )
-    return Step(sequences, positions, slots.astype(np.int64, copy=False), block_tokens)
+    # Of the blocks that a step enters, all but a sequence's last are full.
+    inside = ends % block_tokens
+    entering = np.flatnonzero((inside > 0) & (counts >= inside))
+    behind = slots[(token_starts + counts - 1)[entering]] + 1
+    unwritten = tuple(zip(behind.tolist(), (behind + block_tokens - inside[entering]).tolist(), strict=True))
+    return Step(sequences, positions, slots.astype(np.int64, copy=False), block_tokens, unwritten)
 
 
 def probe(rows: int, blocks: int, block_tokens: int) -> Step | None:

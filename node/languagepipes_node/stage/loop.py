@@ -84,12 +84,24 @@ class StageLoop:
             while not stopping.is_set():
                 self.step()
 
+    def drain(self, until: float) -> None:
+        """Accept no other epoch, and serve the present one until the End Model closes it, at most until this time of
+        the monotonic clock. Returns at once if there is none. Raises DeviceFailed.
+        """
+        self._communicator.leave()
+        with torch.inference_mode():
+            while self._communicator.state.epoch is not None and time.monotonic() < until:
+                self.step()
+
     def step(self) -> bool:
         """Receive, run and send one frame. False if none came within a moment."""
         self._watchdog.expect("the ring thread", WAITING_SECONDS)
         inbound = self._communicator.receive(_IDLE_SECONDS)
         if inbound is None:
             return False
+        if not self._communicator.computes(inbound):
+            self._communicator.forward(inbound, b"", 0)
+            return True
         failure: _StepFailure | None = None
         try:
             self._serve(inbound)
@@ -106,7 +118,9 @@ class StageLoop:
             inbound.hidden, dtype=self._dtype, width=self._hidden_size, device=self._stack.device
         )  # [tokens, hidden]
         hidden = self._stack.run(hidden, inbound.batch)
-        if self._rows_only:
+        if not self._communicator.rows_forward(inbound):
+            hidden = hidden[:0]  # a replay ends here, or a chunk of which no row is wanted
+        elif self._rows_only:
             rows = torch.from_numpy(inbound.batch.rows).to(hidden.device)
             hidden = hidden.index_select(0, rows)  # [rows, hidden]
         data = bytes_of(hidden)

@@ -1,4 +1,4 @@
-"""The role `stage`: load one layer range, join the ring, run frames until SIGTERM."""
+"""The role `stage`: load one layer range, join the ring, run frames until SIGTERM and until the ring lets it go."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ from languagepipes_node.health import MemberState
 
 log = logging.getLogger(__name__)
 
+# How long after SIGTERM a stage serves an open ring. At an eviction the stage's replacement is made at once, beside it:
+# what this process still serves meanwhile need not wait for the other to load. Two seconds below what its pod gets
+# (terminationGracePeriodSeconds), so that the neighbours learn why it goes before SIGKILL.
+#
+# /readyz stays as it is. It does serve; and it takes no traffic away: the name of a stage is headless with
+# publishNotReadyAddresses, so it leads to this pod until the pod is gone, ready or not. What sends the End Model to the
+# replacement behind the same name is that this one listens no more (`StageLoop.drain`): a dial tries every address.
+LEAVE_SECONDS = 18.0
+
 
 def run(settings: MemberSettings) -> int:
-    """Returns 0 after SIGTERM, 1 if this stage can never serve; the reason is the last line on stderr."""
+    """Returns 0 after SIGTERM, once the ring is closed or LEAVE_SECONDS are over; a second signal ends the process at
+    once. Returns 1 if this stage can never serve; the reason is the last line on stderr.
+    """
     process.end_on_signals()
     state = MemberState("stage")
     try:
@@ -74,7 +85,7 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
         return {"epoch": now.epoch.counter if now.epoch else 0, "ring_error": now.reason}
 
     state.extra = ring
-    stopping = process.stop_on_signals()
+    leaving = process.leave_on_signals()
     communicator.start()
     state.enter("ready", f"layers {assignment.layers}")
     log.info("stage %s (%s) ready with layers %s", settings.stage, assignment.name, assignment.layers)
@@ -88,7 +99,11 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
         watchdog=state.watchdog,
     )
     try:
-        loop.run(stopping)
+        loop.run(leaving)
+        if communicator.state.epoch is not None:
+            state.enter("ready", f"leaves when the ring is closed, or in {LEAVE_SECONDS:.0f} s")
+            log.info("stage %s leaves when the ring is closed, or in %.0f s", settings.stage, LEAVE_SECONDS)
+        loop.drain(leaving.since + LEAVE_SECONDS)
     finally:
         state.watchdog.rest()
         communicator.close()

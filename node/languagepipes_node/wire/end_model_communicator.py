@@ -22,7 +22,7 @@ from languagepipes_node.wire.close import Close
 from languagepipes_node.wire.communicator import Communicator, CommunicatorState, RingSession, as_bytes, send_frame
 from languagepipes_node.wire.epochs import Decision, EndEpochs, validate_hello
 from languagepipes_node.wire.errors import FrameError, LinkLost, RingDown, SupersededError
-from languagepipes_node.wire.frame import Header, Step, build_step, tensor_offset, value_count
+from languagepipes_node.wire.frame import Header, Step, build_step, tensor_offset, tensor_rows, value_count
 from languagepipes_node.wire.handshake import dial
 from languagepipes_node.wire.hello import Entry, Hello, new_hello, own_entry
 from languagepipes_node.wire.link import Timing
@@ -42,10 +42,15 @@ class RingInfo:
     epoch: Epoch
     members: tuple[Entry, ...]
 
+    @property
+    def kv_ids(self) -> tuple[bytes, ...]:
+        """Of each stage, in ring order."""
+        return tuple(member.kv_id for member in self.members[1:])
+
 
 class Returned:
     """A frame that returned. hidden: bytes [rows × hidden_size × itemsize], aligned to 64 bytes, in the
-    order of Batch.rows (all packed tokens where the plan has tail layers); valid until `release`.
+    order of Batch.rows (all packed tokens where the plan has tail layers; none of a replay); valid until `release`.
     busy_microseconds: one per stage.
     """
 
@@ -181,8 +186,10 @@ class EndModelCommunicator(Communicator):
                 self._joined = session
                 return RingInfo(session.epoch, tuple(item.hello.entries))
 
-    def send(self, step: int, batch: Batch, hidden: Buffer, tokens: int) -> None:
+    def send(self, step: int, batch: Batch, hidden: Buffer, tokens: int, *, last_member: int | None = None) -> None:
         """Send a step round the ring. hidden: bytes [tokens × hidden_size × itemsize], C-contiguous.
+
+        last_member: the last stage that computes, if not all do: a replay, which returns without a tensor.
 
         Raises RingDown or SupersededError if the ring is lost; FrameError, and nothing is sent, if the batch
         breaks the plan's limits, or if more than `frames_in_flight` frames would be out.
@@ -197,11 +204,19 @@ class EndModelCommunicator(Communicator):
             )
         if tokens != batch.tokens:
             raise FrameError(f"hidden has {tokens} rows, the batch has {batch.tokens} tokens")
-        header = build_step(slot.view, slot.ints, limits=limits, epoch=session.epoch, step=step, batch=batch)
+        header = build_step(
+            slot.view,
+            slot.ints,
+            limits=limits,
+            epoch=session.epoch,
+            step=step,
+            batch=batch,
+            last_member=last_member,
+        )
         tensor = as_bytes(hidden)
         if len(tensor) != (expected := tokens * limits.row_bytes):
             raise FrameError(f"hidden has {len(tensor)} bytes, {tokens} rows of {limits.hidden_size} take {expected}")
-        self._expected.append((step, limits.returned_rows(tokens=tokens, rows=header.rows)))
+        self._expected.append((step, tensor_rows(header, limits, receiver=0)))
         outbound = session.outbound
         assert outbound is not None  # noqa: S101 (set before the hello returned)
         try:

@@ -45,7 +45,11 @@ DTYPE_CODES: dict[str, int] = {"float32": 1, "bfloat16": 2, "float16": 3}
 
 
 class Kind(IntEnum):
-    """What a frame is. 3 is reserved for replay, which no version sends yet and which is refused by name."""
+    """What a frame is.
+
+    A replay is a step that writes the KV of members 1 to `last_member` again and asks for no row: members after that
+    pass it on without its tensor, so that it returns as every frame does.
+    """
 
     HELLO = 1
     STEP = 2
@@ -55,7 +59,7 @@ class Kind(IntEnum):
 
 
 class Header(NamedTuple):
-    """The fixed part of every frame. Counts are 0 but for steps."""
+    """The fixed part of every frame. Counts are 0 but for steps and replays."""
 
     magic: bytes
     version: int
@@ -174,10 +178,8 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header:
     if header.version != WIRE_VERSION:
         raise VersionError(f"wire version {header.version} is not {WIRE_VERSION}: run the same image at both ends")
     kind = header.kind
-    if kind == Kind.STEP:
+    if kind in (Kind.STEP, Kind.REPLAY):
         return header
-    if kind == Kind.REPLAY:
-        raise FrameError("frame kind replay is reserved and not served by this version")
     if kind not in (Kind.HEARTBEAT, Kind.HELLO, Kind.CLOSE):
         raise FrameError(f"frame kind {kind} is unknown")
     limit = 0 if kind == Kind.HEARTBEAT else MAX_MESSAGE_BYTES
@@ -188,8 +190,15 @@ def parse_header(data: bytes | bytearray | memoryview) -> Header:
     return header
 
 
-def check_step(header: Header, limits: FrameLimits, *, returning: bool) -> None:
-    """Check a step's header before its payload is read. returning: whether the last stage sent it.
+def tensor_rows(header: Header, limits: FrameLimits, *, receiver: int) -> int:
+    """Rows of a step's or replay's tensor on its way to the member at place `receiver` (0: the End Model)."""
+    if header.kind == Kind.REPLAY:
+        return header.tokens if 0 < receiver <= header.last_member else 0
+    return header.tokens if receiver else limits.returned_rows(tokens=header.tokens, rows=header.rows)
+
+
+def check_step(header: Header, limits: FrameLimits, *, receiver: int) -> None:
+    """Check the header of a step or a replay before its payload is read. receiver: who gets it, 0 for the End Model.
 
     Raises FrameError naming field, value and limit.
     """
@@ -199,11 +208,18 @@ def check_step(header: Header, limits: FrameLimits, *, returning: bool) -> None:
         raise FrameError(f"frame's dtype code {header.dtype} is not the plan's {limits.dtype_code}")
     if header.hidden_size != limits.hidden_size:
         raise FrameError(f"frame's hidden size {header.hidden_size} is not the plan's {limits.hidden_size}")
-    if header.stages != limits.stages or header.last_member != limits.stages:
+    if header.stages != limits.stages or (header.kind == Kind.STEP and header.last_member != limits.stages):
         raise FrameError(
             f"frame has {header.stages} stages and computes up to member {header.last_member}, "
             f"the plan has {limits.stages} stages"
         )
+    if header.kind == Kind.REPLAY and not 1 <= header.last_member < limits.stages:
+        raise FrameError(
+            f"replay frame computes up to member {header.last_member}, must be one from 1 to {limits.stages - 1}: "
+            "what all compute is a step"
+        )
+    if header.kind == Kind.REPLAY and header.rows:
+        raise FrameError(f"replay frame wants {header.rows} rows, must want none")
     tokens = header.tokens
     if not 1 <= tokens <= limits.frame_tokens:
         raise FrameError(f"frame has {tokens} tokens, must have 1 to {limits.frame_tokens}")
@@ -213,10 +229,10 @@ def check_step(header: Header, limits: FrameLimits, *, returning: bool) -> None:
         raise FrameError(f"frame has {header.runs} block runs, must have {header.sequences} to {limits.max_runs}")
     if header.rows > tokens:
         raise FrameError(f"frame wants {header.rows} rows of {tokens} tokens")
-    tensor_rows = limits.returned_rows(tokens=tokens, rows=header.rows) if returning else tokens
-    if header.tensor_rows != tensor_rows:
-        raise FrameError(f"frame's tensor has {header.tensor_rows} rows, must have {tensor_rows}")
-    payload = tensor_offset(value_count(header)) - HEADER_BYTES + tensor_rows * limits.row_bytes
+    expected = tensor_rows(header, limits, receiver=receiver)
+    if header.tensor_rows != expected:
+        raise FrameError(f"frame's tensor has {header.tensor_rows} rows, must have {expected}")
+    payload = tensor_offset(value_count(header)) - HEADER_BYTES + expected * limits.row_bytes
     if header.payload_bytes != payload:
         raise FrameError(f"frame has {header.payload_bytes} payload bytes, its counts make {payload}")
 
@@ -246,9 +262,20 @@ def parse_step(frame: memoryview, header: Header, limits: FrameLimits) -> Step:
     return step
 
 
-def build_step(frame: memoryview, ints: Int32, *, limits: FrameLimits, epoch: Epoch, step: int, batch: Batch) -> Header:
+def build_step(
+    frame: memoryview,
+    ints: Int32,
+    *,
+    limits: FrameLimits,
+    epoch: Epoch,
+    step: int,
+    batch: Batch,
+    last_member: int | None = None,
+) -> Header:
     """Write header and arrays of an outgoing step into `frame` (writable, at least limits.max_frame_bytes),
     whose int32 after the header `ints` views. The caller puts the tensor behind them, at `tensor_offset`.
+
+    last_member: the last stage that computes; below the plan's stages the frame is a replay.
 
     Raises FrameError, as the receiving side would, if the batch breaks the plan's limits.
     """
@@ -261,12 +288,14 @@ def build_step(frame: memoryview, ints: Int32, *, limits: FrameLimits, epoch: Ep
     values = 3 * sequences + 2 * runs + rows + limits.stages
     offset = tensor_offset(values)
     payload = offset - HEADER_BYTES + tokens * limits.row_bytes
+    last = limits.stages if last_member is None else last_member
     header = Header(
-        MAGIC, WIRE_VERSION, Kind.STEP, limits.dtype_code, limits.plan_hash, epoch.counter, epoch.id, step,
-        max(tokens, 0), limits.hidden_size, sequences, runs, rows, max(tokens, 0), limits.stages, limits.stages,
+        MAGIC, WIRE_VERSION, Kind.STEP if last == limits.stages else Kind.REPLAY, limits.dtype_code,
+        limits.plan_hash, epoch.counter, epoch.id, step,
+        max(tokens, 0), limits.hidden_size, sequences, runs, rows, max(tokens, 0), limits.stages, last,
         max(payload, 0),
     )  # fmt: skip
-    check_step(header, limits, returning=False)
+    check_step(header, limits, receiver=1)
     place = 0
     for array in (batch.counts, batch.starts, batch.run_counts, batch.runs.reshape(-1), batch.rows):
         ints[place : place + len(array)] = array
@@ -280,7 +309,7 @@ def build_step(frame: memoryview, ints: Int32, *, limits: FrameLimits, epoch: Ep
 
 
 def with_tensor_rows(header: Header, rows: int, limits: FrameLimits) -> Header:
-    """The header of the same step with another number of tensor rows, as the last stage sends it."""
+    """The header of the same frame with another number of tensor rows, as it leaves the last member that computes."""
     payload = tensor_offset(value_count(header)) - HEADER_BYTES + rows * limits.row_bytes
     return header._replace(tensor_rows=rows, payload_bytes=payload)
 

@@ -293,7 +293,7 @@ class ReceiveLink:
 
     def _read(self) -> Close:
         """Read frames until there is a reason to end. Raises what `_run` makes a close reason of."""
-        connection, limits, returning = self._connection, self._limits, self._me.index == 0
+        connection, limits, receiver = self._connection, self._limits, self._me.index
         silence_seconds = self._timing.silence_seconds
         head = bytearray(HEADER_BYTES)
         head_view = memoryview(head)
@@ -306,8 +306,8 @@ class ReceiveLink:
                 return self._ended
             self._fill(head_view)
             header = parse_header(head)
-            if header.kind == Kind.STEP:
-                check_step(header, limits, returning=returning)
+            if header.kind in (Kind.STEP, Kind.REPLAY):
+                check_step(header, limits, receiver=receiver)
                 slot = self._slots.take()
                 if slot is None:
                     raise FrameError(f"more than {limits.frames_in_flight} frames in flight")

@@ -10,13 +10,21 @@ from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
 
 from languagepipes_node.metrics import EPOCH
-from languagepipes_node.model.batch import Batch
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.wire.close import Close, close
 from languagepipes_node.wire.communicator import Communicator, CommunicatorState, RingSession, as_bytes, send_frame
 from languagepipes_node.wire.epochs import validate_hello
 from languagepipes_node.wire.errors import LinkLost
-from languagepipes_node.wire.frame import Header, Step, tensor_offset, value_count, with_tensor_rows, write_header
+from languagepipes_node.wire.frame import (
+    Header,
+    Kind,
+    Step,
+    tensor_offset,
+    tensor_rows,
+    value_count,
+    with_tensor_rows,
+    write_header,
+)
 from languagepipes_node.wire.handshake import dial
 from languagepipes_node.wire.hello import Hello, own_entry
 from languagepipes_node.wire.link import Timing
@@ -34,7 +42,7 @@ class Inbound:
     """A frame at a stage, in a receive slot: valid until `StageCommunicator.forward`, or `release`.
 
     step: the End Model's number. batch: views into the slot. hidden: writable bytes
-    [batch.tokens × hidden_size × itemsize] in the plan's dtype, aligned to 64 bytes.
+    [batch.tokens × hidden_size × itemsize] in the plan's dtype, aligned to 64 bytes; empty where `computes` is false.
     """
 
     __slots__ = ("_held", "batch", "epoch", "header", "hidden", "session", "slot", "step")
@@ -48,6 +56,16 @@ class Inbound:
         self.batch = contents.batch
         self.hidden = contents.tensor
         self._held = True
+
+    @property
+    def replay(self) -> bool:
+        """Whether it writes lost KV again: no row is wanted, and nobody samples from it."""
+        return self.header.kind == Kind.REPLAY
+
+    @property
+    def last_member(self) -> int:
+        """The place of the last stage that computes; those after it pass the frame on."""
+        return self.header.last_member
 
     @property
     def busy_microseconds(self) -> list[int]:
@@ -86,6 +104,7 @@ class StageCommunicator(Communicator):
         if identity.role != "stage" or not 1 <= identity.index <= len(plan.stages):
             raise ValueError(f"{identity} is no stage of a plan with {len(plan.stages)} stages")
         self._highest = NO_EPOCH
+        self._leaving = False
         self._pending: tuple[Connection, Hello, Epoch] | None = None
         self._queue: SimpleQueue[Inbound | None] = SimpleQueue()
         super().__init__(identity, plan, tls, listen, successor, timing=timing, kv_id=kv_id, transport=transport)
@@ -101,11 +120,14 @@ class StageCommunicator(Communicator):
     def state(self) -> CommunicatorState:
         return self._state(self._highest)
 
-    def rows_forward(self, batch: Batch) -> int:
-        """How many rows `forward` takes: all tokens; at the last stage the wanted rows, `hidden[batch.rows]`,
-        unless the plan has tail layers."""
-        tokens = batch.tokens
-        return self._limits.returned_rows(tokens=tokens, rows=len(batch.rows)) if self._is_last else tokens
+    def computes(self, inbound: Inbound) -> bool:
+        """Whether this stage's layers run over the frame; otherwise it is passed on as it came."""
+        return self._index <= inbound.last_member
+
+    def rows_forward(self, inbound: Inbound) -> int:
+        """How many rows `forward` takes: all tokens; at the last stage the wanted rows, `hidden[batch.rows]`, unless
+        the plan has tail layers; from a replay's last member on none."""
+        return tensor_rows(inbound.header, self._limits, receiver=0 if self._is_last else self._index + 1)
 
     def receive(self, timeout_seconds: float) -> Inbound | None:
         """The next frame of the present epoch, or None after the time. Adopts a new epoch first if one was
@@ -126,7 +148,7 @@ class StageCommunicator(Communicator):
             self._count_dropped()
 
     def forward(self, inbound: Inbound, hidden: Buffer, busy_microseconds: int) -> None:
-        """Send the step on and release its slot. hidden: `rows_forward(inbound.batch)` rows, C-contiguous; it
+        """Send the frame on and release its slot. hidden: `rows_forward(inbound)` rows, C-contiguous; it
         may be `inbound.hidden` itself. A lost link raises nothing: it ends the epoch. Raises ValueError for a
         wrong size.
         """
@@ -138,14 +160,13 @@ class StageCommunicator(Communicator):
                 return
             limits, slot, header = self._limits, inbound.slot, inbound.header
             tensor = as_bytes(hidden)
-            if self._is_last:
-                header = with_tensor_rows(header, limits.returned_rows(tokens=header.tokens, rows=header.rows), limits)
+            rows = self.rows_forward(inbound)
+            if rows != header.tensor_rows:
+                header = with_tensor_rows(header, rows, limits)
                 write_header(slot.view, header)
-            expected = header.tensor_rows * limits.row_bytes
+            expected = rows * limits.row_bytes
             if len(tensor) != expected:
-                raise ValueError(
-                    f"hidden has {len(tensor)} bytes, {header.tensor_rows} rows of {limits.hidden_size} take {expected}"
-                )
+                raise ValueError(f"hidden has {len(tensor)} bytes, {rows} rows of {limits.hidden_size} take {expected}")
             values = value_count(header)
             slot.ints[values - limits.stages + self._index - 1] = min(max(busy_microseconds, 0), _MAX_BUSY)
             begin = tensor_offset(values)
@@ -163,6 +184,11 @@ class StageCommunicator(Communicator):
         self._end(inbound.session, close(self._ring.me, "step_failed", message, step=inbound.step))
         inbound.release()
 
+    def leave(self) -> None:
+        """Accept no hello any more, and stop listening; the present epoch goes on. `close` ends it."""
+        self._leaving = True
+        self._acceptor.close()
+
     def close(self) -> None:
         """Leave the ring, with a reason to both neighbours, and stop listening. Only once the ring thread ended."""
         self._closed = True
@@ -177,7 +203,7 @@ class StageCommunicator(Communicator):
 
     def _offer(self, connection: Connection, hello: Hello) -> Close | None:
         with self._lock:
-            if self._closed:
+            if self._closed or self._leaving:
                 return self._close_reason("shutdown", "is shutting down")
             seen = self._highest
             refusal = validate_hello(self._ring, hello, seen)

@@ -13,7 +13,8 @@ from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.observe.stored_plans import StoredPlan
 from languagepipes_operator.settings import OperatorSettings
 
-# A stage keeps nothing that a signal must save: it ends with the frame in hand.
+# A stage keeps nothing that a signal must save, but an open ring needs it: it serves that for nearly as long as this
+# (languagepipes_node.stage.main).
 _GRACE_SECONDS = 20
 
 

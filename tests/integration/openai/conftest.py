@@ -37,6 +37,7 @@ def serve(codec: TextCodec) -> Iterator[Callable[..., Served]]:
         api_keys: ApiKeys | None = None,
         max_sequences: int | None = None,
         max_context_length: int = 512,
+        embedding_rows: int | None = None,
         **options: object,
     ) -> Served:
         bridge = EngineBridge(max_sequences=max_sequences)
@@ -46,6 +47,7 @@ def serve(codec: TextCodec) -> Iterator[Callable[..., Served]]:
             engine=engine,
             bridge=bridge,
             text=codec,
+            embedding_rows=embedding_rows or codec.vocabulary_size,
             served_name="tiny",
             max_context_length=max_context_length,
             api_keys=api_keys or ApiKeys(None),

@@ -93,6 +93,19 @@ def test_staggered_prompts_around_block_and_chunk_edges_equal_generate(
         assert run.client.tokens(request) == model.generate(model.prompt(length), 6 + request), length
 
 
+@pytest.mark.parametrize("wrong", [-1, "rows", 2**40])
+def test_a_token_id_beyond_the_embedding_fails_its_own_request(
+    model: ParityModel, start: Any, wrong: int | str
+) -> None:
+    run = start(blocks=64)
+    run.submit(0, [3, model.vocabulary if wrong == "rows" else int(wrong)], 5)
+    run.until(1)
+    assert run.client.finish(0) == "internal"
+    run.submit(1, model.prompt(9), 5)
+    run.until(2)
+    assert run.client.tokens(1) == model.generate(model.prompt(9), 5)
+
+
 def test_preempted_sequences_equal_generate(model: ParityModel, start: Any) -> None:
     run = start(blocks=14, block_tokens=4, context=56, frame_tokens=16)
     before = preemptions()

@@ -185,7 +185,7 @@ class RingMachine(RuleBasedStateMachine):
             if header.kind == Kind.HEARTBEAT:
                 continue
             assert header.kind == Kind.STEP
-            frames.check_step(header, LIMITS, returning=True)
+            frames.check_step(header, LIMITS, receiver=0)
             raw = bytearray(head) + bytearray(header.payload_bytes)
             read_exactly(inbound, memoryview(raw)[HEADER_BYTES:])
             contents = frames.parse_step(memoryview(raw), header, LIMITS)
@@ -241,7 +241,7 @@ class RingMachine(RuleBasedStateMachine):
         """What is wrong with a frame. The values of one of another epoch are not looked at."""
         try:
             header = frames.parse_header(raw)
-            frames.check_step(header, LIMITS, returning=False)
+            frames.check_step(header, LIMITS, receiver=1)
             if header.epoch == self.epoch:
                 frames.parse_step(raw, header, LIMITS)
         except FrameError as error:

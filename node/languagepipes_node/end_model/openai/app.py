@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import traceback
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from languagepipes_node import metrics
 from languagepipes_node.end_model.openai import chat, completions, health, models
+from languagepipes_node.end_model.openai.admission import Asker, client_id
 from languagepipes_node.end_model.openai.auth import ApiKeys, bearer
 from languagepipes_node.end_model.openai.bridge import ClientGone, EngineBridge, EngineHandle
 from languagepipes_node.end_model.openai.errors import ApiError, InternalError, Unauthorised, documented
@@ -25,6 +27,7 @@ from languagepipes_node.end_model.openai.http import (
     answer_validation_error,
 )
 from languagepipes_node.end_model.openai.openapi_document import describe
+from languagepipes_node.end_model.openai.prompts import PromptReader
 from languagepipes_node.end_model.text import TextCodec
 
 _LEAST_MAX_REQUEST_BYTES = 1 << 20
@@ -40,6 +43,7 @@ def create_app(
     engine: EngineHandle,
     bridge: EngineBridge,
     text: TextCodec,
+    embedding_rows: int,
     served_name: str,
     max_context_length: int,
     api_keys: ApiKeys,
@@ -48,7 +52,8 @@ def create_app(
 ) -> FastAPI:
     """The OpenAI API for one model.
 
-    bridge: the one whose `deliver` the engine was given. max_context_length: tokens of prompt and answer together.
+    bridge: the one whose `deliver` the engine was given. embedding_rows: of the model's embedding and head, which may
+    be more or fewer than the tokenizer has tokens. max_context_length: tokens of prompt and answer together.
     system_fingerprint: shown in every answer; the plan hash, say. max_request_bytes: largest body; default: 1 MiB or
     32 bytes for each token of context, whichever is more.
     """
@@ -73,6 +78,7 @@ def create_app(
     app.state.service = Service(
         bridge=bridge,
         text=text,
+        prompts=PromptReader(text, embedding_rows, max_context_length),
         served_name=served_name,
         max_context_length=max_context_length,
         max_request_bytes=max_request_bytes
@@ -119,9 +125,10 @@ class _Guard:
             scope["method"] = "GET"  # FastAPI's routes know no HEAD; the server sends no body to one
         label = "cancelled"  # what remains if this task is: the server stops and waits no longer
         try:
-            if path not in _OPEN_ROUTES:
-                self._check_key(scope)
-            await self._app(scope, receive, noting_send)
+            key = self._check_key(scope) if path not in _OPEN_ROUTES else None
+            with contextlib.ExitStack() as seats:
+                scope["languagepipes.asker"] = Asker(client_id(scope, key), seats)
+                await self._app(scope, receive, noting_send)
             label = outcome.label
         except ClientGone:
             label = "cancelled"
@@ -142,10 +149,11 @@ class _Guard:
                 route = path if path in _COUNTED_ROUTES else "other"
                 metrics.REQUESTS.labels(route, label).inc()
 
-    def _check_key(self, scope: Scope) -> None:
+    def _check_key(self, scope: Scope) -> bytes | None:
+        """The request's API key, if one is asked for. Raises Unauthorised."""
         if not self._api_keys.required:
-            return
-        values = [value for name, value in scope["headers"] if name == b"authorization"]
+            return None
+        values: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
         if not values:
             raise Unauthorised(
                 "You did not provide an API key. Send it in an Authorization header: 'Authorization: Bearer KEY'."
@@ -153,6 +161,7 @@ class _Guard:
         scheme, _, key = values[0].partition(b" ")
         if len(values) > 1 or scheme.lower() != b"bearer" or not self._api_keys.allows(key.strip()):
             raise Unauthorised("Incorrect API key provided.")
+        return key.strip()
 
 
 class _ResponseBroken(Exception):

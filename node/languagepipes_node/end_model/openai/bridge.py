@@ -66,6 +66,7 @@ class SequenceRequest:
     sampling: SamplingParameters
     stop_token_ids: frozenset[int]
     logprobs: int | None
+    client: str = ""
 
 
 class _Route:
@@ -80,6 +81,25 @@ class _Route:
         self.started = False
 
 
+class Reservation:
+    """Seats for sequences that will be opened later. A context: leaving it gives back what was not used."""
+
+    def __init__(self, bridge: EngineBridge, sequences: int) -> None:
+        self._bridge, self._sequences = bridge, sequences
+        bridge._reserved += sequences
+
+    def release(self) -> None:
+        """Give the seats back. Nothing happens the second time."""
+        self._bridge._reserved -= self._sequences
+        self._sequences = 0
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+
 class EngineBridge:
     """One for each engine. `deliver` may be called from any thread; everything else belongs to the event loop.
 
@@ -91,6 +111,7 @@ class EngineBridge:
         self._engine: EngineHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._routes: dict[int, _Route] = {}
+        self._reserved = 0
         self._request_ids = itertools.count(1)
         self._gone: str | None = None
 
@@ -106,8 +127,8 @@ class EngineBridge:
 
     @property
     def open_sequences(self) -> int:
-        """Sequences submitted whose end has neither come nor been asked for."""
-        return len(self._routes)
+        """Sequences submitted whose end has neither come nor been asked for, and those that seats are reserved for."""
+        return len(self._routes) + self._reserved
 
     def deliver(self, outputs: Sequence[EngineOutput]) -> None:
         """Hand one step's outputs to the event loop. Any thread; the caller must not change the list afterwards."""
@@ -132,16 +153,28 @@ class EngineBridge:
         reason = self._gone or ""
         self._dispatch([Failure(request_id, "ring_down", reason) for request_id in self._routes])
 
-    def open(self, sequences: Sequence[SequenceRequest]) -> Exchange:
-        """Submit `sequences` as one HTTP request's choices 0, 1, ….
+    def reserve(self, sequences: int) -> Reservation:
+        """Seats for so many sequences, before their prompts are known.
 
-        Raises TooManySequences if they would exceed `max_sequences`, and EngineGone after `engine_gone`; then none is
-        submitted.
+        Raises TooManySequences if they would exceed `max_sequences`, and EngineGone after `engine_gone`.
         """
         if self._gone is not None:
             raise EngineGone(self._gone)
-        if self.max_sequences is not None and len(self._routes) + len(sequences) > self.max_sequences:
-            raise TooManySequences(asked=len(sequences), open_sequences=len(self._routes), limit=self.max_sequences)
+        if self.max_sequences is not None and self.open_sequences + sequences > self.max_sequences:
+            raise TooManySequences(asked=sequences, open_sequences=self.open_sequences, limit=self.max_sequences)
+        return Reservation(self, sequences)
+
+    def open(self, sequences: Sequence[SequenceRequest], reservation: Reservation | None = None) -> Exchange:
+        """Submit `sequences` as one HTTP request's choices 0, 1, …, in seats that were reserved for them or are free.
+
+        Raises as `reserve`; then none is submitted.
+        """
+        if self._gone is not None:
+            raise EngineGone(self._gone)
+        with reservation or self.reserve(len(sequences)):
+            return self._open(sequences)
+
+    def _open(self, sequences: Sequence[SequenceRequest]) -> Exchange:
         self._loop = asyncio.get_running_loop()
         exchange = Exchange(self, self._loop)
         now = time.perf_counter()
@@ -158,6 +191,7 @@ class EngineBridge:
                         sampling=sequence.sampling,
                         stop_token_ids=sequence.stop_token_ids,
                         logprobs=sequence.logprobs,
+                        client=sequence.client,
                     )
                 )
         except BaseException:

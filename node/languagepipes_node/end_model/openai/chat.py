@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request
 
+from languagepipes_node.end_model.openai.admission import Asker
 from languagepipes_node.end_model.openai.answers import Piece, ScoredToken
 from languagepipes_node.end_model.openai.errors import InvalidRequest, UnsupportedParameter
 from languagepipes_node.end_model.openai.generation import (
@@ -21,9 +22,11 @@ from languagepipes_node.end_model.openai.generation import (
     event_end,
     plan_generation,
     require_served_model,
+    reserve_seats,
     streamed,
 )
 from languagepipes_node.end_model.openai.http import JsonRoute
+from languagepipes_node.end_model.openai.prompts import PromptReader
 from languagepipes_node.end_model.openai.response_models import (
     AssistantMessage,
     ChatChoice,
@@ -51,10 +54,13 @@ async def create_chat_completion(
 ) -> ChatCompletion | EventStream:
     """Answer a chat: as one object, or as server-sent events with `stream`."""
     _check_template_variables(service.text, body)
-    loop = asyncio.get_running_loop()
-    prompt = await loop.run_in_executor(service.workers, _tokenise, service.text, body)
+    asker = Asker.of(request.scope)
+    seats = reserve_seats(service, asker, body, prompts=1)
+    prompt = await service.workers.run_for(request, partial(_tokenise, service.prompts, body))
     generation = plan_generation(
         service,
+        asker,
+        seats,
         body,
         [prompt],
         prompt_param="messages",
@@ -141,8 +147,9 @@ def _token_fields(codec: TextCodec, token: int, logprob: float) -> dict[str, Any
     return {"token": raw.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
 
 
-def _tokenise(codec: TextCodec, request: ChatCompletionRequest) -> tuple[int, ...]:
-    """Raises InvalidRequest if the template cannot render the messages."""
+def _tokenise(prompts: PromptReader, request: ChatCompletionRequest) -> tuple[int, ...]:
+    """Raises InvalidRequest if the template cannot render the messages, or the model lacks a token of what it wrote."""
+    codec = prompts.text
     template = codec.template
     # OpenAI's newer name for the system role, which few templates know.
     developer = "developer" if template is not None and template.knows_developer_role else "system"
@@ -162,7 +169,7 @@ def _tokenise(codec: TextCodec, request: ChatCompletionRequest) -> tuple[int, ..
                 f"The model's chat template leaves out this message of role '{message.role}'.",
                 param=f"messages[{place}]",
             )
-    return codec.encode(rendered, add_special_tokens=False)
+    return prompts.encode(rendered, param="messages", add_special_tokens=False)
 
 
 def settable_variables(codec: TextCodec) -> frozenset[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import orjson
 from fastapi import APIRouter, Depends, Request
 
+from languagepipes_node.end_model.openai.admission import Asker
 from languagepipes_node.end_model.openai.answers import Piece, ScoredToken
-from languagepipes_node.end_model.openai.errors import InvalidRequest
 from languagepipes_node.end_model.openai.generation import (
     GENERATION_ERRORS,
     CurrentService,
@@ -20,9 +20,11 @@ from languagepipes_node.end_model.openai.generation import (
     event_end,
     plan_generation,
     require_served_model,
+    reserve_seats,
     streamed,
 )
 from languagepipes_node.end_model.openai.http import JsonRoute
+from languagepipes_node.end_model.openai.prompts import PromptReader
 from languagepipes_node.end_model.openai.response_models import (
     Completion,
     CompletionChunk,
@@ -45,10 +47,16 @@ async def create_completion(
     request: Request, body: CompletionRequest, service: CurrentService
 ) -> Completion | EventStream:
     """Continue one prompt or several: as one object, or as server-sent events with `stream`."""
-    loop = asyncio.get_running_loop()
-    tokenised = await loop.run_in_executor(service.workers, _tokenise, service.text, body.prompt)
+    asker = Asker.of(request.scope)
+    seats = reserve_seats(service, asker, body, prompts=len(body.prompt))
+    # One by one: other clients' prompts take turns with these.
+    tokenised = [
+        await service.workers.run_for(request, partial(_tokenise, service.prompts, prompt)) for prompt in body.prompt
+    ]
     generation = plan_generation(
         service,
+        asker,
+        seats,
         body,
         tokenised,
         prompt_param="prompt",
@@ -125,17 +133,9 @@ def _token_text(codec: TextCodec, token: int) -> str:
     return codec.token_bytes(token).decode(errors="replace")
 
 
-def _tokenise(codec: TextCodec, given: tuple[str | tuple[int, ...], ...]) -> list[tuple[int, ...]]:
-    """Raises InvalidRequest for ids that the tokenizer does not have."""
-    tokenised = []
-    for prompt in given:
-        if isinstance(prompt, str):
-            tokenised.append(codec.encode(prompt))
-            continue
-        wrong = next((token for token in prompt if not 0 <= token < codec.vocabulary_size), None)
-        if wrong is not None:
-            raise InvalidRequest(
-                f"'prompt' holds token id {wrong}, expected 0 to {codec.vocabulary_size - 1}.", param="prompt"
-            )
-        tokenised.append(prompt)
-    return tokenised
+def _tokenise(prompts: PromptReader, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+    """Raises InvalidRequest for ids that the model does not have."""
+    if isinstance(prompt, str):
+        return prompts.encode(prompt, param="prompt")
+    prompts.check(prompt, param="prompt")
+    return prompt

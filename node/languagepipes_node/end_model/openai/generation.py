@@ -15,7 +15,6 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -24,12 +23,14 @@ from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from languagepipes_node.end_model.openai.admission import Asker, FairWorkers
 from languagepipes_node.end_model.openai.answers import Answer, Piece
 from languagepipes_node.end_model.openai.bridge import (
     ClientGone,
     EngineBridge,
     EngineGone,
     Exchange,
+    Reservation,
     SequenceRequest,
     TooManySequences,
 )
@@ -49,6 +50,7 @@ from languagepipes_node.end_model.openai.errors import (
     from_failure,
 )
 from languagepipes_node.end_model.openai.http import Outcome
+from languagepipes_node.end_model.openai.prompts import PromptReader
 from languagepipes_node.end_model.openai.response_models import Usage
 from languagepipes_node.end_model.openai.schemas import MAX_CHOICES, ChatCompletionRequest, CompletionRequest
 from languagepipes_node.end_model.requests import Failure, SamplingParameters
@@ -76,14 +78,13 @@ class Service:
 
     bridge: EngineBridge
     text: TextCodec
+    prompts: PromptReader
     served_name: str
     max_context_length: int
     max_request_bytes: int
     system_fingerprint: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
-    workers: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(max_workers=2, thread_name_prefix="tokenise")
-    )
+    workers: FairWorkers = field(default_factory=FairWorkers)
 
 
 async def current_service(request: Request) -> Service:
@@ -108,8 +109,9 @@ async def require_served_model(request: Request, service: CurrentService) -> Non
 
 @dataclass(frozen=True)
 class Generation:
-    """All that is to be generated for one request. sequences: choice i is of prompt i // n."""
+    """All that is to be generated for one request. sequences: choice i is of prompt i // n. seats: theirs."""
 
+    seats: Reservation
     sequences: tuple[SequenceRequest, ...]
     prompt_tokens: int
     stops: tuple[str, ...]
@@ -184,8 +186,32 @@ def event_end(usage_field: bytes) -> bytes:
     return b"]" + usage_field + b"}\n\n"
 
 
+def reserve_seats(
+    service: Service, asker: Asker, request: ChatCompletionRequest | CompletionRequest, *, prompts: int
+) -> Reservation:
+    """Admit a request before anything is done for it that takes long. Raises InvalidRequest, QueueFull, RingDown."""
+    if prompts * request.n > MAX_CHOICES:
+        raise InvalidRequest(
+            f"'n' asks for {request.n} answers to each of {prompts} prompts, at most {MAX_CHOICES} in all.",
+            param="n",
+        )
+    try:
+        return asker.reserve(service.bridge, prompts * request.n)
+    except EngineGone as error:
+        raise RingDown(f"The model is not being served any more: {error}") from None
+    except TooManySequences as error:
+        if error.asked > error.limit:
+            raise InvalidRequest(
+                f"The request asks for {error.asked} answers at once, this server generates at most {error.limit}.",
+                param="n",
+            ) from None
+        raise QueueFull(f"The server is at its limit of {error.limit} answers at once: try again later.") from None
+
+
 def plan_generation(
     service: Service,
+    asker: Asker,
+    seats: Reservation,
     request: ChatCompletionRequest | CompletionRequest,
     prompts: Sequence[tuple[int, ...]],
     *,
@@ -194,14 +220,9 @@ def plan_generation(
     default_max_tokens: int | None,
     logprobs: int | None,
 ) -> Generation:
-    """Turn a request and its tokenised prompts into sequences. max_tokens: the parameter's name and value, if given;
-    default_max_tokens None: as many as the context has room for. Raises InvalidRequest.
+    """Turn a request and its tokenised prompts into sequences. seats: for as many. max_tokens: the parameter's name and
+    value, if given; default_max_tokens None: as many as the context has room for. Raises InvalidRequest.
     """
-    if len(prompts) * request.n > MAX_CHOICES:
-        raise InvalidRequest(
-            f"'n' asks for {request.n} answers to each of {len(prompts)} prompts, at most {MAX_CHOICES} in all.",
-            param="n",
-        )
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     sampling = SamplingParameters(
@@ -212,7 +233,7 @@ def plan_generation(
         seed=request.seed,
         presence_penalty=float(request.presence_penalty),
         frequency_penalty=float(request.frequency_penalty),
-        logit_bias=_logit_bias(service.text, request.logit_bias),
+        logit_bias=_logit_bias(service.prompts.known_ids, request.logit_bias),
     )
     stop_token_ids = frozenset() if request.ignore_eos else service.text.stop_token_ids
     sequences = []
@@ -222,10 +243,10 @@ def plan_generation(
         room = _room(service, prompt, prompt_param, max_tokens)
         limit = max_tokens[1] if max_tokens is not None else min(room, default_max_tokens or room)
         sequences += [
-            SequenceRequest(prompt, limit, _seeded(sampling, choice), stop_token_ids, logprobs)
+            SequenceRequest(prompt, limit, _seeded(sampling, choice), stop_token_ids, logprobs, asker.client)
             for choice in range(request.n)
         ]
-    return Generation(tuple(sequences), sum(map(len, prompts)), request.stop, request.stream)
+    return Generation(seats, tuple(sequences), sum(map(len, prompts)), request.stop, request.stream)
 
 
 async def answer_whole(
@@ -258,22 +279,15 @@ def _generating(service: Service, generation: Generation, receive: Receive) -> I
     if not status.ring_ready:
         raise RingDown(f"The model is not being served at the moment: {status.ring_error}")
     answers = [Answer(service.text, sequence.prompt, generation.stops) for sequence in generation.sequences]
-    with _admit(service.bridge, generation) as exchange, _watch_client(receive, exchange):
+    with _open(service.bridge, generation) as exchange, _watch_client(receive, exchange):
         yield exchange, answers
 
 
-def _admit(bridge: EngineBridge, generation: Generation) -> Exchange:
+def _open(bridge: EngineBridge, generation: Generation) -> Exchange:
     try:
-        return bridge.open(generation.sequences)
+        return bridge.open(generation.sequences, generation.seats)
     except EngineGone as error:
         raise RingDown(f"The model is not being served any more: {error}") from None
-    except TooManySequences as error:
-        if error.asked > error.limit:
-            raise InvalidRequest(
-                f"The request asks for {error.asked} answers at once, this server generates at most {error.limit}.",
-                param="n",
-            ) from None
-        raise QueueFull(f"The server is at its limit of {error.limit} answers at once: try again later.") from None
 
 
 @contextlib.contextmanager
@@ -430,12 +444,12 @@ def _seeded(sampling: SamplingParameters, choice: int) -> SamplingParameters:
     return replace(sampling, seed=(sampling.seed + choice) % 2**63)
 
 
-def _logit_bias(text: TextCodec, bias: dict[str, float]) -> tuple[tuple[int, float], ...]:
+def _logit_bias(known_ids: int, bias: dict[str, float]) -> tuple[tuple[int, float], ...]:
     pairs = []
     for token, value in bias.items():
-        if not (token.isascii() and token.isdigit()) or len(token) > 9 or int(token) >= text.vocabulary_size:
+        if not (token.isascii() and token.isdigit()) or len(token) > 9 or int(token) >= known_ids:
             raise InvalidRequest(
-                f"'logit_bias' has a key that is no token id, expected 0 to {text.vocabulary_size - 1}.",
+                f"'logit_bias' has a key that is no token id, expected 0 to {known_ids - 1}.",
                 param="logit_bias",
             )
         pairs.append((int(token), float(value)))

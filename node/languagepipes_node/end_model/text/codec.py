@@ -23,6 +23,7 @@ from languagepipes_node.end_model.text.detokenizer import (
     is_byte_level,
 )
 from languagepipes_node.end_model.text.errors import NoChatTemplate, TokenizerError
+from languagepipes_node.end_model.text.least_tokens import LeastTokens, least_tokens
 from languagepipes_node.end_model.text.model_files import Files, json_object, optional_file, token_text
 
 _SPECIAL_TOKENS = (
@@ -45,6 +46,7 @@ class TextCodec:
     _tokenizer: Any = field(repr=False)
     _special_ids: frozenset[int] = field(repr=False)
     _token_bytes: tuple[bytes, ...] | None = field(repr=False)
+    _least_tokens: LeastTokens | None = field(repr=False)
 
     @classmethod
     def load(cls, files: Files) -> TextCodec:
@@ -77,14 +79,15 @@ class TextCodec:
         vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         size = max(vocabulary.values(), default=-1) + 1
         specials = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        byte_level = is_byte_level(description.get("decoder"))
+        token_bytes = byte_table(vocabulary, size) if is_byte_level(description.get("decoder")) else None
         return cls(
             stop_token_ids=_stop_token_ids(files, special_texts, tokenizer),
             vocabulary_size=size,
             template=load_chat_template(files, config, special_texts),
             _tokenizer=tokenizer,
             _special_ids=frozenset(specials),
-            _token_bytes=byte_table(vocabulary, size) if byte_level else None,
+            _token_bytes=token_bytes,
+            _least_tokens=None if token_bytes is None else least_tokens(description, token_bytes),
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
@@ -92,6 +95,11 @@ class TextCodec:
         # Unlike `encode`, a batch lets other threads run meanwhile (a megabyte takes a second: the ring's heartbeats
         # would stop), and "fast", which leaves out the offsets, takes a third of the time.
         return tuple(self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+    def least_tokens(self, text: str) -> int:
+        """A number of tokens that `text` has at the very least, known without tokenising it; often far fewer than it
+        has, and 0 for tokenizers that nothing can be said of."""
+        return 0 if self._least_tokens is None else self._least_tokens.of(text)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> tuple[int, ...]:
         """`messages` through the chat template, with the prompt for an answer at the end. Raises TemplateError."""
@@ -111,7 +119,7 @@ class TextCodec:
         """For an answer to `prompt`, whose end decides how some tokenizers spell the first token."""
         if self._token_bytes is not None:
             return ByteLevelDetokenizer(self._token_bytes, self._special_ids)
-        return PrefixDetokenizer(self._tokenizer, prompt)
+        return PrefixDetokenizer(self._tokenizer, self._special_ids, prompt)
 
     def token_bytes(self, token: int) -> bytes:
         """One token's bytes as they are shown beside its log probability, special tokens included."""

@@ -49,12 +49,17 @@ class PrefixDetokenizer:
     space is dropped at the start of a text). The method is that of Hugging Face's text-generation-inference.
     """
 
-    def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Any, special_ids: frozenset[int], prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
+        self._special_ids = special_ids
         self._window = list(prompt[-_CONTEXT_TOKENS:])
         self._shown = len(self._window)  # tokens of the window whose text was given out
 
     def push(self, token: int) -> str:
+        # Neither is text (a model's head may have more rows than the tokenizer has tokens), and a window that gives out
+        # no text grows with every token.
+        if token in self._special_ids or self._tokenizer.id_to_token(token) is None:
+            return ""
         self._window.append(token)
         before = self._decode(self._window[: self._shown])
         after = self._decode(self._window)

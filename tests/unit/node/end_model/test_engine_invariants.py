@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from languagepipes_node.end_model.blocks import BlockLease
 from languagepipes_node.end_model.engine import Engine, EngineSettings
 from languagepipes_node.end_model.requests import Cancellation
+from languagepipes_node.wire.errors import RingDown
 from support.loopback_ring import LoopbackRing
 from support.toy_engine import VOCABULARY, Client, Rig, ToyEnd, ToyLayer, alone, make_plan
 
@@ -27,6 +28,12 @@ class InvariantChecker:
         self.rig = rig
         self.computed: dict[int, tuple[BlockLease, int]] = {}
         self.frames_seen = 0
+
+    def rewound(self) -> None:
+        """The epoch is over: each sequence goes on from what all stages hold."""
+        for sequence in self.rig.engine._sequences.running:
+            if sequence.lease is not None:
+                self.computed[sequence.arrival] = (sequence.lease, sequence.kv[0])
 
     def check(self) -> None:
         sequences, in_flight = self.rig.engine._sequences, self.rig.engine._in_flight
@@ -56,7 +63,7 @@ class InvariantChecker:
                 share.sequence is sequence for frame in in_flight for share in frame.shares
             )
 
-        # Every token is computed exactly once for each session, in order.
+        # Every token is computed exactly once for each session and epoch, in order.
         for frame in in_flight:
             if frame.step <= self.frames_seen:
                 continue
@@ -64,6 +71,7 @@ class InvariantChecker:
             for share, lease in zip(frame.shares, frame.leases, strict=True):
                 before, end = self.computed.get(share.sequence.arrival, (None, 0))
                 assert share.start == (end if before is lease else 0)
+                assert share.sequence.kv[0] <= share.start + share.count
                 self.computed[share.sequence.arrival] = (lease, share.start + share.count)
 
         # Order of arrival is kept, so the oldest is never overtaken for blocks.
@@ -94,6 +102,7 @@ def test_random_lives_keep_the_rules_and_give_every_request_its_tokens(data: st.
             max_running=data.draw(st.integers(1, 6), label="max running"),
             shared_cores=data.draw(st.booleans(), label="shared cores"),
             idle_seconds=0.0,
+            max_replays=1000,
         ),
         deliver=client.deliver,
     )
@@ -103,7 +112,10 @@ def test_random_lives_keep_the_rules_and_give_every_request_its_tokens(data: st.
     asked: dict[int, tuple[tuple[int, ...], int]] = {}
     cancelled: set[int] = set()
     moves = data.draw(
-        st.lists(st.sampled_from(["submit", "submit", "cancel", "dispatch", "collect", "collect"]), max_size=40),
+        st.lists(
+            st.sampled_from(["submit", "submit", "cancel", "dispatch", "dispatch", "collect", "collect", "lose"]),
+            max_size=40,
+        ),
         label="moves",
     )
     for move in moves:
@@ -119,6 +131,15 @@ def test_random_lives_keep_the_rules_and_give_every_request_its_tokens(data: st.
             if rig.client.finish(request) is None:
                 cancelled.add(request)
             engine.submit(Cancellation(request))
+        elif move == "lose":
+            lost = data.draw(st.sets(st.sampled_from([1, 2])), label="stages that lost their KV")
+            ring.break_ring("a member was killed")
+            engine.lose_ring(RingDown("a member was killed"))
+            for stage in lost:
+                layers[stage - 1] = ToyLayer(stage, plan)
+                ring.replace_stage(stage, layers[stage - 1])
+            engine.join_ring()
+            checker.rewound()
         elif move == "dispatch":
             engine.dispatch()
         elif (returned := ring.receive(0)) is not None:

@@ -20,6 +20,22 @@ class View:
     in_flight: int = 0
     last_step: int = 0
     generated: bool = False
+    kv: tuple[int, ...] = (0, 0)
+    suspect: bool = False
+    client: str = ""
+    passed_by: int = 0
+
+    @property
+    def last_member(self) -> int:
+        return next((place for place, held in enumerate(self.kv) if held > self.sent), len(self.kv))
+
+    @property
+    def next_stop(self) -> int:
+        return next((held for held in self.kv if held > self.sent), self.length)
+
+    @property
+    def replaying(self) -> bool:
+        return self.sent < self.kv[-1]
 
     @property
     def remaining(self) -> int:
@@ -84,12 +100,52 @@ def test_nothing_to_do_sends_nothing() -> None:
 
 
 def test_a_new_prompt_fills_the_frame_and_asks_for_a_row_only_at_its_end() -> None:
-    assert shares(decide(waiting=(View(1, 100),))) == [(1, 0, 64, False)]
-    assert shares(decide(running=(View(1, 100, 64, 25),))) == [(1, 64, 36, True)]
+    assert shares(decide(waiting=(View(1, 100),), ring=costs())) == [(1, 0, 64, False)]
+    assert shares(decide(running=(View(1, 100, 64, 25),), ring=costs())) == [(1, 64, 36, True)]
+
+
+def test_frames_grow_from_32_tokens_by_doubling_what_was_measured() -> None:
+    ring = RingCost.of(2)
+    assert shares(decide(waiting=(View(1, 300),), frame_tokens=256, ring=ring)) == [(1, 0, 32, False)]
+    ring.add(32, [0.01] * 3)
+    assert shares(decide(waiting=(View(1, 300),), frame_tokens=256, ring=ring)) == [(1, 0, 64, False)]
+    rows = tuple(stream(arrival) for arrival in range(80))
+    assert decide(running=rows, frame_tokens=256, max_running=100, ring=ring).decode_rows == 64
+    ring.forget([1])  # another machine stands there
+    assert shares(decide(waiting=(View(1, 300),), frame_tokens=256, ring=ring)) == [(1, 0, 32, False)]
+
+
+def behind(arrival: int, *, kv: tuple[int, ...], sent: int = 0, length: int = 100) -> View:
+    """A stream of which some stages lost their KV."""
+    return View(arrival, length, sent, 30, generated=True, kv=kv)
+
+
+def test_lost_kv_is_computed_again_up_to_the_last_stage_that_lost_it_before_anything_else() -> None:
+    decision = decide(running=(behind(1, kv=(0, 99)), stream(2)), waiting=(View(3, 5),), ring=costs())
+    assert shares(decision) == [(1, 0, 64, False)]
+    assert decision.shares[0].sequence.last_member == 1
+    rest = decide(running=(behind(1, kv=(0, 99), sent=64),), ring=costs())
+    assert shares(rest) == [(1, 64, 35, False)]
+    # What was in flight follows at once, as a step of all members.
+    after = decide(running=(behind(1, kv=(0, 99), sent=99),), ring=costs(), frames=(FrameView(0, 35),))
+    assert shares(after) == [(1, 99, 1, True)]
+
+
+def test_a_replay_frame_holds_only_sequences_that_go_as_far() -> None:
+    running = (behind(1, kv=(0, 0, 9)), behind(2, kv=(0, 9, 9)), behind(3, kv=(0, 0, 20)))
+    assert shares(decide(running=running, ring=costs())) == [(1, 0, 9, False), (3, 0, 20, False)]
+
+
+def test_a_suspect_is_alone_on_the_ring() -> None:
+    suspect = View(2, 10, 9, 4, generated=True, suspect=True)
+    running = (stream(1), suspect, View(3, 10, 9, 4, generated=True, suspect=True))
+    assert decide(running=running, frames=(FrameView(1, 0),), frames_in_flight=4) == Decision()
+    assert shares(decide(running=running)) == [(2, 9, 1, True)]
+    assert decide(running=(stream(1),), frames=(FrameView(1, 0, apart=True),), frames_in_flight=4) == Decision()
 
 
 def test_prompts_share_a_frame_in_order_of_arrival() -> None:
-    decision = decide(waiting=(View(1, 30), View(2, 30), View(3, 30)))
+    decision = decide(waiting=(View(1, 30), View(2, 30), View(3, 30)), ring=costs())
     assert shares(decision) == [(1, 0, 30, True), (2, 0, 30, True), (3, 0, 4, False)]
     assert [s.arrival for s in decision.admit] == [1, 2, 3]
 

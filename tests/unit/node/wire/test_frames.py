@@ -54,7 +54,7 @@ def built(batch: Batch, step: int = 7) -> tuple[memoryview, frames.Header]:
 def test_a_frame_is_read_as_it_was_built(batch: Batch, step: int) -> None:
     raw, _ = built(batch, step)
     header = frames.parse_header(raw)
-    frames.check_step(header, LIMITS, returning=False)
+    frames.check_step(header, LIMITS, receiver=1)
     contents = frames.parse_step(raw, header, LIMITS)
     assert (header.epoch, header.step, header.tokens) == (EPOCH, step, batch.tokens)
     for field in ("counts", "starts", "run_counts", "runs", "rows"):
@@ -95,9 +95,9 @@ def test_the_tensor_lies_at_a_multiple_of_64_bytes() -> None:
 def test_the_last_stage_sends_the_wanted_rows_only() -> None:
     _, header = built(tokens(5, wanted=(1, 4)))
     returned = frames.with_tensor_rows(header, 2, LIMITS)
-    frames.check_step(returned, LIMITS, returning=True)
+    frames.check_step(returned, LIMITS, receiver=0)
     with pytest.raises(FrameError, match="tensor has 2 rows, must have 5"):
-        frames.check_step(returned, LIMITS, returning=False)
+        frames.check_step(returned, LIMITS, receiver=1)
 
 
 def test_a_close_message_keeps_the_reason_and_the_epoch_that_holds() -> None:

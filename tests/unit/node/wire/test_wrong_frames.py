@@ -33,14 +33,19 @@ def raw_frame() -> tuple[np.ndarray, Header]:
 def read(raw: np.ndarray) -> None:
     """As the receiving side does."""
     header = frames.parse_header(memoryview(raw))
-    frames.check_step(header, LIMITS, returning=False)
+    frames.check_step(header, LIMITS, receiver=1)
     frames.parse_step(memoryview(raw), header, LIMITS)
 
 
 WRONG_HEADERS: list[tuple[dict[str, object], str]] = [
     ({"magic": b"HTTP"}, "frame begins with 48545450, must begin with 4c505746"),
     ({"version": 9}, f"wire version 9 is not {WIRE_VERSION}: run the same image at both ends"),
-    ({"kind": 3}, "frame kind replay is reserved and not served by this version"),
+    ({"kind": 3}, "replay frame computes up to member 3, must be one from 1 to 2: what all compute is a step"),
+    (
+        {"kind": 3, "last_member": 0},
+        "replay frame computes up to member 0, must be one from 1 to 2: what all compute is a step",
+    ),
+    ({"kind": 3, "last_member": 2}, "replay frame wants 2 rows, must want none"),
     ({"kind": 77}, "frame kind 77 is unknown"),
     ({"kind": 4}, "heartbeat frame has 280 payload bytes, at most 0"),
     ({"kind": 4, "payload_bytes": 0}, "heartbeat frame has a step's counts, must have zeros"),

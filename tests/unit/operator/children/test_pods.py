@@ -112,6 +112,14 @@ def test_the_end_model_outlives_its_last_answers() -> None:
     assert leave + drain + 5 < pod_of(end_model)["terminationGracePeriodSeconds"]
 
 
+def test_a_stage_leaves_before_its_pod_is_killed() -> None:
+    from languagepipes_node.stage.main import LEAVE_SECONDS
+
+    for stage in of_kind(rendered(pipe_snapshot()), "Deployment", "stage"):
+        assert pod_of(stage)["terminationGracePeriodSeconds"] >= LEAVE_SECONDS + 2
+        assert "lifecycle" not in container_of(stage)  # a hook's time counts too
+
+
 def test_one_pod_at_a_time_and_a_selector_that_its_pods_carry() -> None:
     for deployment in of_kind(full_pipe(), "Deployment"):
         spec = deployment["spec"]

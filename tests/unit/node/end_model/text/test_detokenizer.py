@@ -62,3 +62,13 @@ def test_special_tokens_are_not_shown_and_other_added_tokens_are(codec):
 
 def test_an_id_past_the_vocabulary_shows_nothing(codec):
     assert pieces(codec, (), (100_000,)) == ["", ""]
+
+
+def test_tokens_that_show_nothing_do_not_make_a_sentencepiece_answer_slower_with_each():
+    """Who decodes by windows looks at the window for each token: it must not grow with what shows nothing."""
+    codec = sentencepiece_like()
+    detokenizer = codec.detokenizer(codec.encode("The capital"))
+    assert [detokenizer.push(token) for token in (100_000, 2) * 50] == [""] * 100
+    assert len(detokenizer._window) < 20
+    fox = codec.encode("The capital fox")[len(codec.encode("The capital")) :]
+    assert "".join(map(detokenizer.push, fox)) + detokenizer.finish() == " fox"
