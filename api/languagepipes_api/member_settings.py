@@ -58,6 +58,12 @@ class MemberSettings(BaseModel):
     )
     max_concurrent_requests: int = Field(default=64, ge=1)
     max_queued_requests: int = Field(default=256, ge=0)
+    max_wait_seconds: float = Field(
+        default=300.0, ge=0, description="How long requests wait for a ring that is down; 0: not at all."
+    )
+    max_replays: int = Field(
+        default=5, ge=0, description="How often a sequence is replayed without getting a token in between."
+    )
 
     # store
     store_listen: str | None = None

@@ -38,6 +38,8 @@ class MemberStatus(BaseModel):
     ring_ready: bool = Field(default=True, description="Whether the ring health check passed.")
     running: int | None = Field(default=None, description="Requests that are being computed.")
     waiting: int | None = Field(default=None, description="Requests in the queue.")
+    recovering: bool = Field(default=False, description="Whether requests wait while the ring is down.")
+    replays: int = Field(default=0, description="Sequences replayed after a lost epoch, since it started.")
     # The weights store alone.
     progress: StoreProgress | None = Field(default=None, description="As the store answers at /v1/progress.")
 

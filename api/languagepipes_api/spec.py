@@ -316,6 +316,21 @@ class ServerSpec(ResourceModel):
     )
 
 
+class RecoverySpec(ResourceModel):
+    """What happens to requests while a replica has lost a member: they wait, and are computed again where needed."""
+
+    max_wait_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
+        default=300,
+        description="How long requests, running and new ones, wait while the replica's ring is not whole. After that "
+        "they end: with 503 and Retry-After, or, where an answer has begun, with one error event. 0: they do not wait.",
+    )
+    max_replays: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=5,
+        description="How often a request that a loss interrupted is computed again without getting a token in "
+        "between, before it fails. 0: a request that a loss interrupted fails.",
+    )
+
+
 class CacheSpec(ResourceModel):
     """The weights store's volume: a PersistentVolumeClaim that lives as long as the pipe."""
 
@@ -354,6 +369,11 @@ class PipeSpec(ResourceModel):
         default_factory=ServerSpec,
         json_schema_extra={"default": {}},
         description="The OpenAI API that the End Model serves.",
+    )
+    recovery: RecoverySpec = Field(
+        default_factory=RecoverySpec,
+        json_schema_extra={"default": {}},
+        description="What happens to requests while a replica has lost a member.",
     )
     cache: CacheSpec | None = Field(
         default=None,

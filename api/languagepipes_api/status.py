@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel
 ConditionType = Literal[
     "Ready", "Planned", "WeightsAvailable", "StagesReady", "EndpointReady", "Progressing", "Degraded"
 ]
-Phase = Literal["Pending", "Planning", "Fetching", "Starting", "Ready", "Degraded", "Stopped", "Failed"]
+Phase = Literal["Pending", "Planning", "Fetching", "Starting", "Ready", "Recovering", "Degraded", "Stopped", "Failed"]
 
 _Text = Annotated[str, Field(max_length=512)]
 _Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -99,7 +99,9 @@ class LanguagePipeStatus(StatusModel):
         default=None, description="Stages ready of all: 2/3."
     )
     replicas: _Count | None = Field(default=None, description="Replicas that exist.")
-    ready_replicas: _Count | None = Field(default=None, description="Replicas that answer requests.")
+    ready_replicas: _Count | None = Field(
+        default=None, description="Replicas that answer requests now; not those that recover."
+    )
     selector: _Text | None = Field(default=None, description="Selects the End Model pods, for the scale subresource.")
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=64)] = Field(
         default=(), description="The stages, in the order of their layers."

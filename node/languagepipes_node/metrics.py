@@ -32,6 +32,12 @@ GENERATED_TOKENS = Counter("languagepipes_generated_tokens", "Tokens sampled.")
 RUNNING_SEQUENCES = Gauge("languagepipes_running_sequences", "Sequences that hold KV blocks.")
 WAITING_SEQUENCES = Gauge("languagepipes_waiting_sequences", "Admitted sequences that wait for KV blocks or a slot.")
 PREEMPTIONS = Counter("languagepipes_preemptions", "Sequences put back to be recomputed, for want of KV blocks.")
+REPLAYS = Counter("languagepipes_replays", "Sequences computed again, in whole or in part, after a lost epoch.")
+RECOMPUTED_TOKENS = Counter(
+    "languagepipes_recomputed_tokens", "Tokens of prompts and answers computed again after a lost epoch."
+)
+REQUESTS_WAITED = Counter("languagepipes_requests_waited", "Requests that waited for the ring, running or new ones.")
+RING_DOWN_SECONDS = Counter("languagepipes_ring_down_seconds", "Time without a ring, after it was joined once.")
 RING_READY = Gauge("languagepipes_ring_ready", "1 while a token goes round the ring.")
 RING_EPOCHS = Counter("languagepipes_ring_epochs", "Epochs opened, by why the last one ended.", ["reason"])
 RING_STEP = Histogram(
@@ -62,7 +68,8 @@ STORE_SERVED_BYTES = Counter("languagepipes_store_served_bytes", "Bytes of weigh
 
 _OF_END_MODEL = (
     REQUESTS, TIME_TO_FIRST_TOKEN, TIME_BETWEEN_TOKENS, PROMPT_TOKENS, GENERATED_TOKENS, RUNNING_SEQUENCES,
-    WAITING_SEQUENCES, PREEMPTIONS, RING_READY, RING_EPOCHS, RING_STEP, HOP, FRAMES_IN_FLIGHT,
+    WAITING_SEQUENCES, PREEMPTIONS, REPLAYS, RECOMPUTED_TOKENS, REQUESTS_WAITED, RING_DOWN_SECONDS, RING_READY,
+    RING_EPOCHS, RING_STEP, HOP, FRAMES_IN_FLIGHT,
 )  # fmt: skip
 _OF_MEMBERS = (
     KV_BLOCKS_TOTAL, KV_BLOCKS_USED, STEP, FRAMES, WIRE_BYTES, EPOCH, REFUSED_HELLOS, LOAD_BYTES, LOAD_TOTAL_BYTES,

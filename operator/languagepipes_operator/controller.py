@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import aiohttp
 
@@ -27,9 +28,11 @@ from languagepipes_operator.kube.leader_election import Leadership
 from languagepipes_operator.kube.workqueue import WorkQueue
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.caches import Caches, pipes_of
+from languagepipes_operator.observe.member_status import ask_member
 from languagepipes_operator.observe.node_probe import Reachability
 from languagepipes_operator.observe.observer import Observer
 from languagepipes_operator.observe.pipes import Index, Pipes
+from languagepipes_operator.observe.ring_probe import RingProbe
 from languagepipes_operator.observe.store_poller import Stores
 from languagepipes_operator.reconcile import Reconciler
 from languagepipes_operator.settings import OperatorSettings
@@ -65,7 +68,8 @@ class Operator:
         self.pipes = Pipes(index, self._queue.add)
         self._stores = Stores(metrics, self._queue.add)
         self._reachability = Reachability(metrics, self._caches.pods, self._node_changed)
-        observer = Observer(kube, self._caches, self._stores, self._reachability, http)
+        self._rings = RingProbe(metrics, partial(ask_member, http), self._caches.pods, self._changed)
+        observer = Observer(kube, self._caches, self._stores, self._reachability, self._rings, http)
         applier = Applier(writing, self._caches)
         self._reconciler = Reconciler(writing, self.pipes, observer, applier, self._stores, settings, metrics)
         self._trouble: str | None = "nothing was checked yet"
@@ -123,6 +127,7 @@ class Operator:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._reachability.run(), name="reachability")
+                group.create_task(self._rings.run(), name="rings")
                 group.create_task(self._queue.run(_WORKERS), name="queue")
         finally:
             self._reconciler.rest()

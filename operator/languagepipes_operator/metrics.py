@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.process_collector import ProcessCollector
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-PHASES = ("Pending", "Planning", "Fetching", "Starting", "Ready", "Degraded", "Stopped", "Failed")
+PHASES = ("Pending", "Planning", "Fetching", "Starting", "Ready", "Recovering", "Degraded", "Stopped", "Failed")
 WRITES = ("create", "apply", "update", "patch", "delete")
 
 
@@ -53,6 +53,17 @@ class Metrics:
         self.lost_nodes = Gauge(
             "languagepipes_operator_lost_nodes",
             "Nodes with members of pipes that answered before and do not now.",
+            registry=self.registry,
+        )
+        self.ring_questions = Counter(
+            "languagepipes_operator_ring_questions",
+            "Questions to Ready End Models about their rings by outcome: answered or silent.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.rings_down = Gauge(
+            "languagepipes_operator_rings_down",
+            "Rings that are down although the pod of their End Model is Ready.",
             registry=self.registry,
         )
         self.pipes = Gauge("languagepipes_operator_pipes", "Pipes by phase.", ("phase",), registry=self.registry)

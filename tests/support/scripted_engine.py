@@ -36,7 +36,7 @@ class ScriptedEngine:
     """The engine's side of the boundary: every step gives each running sequence the next token of its script."""
 
     def __init__(self, deliver: Callable[[list[EngineOutput]], None], script: Script, pace_seconds: float) -> None:
-        self.status = EngineStatus(ring_ready=True, ring_error="")
+        self.status = EngineStatus(ring_ready=True, ring_error="", accepting=True, epoch=1)
         self.submissions: list[Submission] = []
         self.cancellations: list[Cancellation] = []
         self.steps = 0

@@ -153,8 +153,8 @@ WRONG = (
         "an unknown field",
         "spec: {colour: red}",
         (
-            "spec.colour: unknown field; known here: model, replicas, endModel, stages, server, cache, networkPolicy, "
-            "paused",
+            "spec.colour: unknown field; known here: model, replicas, endModel, stages, server, recovery, cache, "
+            "networkPolicy, paused",
         ),
     ),
     # the End Model
@@ -222,6 +222,32 @@ WRONG = (
         "a key in the API keys' reference",
         "spec: {server: {apiKeysSecretRef: {name: keys, key: a}}}",
         ("spec.server.apiKeysSecretRef.key: unknown field; known here: name",),
+    ),
+    # recovery
+    Wrong(
+        "a wait of more than an hour",
+        "spec: {recovery: {maxWaitSeconds: 3601}}",
+        ("spec.recovery.maxWaitSeconds: 3601 is more than 3600",),
+    ),
+    Wrong(
+        "a wait with a unit",
+        "spec: {recovery: {maxWaitSeconds: 5m}}",
+        ("spec.recovery.maxWaitSeconds: '5m' is not a whole number",),
+    ),
+    Wrong(
+        "fewer replays than none",
+        "spec: {recovery: {maxReplays: -1}}",
+        ("spec.recovery.maxReplays: -1 is less than 0",),
+    ),
+    Wrong(
+        "replays beyond number",
+        "spec: {recovery: {maxReplays: 101}}",
+        ("spec.recovery.maxReplays: 101 is more than 100",),
+    ),
+    Wrong(
+        "another word for a wait",
+        "spec: {recovery: {maxWait: 5}}",
+        ("spec.recovery.maxWait: unknown field; did you mean maxWaitSeconds?",),
     ),
     # the cache, network policies, a pause
     Wrong("cache without size", "spec: {cache: {}}", ("spec.cache.size: is required",)),

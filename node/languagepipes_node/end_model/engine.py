@@ -151,6 +151,7 @@ class Engine:
         self._step = 0
         self._arrivals = 0
         self._epoch = 0
+        self._epoch_before = 0  # the last one that was joined
         self._outputs: list[EngineOutput] = []
         self._tokens = 0  # sampled, and not counted yet: that is done once the next frame is out
 
@@ -217,6 +218,10 @@ class Engine:
             self._refusal = None
         waited = len(self._sequences)
         seconds = self._outage.end(now=time.monotonic())
+        if self._epoch_before:
+            metrics.REQUESTS_WAITED.inc(waited)
+            metrics.RING_DOWN_SECONDS.inc(seconds)
+        self._epoch_before = self._epoch
         self._publish()
         log.info("ring joined: epoch=%d after %.1f s, %d requests waited", self._epoch, seconds, waited)
 
@@ -229,9 +234,11 @@ class Engine:
         # Other machines may compute now; measured against the old ones' times, each frame could be overdue.
         self._costs.forget(changed)
         for sequence in self._sequences.running:
-            if sequence.kv[-1]:
+            if computed := sequence.kv[-1]:
                 sequence.lose_kv(changed[-1])
                 self._replays += 1
+                metrics.REPLAYS.inc()
+                metrics.RECOMPUTED_TOKENS.inc(computed)
 
     def step(self) -> None:
         """One round of the engine. Raises RingDown once the ring is lost."""

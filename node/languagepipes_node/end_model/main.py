@@ -38,7 +38,7 @@ def run(settings: MemberSettings) -> int:
         if not ready or state.state != "ready":
             return False, state.message or state.state
         status = ready[0].status
-        return status.ring_ready, status.ring_error
+        return status.serving, status.ring_error
 
     try:
         server = health.serve(settings.telemetry_listen, state, ready=readiness)
@@ -109,6 +109,8 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
             max_running=settings.max_concurrent_requests,
             max_queued=settings.max_queued_requests,
             shared_cores=settings.shared_cores,
+            max_wait_seconds=settings.max_wait_seconds,
+            max_replays=settings.max_replays,
         ),
         deliver=bridge.deliver,
         watchdog=state.watchdog,
@@ -129,6 +131,8 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
         "epoch": engine.status.epoch,
         "ring_ready": engine.status.ring_ready,
         "ring_error": engine.status.ring_error,
+        "recovering": engine.status.recovering,
+        "replays": engine.status.replays,
         "running": engine.status.running,
         "waiting": engine.status.waiting,
     }

@@ -45,6 +45,8 @@ def end_model_deployment(
             api_keys_dir=None if keys is None else Path(names.KEYS_DIR),
             max_concurrent_requests=server.max_concurrent_requests,
             max_queued_requests=server.max_queued_requests,
+            max_wait_seconds=pipe.spec.recovery.max_wait_seconds,
+            max_replays=pipe.spec.recovery.max_replays,
             **members.common_settings(pipe, identity.replica, settings),
         ),
         resources=resources.member_resources(

@@ -12,18 +12,20 @@ from languagepipes_operator.observe.snapshot import Children
 def replica_numbers(children: Children, replicas: int) -> tuple[int, ...]:
     """The numbers of as many replicas as `spec.replicas` asks for, ascending.
 
-    Of the replicas that exist, those that answer stay first, then the lower numbers; new ones take the lowest numbers
-    that are free.
+    Of the replicas that exist, those whose members are all ready stay first, then those whose End Model is (requests
+    may wait there for a lost stage), then the lower numbers; new ones take the lowest numbers that are free.
     """
+    whole: dict[int, bool] = {}
     answering: dict[int, bool] = {}
     for live in children.deployments.values():
         found = live["metadata"].get("labels", {})
         number = found.get(LABEL_REPLICA, "")
         if not number.isdecimal() or live["metadata"].get("deletionTimestamp"):
             continue
-        ready = found.get(LABEL_ROLE) == "end-model" and live.get("status", {}).get("readyReplicas", 0) > 0
-        answering[int(number)] = answering.get(int(number), False) or ready
-    staying = sorted(answering, key=lambda replica: (not answering[replica], replica))[:replicas]
+        ready = live.get("status", {}).get("readyReplicas", 0) > 0
+        whole[int(number)] = whole.get(int(number), True) and ready
+        answering[int(number)] = answering.get(int(number), False) or (ready and found.get(LABEL_ROLE) == "end-model")
+    staying = sorted(whole, key=lambda replica: (not whole[replica], not answering[replica], replica))[:replicas]
     free = (number for number in range(replicas + len(staying)) if number not in staying)
     return tuple(sorted([*staying, *(next(free) for _ in range(replicas - len(staying)))]))
 

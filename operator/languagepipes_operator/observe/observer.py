@@ -14,9 +14,8 @@ from datetime import UTC, datetime, timedelta
 
 import aiohttp
 from languagepipes_api.member_status import MemberStatus
-from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE, TELEMETRY_PORT
+from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE
 from languagepipes_api.spec import LanguagePipe, parse_pipe
-from pydantic import ValidationError
 
 from languagepipes_operator.kube.client import Kube
 from languagepipes_operator.kube.errors import KubeError
@@ -37,6 +36,7 @@ from languagepipes_operator.kube.kinds import (
 )
 from languagepipes_operator.observe.ca_rotation import ca_is_rotated
 from languagepipes_operator.observe.caches import Caches, pipes_of
+from languagepipes_operator.observe.member_status import ask_member
 from languagepipes_operator.observe.node_probe import Reachability
 from languagepipes_operator.observe.ownership import (
     container_state,
@@ -49,6 +49,7 @@ from languagepipes_operator.observe.ownership import (
     store_of,
     title,
 )
+from languagepipes_operator.observe.ring_probe import RingProbe
 from languagepipes_operator.observe.snapshot import Children, Snapshot
 from languagepipes_operator.observe.store_poller import Address, Stores
 from languagepipes_operator.observe.stored_plans import is_planned
@@ -59,7 +60,6 @@ from languagepipes_operator.planning.nodes import Node
 _UNWELL_AFTER = timedelta(seconds=5)
 _EVENTS_KEPT_SECONDS, _OLD_EVENTS_KEPT_SECONDS = 5.0, 30.0
 _RECENT_SECONDS = 300.0
-_ANSWER = aiohttp.ClientTimeout(total=2.0)
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,17 @@ class Observer:
     """Takes snapshots of pipes."""
 
     def __init__(
-        self, kube: Kube, caches: Caches, stores: Stores, reachability: Reachability, http: aiohttp.ClientSession
+        self,
+        kube: Kube,
+        caches: Caches,
+        stores: Stores,
+        reachability: Reachability,
+        rings: RingProbe,
+        http: aiohttp.ClientSession,
     ) -> None:
         self._kube = kube
         self._reachability = reachability
+        self._rings = rings
         self._caches = caches
         self._stores = stores
         self._http = http
@@ -109,7 +116,7 @@ class Observer:
                 or _is_growing(pipe, children),
             ),
             store=self._stores.latest(key, store_address(children)),
-            members=await self._members(children, now),
+            members=await self._members(children, now, ready=is_ready(raw)),
             events=await self._events(key.namespace, unwell(children, now)),
         )
 
@@ -158,27 +165,38 @@ class Observer:
         nodes = (node_of(item, others[item["metadata"]["name"]]) for item in found)
         return tuple(sorted(nodes, key=lambda node: node.name))
 
-    async def _members(self, children: Children, now: datetime) -> dict[str, MemberStatus]:
-        """Reports of all members while the CA is rotated; else of those that run and are not ready, for the reason."""
+    async def _members(self, children: Children, now: datetime, *, ready: bool) -> dict[str, MemberStatus]:
+        """Reports of all members while the CA is rotated; else of those that run and are not ready, for the reason; and
+        of Ready End Models while the pipe is not Ready (ready: what its status says), a stage is not, or the ring probe
+        found the ring down: so the status never turns Ready without their word.
+        """
         all_members = ca_is_rotated(children.secrets)
+        ready = ready and all(is_ready(pod) for pod in children.pods.values() if label(pod, LABEL_ROLE) == "stage")
         pods = [
             pod
             for pod in children.pods.values()
-            if is_active(pod) and _ip(pod) and not self._is_lost(pod) and (all_members or _explains_itself(pod, now))
+            if is_active(pod)
+            and _ip(pod)
+            and not self._is_lost(pod)
+            and (all_members or _explains_itself(pod, now) or self._knows_of_its_ring(pod, ready=ready))
         ]
-        reports = await asyncio.gather(*(self._report(_ip(pod)) for pod in pods))
+        reports = await asyncio.gather(*(self._report(pod) for pod in pods))
         return {
             pod["metadata"]["name"]: report for pod, report in zip(pods, reports, strict=True) if report is not None
         }
 
-    async def _report(self, host: str) -> MemberStatus | None:
-        where = f"[{host}]" if ":" in host else host
-        try:
-            url = f"http://{where}:{TELEMETRY_PORT}/status"
-            async with self._http.get(url, timeout=_ANSWER, allow_redirects=False) as answer:
-                return MemberStatus.model_validate_json(await answer.read())
-        except (aiohttp.ClientError, OSError, ValidationError):
-            return None
+    def _knows_of_its_ring(self, pod: Manifest, *, ready: bool) -> bool:
+        if label(pod, LABEL_ROLE) != "end-model" or not is_ready(pod):
+            return False
+        return not ready or pod["metadata"]["uid"] in self._rings.down
+
+    async def _report(self, pod: Manifest) -> MemberStatus | None:
+        """Of an End Model whose ring was down and that does not answer now, what it answered last."""
+        report = await ask_member(self._http, _ip(pod))
+        if label(pod, LABEL_ROLE) != "end-model" or not is_ready(pod):
+            return report
+        self._rings.note(pod, report)
+        return report or self._rings.down.get(pod["metadata"]["uid"])
 
     async def _events(self, namespace: str, about: Sequence[str]) -> dict[str, tuple[Manifest, ...]]:
         now, known = time.monotonic(), self._warnings.get(namespace)

@@ -24,6 +24,7 @@ from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.status.diagnosis import Diagnosis
 from languagepipes_operator.status.failures import Failure, bounded, summary
 from languagepipes_operator.status.outcome import Outcome
+from languagepipes_operator.status.recovery import words_of
 
 Status = Literal["True", "False", "Unknown"]
 ORDER: tuple[ConditionType, ...] = (
@@ -178,6 +179,8 @@ def _ready(
             return ConditionState("True", "Ready", f"1 replica runs the plan {plan}, and its ring health check passed")
         message = f"all {asked} replicas run the plan {plan}, and their ring health checks passed"
         return ConditionState("True", "Ready", message)
+    if found.recovering and not found.needing_a_person:
+        return _recovering(snapshot, found)
     cause = summary(found.causes)
     if cause is not None:
         return _of(cause)
@@ -208,11 +211,25 @@ def _ready(
     )
 
 
+def _recovering(snapshot: Snapshot, found: Diagnosis) -> ConditionState:
+    """What is awaited; and why, where a member reports a cause that passes."""
+    words = words_of(found.recovering, snapshot)
+    cause = summary(found.of_stages)
+    return ConditionState(
+        "False", "Recovering", bounded(words if cause is None else f"{words}. Cause: {cause.message}")
+    )
+
+
 def _endpoint_ready(found: Diagnosis, ready: ConditionState, url: str | None) -> ConditionState:
-    if found.answering:
-        answers = "1 replica answers" if found.answering == 1 else f"{found.answering} replicas answer"
-        return ConditionState("True", "EndpointReady", f"{answers} at {url or 'no Service yet'}")
-    return ConditionState("False", ready.reason, ready.message)
+    if not found.answering:
+        return ConditionState("False", ready.reason, ready.message)
+    where, answering = url or "no Service yet", found.answering - len(found.recovering)
+    if not answering:
+        return ConditionState(
+            "True", "EndpointReady", bounded(f"requests are accepted at {where}, and wait: {ready.message}")
+        )
+    answers = "1 replica answers" if answering == 1 else f"{answering} replicas answer"
+    return ConditionState("True", "EndpointReady", f"{answers} at {where}")
 
 
 def _progressing(snapshot: Snapshot, outcome: Outcome, found: Diagnosis, ready: ConditionState) -> ConditionState:

@@ -25,6 +25,7 @@ from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.status.failures import Failure, external_failure, failure, quoted, refusals, refused
 from languagepipes_operator.status.outcome import Outcome
 from languagepipes_operator.status.pods import pod_failures
+from languagepipes_operator.status.recovery import Recovery, recoveries
 from languagepipes_operator.status.scheduling import unschedulable
 from languagepipes_operator.status.volumes import volume_failures
 
@@ -35,7 +36,8 @@ MISSES_THAT_COUNT = 6
 @dataclass(frozen=True)
 class Diagnosis:
     """plan: the one in force. replicas: of `spec.replicas`, each its stages in order and its End Model last; empty
-    without a plan. answering: replicas of any plan whose End Model is Ready. existing: those with an End Model at all.
+    without a plan. recovering: those of them whose requests wait until they are whole again. answering: replicas of any
+    plan whose End Model is Ready: they answer requests, or let them wait. existing: those with an End Model at all.
     replaced: whether Deployments of another plan are still there.
     non_blocking: what the API server refuses and no member needs in order to run.
     """
@@ -43,6 +45,7 @@ class Diagnosis:
     store: Member
     plan: Plan | None
     replicas: tuple[tuple[Member, ...], ...]
+    recovering: tuple[Recovery, ...]
     answering: int
     existing: int
     replaced: bool
@@ -64,8 +67,15 @@ class Diagnosis:
 
     @property
     def ready_replicas(self) -> int:
-        """Replicas that run the plan and whose End Model is Ready: their ring health check passed."""
-        return sum(replica[-1].ready for replica in self.replicas)
+        """Replicas that run the plan, whose members are ready, and whose ring is not known to be down."""
+        return sum(replica[-1].ready for replica in self.replicas) - len(self.recovering)
+
+    @property
+    def needing_a_person(self) -> tuple[Failure, ...]:
+        """Those of the causes that do not pass by themselves; of the store only while a stage needs it to load."""
+        of_store = self.of_store if any(not member.ready for members in self.stages for member in members) else ()
+        found = (*self.of_names, *self.of_plan, *of_store, *self.of_stages, *self.of_end_models)
+        return tuple(each for each in found if not each.waits)
 
     @property
     def stages(self) -> tuple[tuple[Member, ...], ...]:
@@ -87,6 +97,7 @@ def diagnose(snapshot: Snapshot, outcome: Outcome) -> Diagnosis:
         store=(store := store_of(children)),
         plan=plan,
         replicas=replicas,
+        recovering=recoveries(replicas, plan, snapshot),
         answering=len({label(pod, LABEL_REPLICA) for pod in pods if is_ready(pod)}),
         existing=len({label(pod, LABEL_REPLICA) for pod in pods}),
         replaced=plan is not None and bool(other_plans(children, plan)),

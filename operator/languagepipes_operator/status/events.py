@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from languagepipes_operator.observe.ownership import time_of
 from languagepipes_operator.status.conditions import condition_in
 from languagepipes_operator.status.failures import bounded
 from languagepipes_operator.status.reasons import REASONS
@@ -37,11 +38,19 @@ def events_of(previous: Mapping[str, Any] | None, status: Mapping[str, Any]) -> 
         if now["status"] == "Unknown" or (kind == "Degraded" and now["status"] == "False"):
             continue
         event = Event(_type(now), now["reason"], bounded(now["message"]))
+        if kind == "Ready" and now["status"] == "True" and condition_in(previous, "Degraded").get("status") == "True":
+            event = Event("Normal", "Recovered", bounded(f"{_recovered(was, now)}: {now['message']}"))
         if kind == "Progressing" and (event.type == "Normal" or event.reason == _ready_reason(status)):
             continue
         if all(event.reason != other.reason for other in found):
             found.append(event)
     return found
+
+
+def _recovered(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Ready turned False when it was lost: that time stays in the status, also while the operator is away."""
+    lost, back = time_of(was.get("lastTransitionTime")), time_of(now.get("lastTransitionTime"))
+    return "recovered" if lost is None or back is None else f"recovered after {(back - lost).total_seconds():.0f} s"
 
 
 def _ready_reason(status: Mapping[str, Any]) -> str:

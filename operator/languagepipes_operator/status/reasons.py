@@ -33,6 +33,7 @@ REASONS: dict[str, Reason] = {
     "Planned": _normal("there is a plan for the current spec"),
     "WeightsAvailable": _normal("the weights store has verified every file and serves them"),
     "StagesReady": _normal("every stage of every replica has loaded its layers and accepts connections"),
+    "Recovered": _normal("an Event's reason: every replica is ready again, after one was not"),
     "Complete": _normal("the operator has nothing left to do"),
     "AsAsked": _normal("every replica that `spec.replicas` asks for is ready"),
     "ScaledToZero": _normal(
@@ -179,6 +180,10 @@ REASONS: dict[str, Reason] = {
     "StoreUnavailable": _passing(
         "the weights store is running but does not answer the operator; a running ring does not need it",
         "check that NetworkPolicies allow the operator to connect, and read the store's log",
+    ),
+    "Recovering": _passing(
+        "a replica has lost a member or its ring; its requests wait",
+        "wait; the message names what is awaited, and for how long requests wait (`spec.recovery`)",
     ),
     "RingDown": _passing(
         "all members are running, but the ring health check fails",

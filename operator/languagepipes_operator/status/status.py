@@ -11,13 +11,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from languagepipes_api.names import LABEL_PIPE, LABEL_ROLE
-from languagepipes_api.quantity import format_bytes
 from languagepipes_api.spec import LanguagePipe
 from languagepipes_api.status import ConditionType, LanguagePipeStatus, Phase, StageStatus
 
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import Member
 from languagepipes_operator.observe.snapshot import Snapshot
+from languagepipes_operator.status.amounts import of_bytes
 from languagepipes_operator.status.conditions import FETCHING, ORDER, ConditionState, condition_of, states_of
 from languagepipes_operator.status.diagnosis import Diagnosis, diagnose
 from languagepipes_operator.status.failures import bounded
@@ -60,7 +60,7 @@ def status_of(
         ),
         stages_ready=None if found.plan is None else f"{pods_ready if found.replicas else 0}/{len(found.plan.stages)}",
         replicas=found.existing,
-        ready_replicas=found.answering,
+        ready_replicas=found.answering - len(found.recovering),
         selector=selector_of(snapshot.pipe),
         stages=stage_statuses(found),
         conditions=conditions,
@@ -97,6 +97,8 @@ def _phase(snapshot: Snapshot, found: Diagnosis, states: Mapping[ConditionType, 
         return "Stopped"
     if states["Ready"].status == "True":
         return "Ready"
+    if states["Ready"].reason == "Recovering":
+        return "Recovering"
     if states["Degraded"].status == "True":
         return "Degraded"
     first = next(iter(found.causes), None)
@@ -142,18 +144,6 @@ def progress_text(
     if last and written is not None and snapshot.now - written < PROGRESS_STAYS:
         return str(last)
     return of_bytes(report.done_bytes, report.total_bytes)
-
-
-def of_bytes(done: int, total: int) -> str:
-    """Both in the unit of `total`, named once."""
-    amount, unit = format_bytes(total).split()
-    if done >= total:
-        return f"{amount}/{amount} {unit}"
-    power = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB").index(unit)
-    # Rounded down: nothing is said to be there before it is.
-    tenths = done * 10 // 1024**power
-    digits = str(tenths // 10) if unit == "B" else f"{tenths // 10}.{tenths % 10}"
-    return f"{digits.removesuffix('.0')}/{amount} {unit}"
 
 
 def stage_statuses(found: Diagnosis) -> tuple[StageStatus, ...]:

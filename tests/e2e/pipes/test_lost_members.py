@@ -67,7 +67,9 @@ def test_a_killed_end_model_pod_turns_ready_false_and_comes_back(smollm2: Kubect
 def test_a_container_that_ends_is_started_again_and_counted(smollm2: Kubectl, client: Client) -> None:
     killed = members(smollm2, "stage")[0]["metadata"]["name"]
     since = time.monotonic()
-    smollm2.run("exec", killed, "--", "python", "-c", "import os, signal; os.kill(1, signal.SIGTERM)")
+    # A stage that is asked to end once goes on until the End Model has closed the ring; asked twice, it ends.
+    ask = "import os, signal, time; os.kill(1, signal.SIGTERM); time.sleep(1); os.kill(1, signal.SIGTERM)"
+    smollm2.run("exec", killed, "--", "python", "-c", ask)
     assert_lost_and_back(smollm2, client, since)
     assert_counted(smollm2, killed)
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,12 +22,12 @@ from support.operator_world import World, eventually
 
 
 @contextmanager
-def _member_that_says(**status: object) -> Iterator[str]:
-    """Its address."""
+def _member_that_says(status: Mapping[str, object]) -> Iterator[str]:
+    """Its address. status: as it is when the member is asked."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = json.dumps(status).encode()
+            body = json.dumps(dict(status)).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -53,7 +53,7 @@ def test_an_end_model_whose_ring_is_down_is_quoted(world: World, tiny_llama: Pat
     pod = eventually(lambda: world.child("Pod", "end-model"), seconds=60)
     eventually(lambda: world.condition("StagesReady").get("status") == "True", seconds=60)
     words = "stage-2 closed the link: certificate of another replica"
-    with _member_that_says(state="ready", ring_ready=False, ring_error=words) as host:
+    with _member_that_says({"state": "ready", "ring_ready": False, "ring_error": words}) as host:
         path = f"{world.path('Pod', pod['metadata']['name'])}/status"
         live = world.get("Pod", pod["metadata"]["name"])["status"]
         began = (datetime.now(UTC) - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -127,3 +127,29 @@ def test_a_store_is_asked_on_with_a_new_certificate_before_the_old_one_ends() ->
             stores.close()
 
     asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+def test_a_ring_that_is_down_under_ready_pods_is_recovering_until_its_end_model_says_that_it_is_up(
+    world: World, tiny_llama: Path
+) -> None:
+    """As after a cut between two healthy nodes: no pod changes."""
+    world.started()
+    world.apply_pipe()
+    world.play_store(tiny_llama)
+    pod = eventually(lambda: world.child("Pod", "end-model"), seconds=60)
+    report: dict[str, object] = {"state": "ready", "ring_ready": True, "ring_error": ""}
+    with _member_that_says(report) as host:
+        path = f"{world.path('Pod', pod['metadata']['name'])}/status"
+        world.api.merge(path, {"status": {"podIP": host, "podIPs": [{"ip": host}]}})
+        eventually(lambda: world.condition("Ready").get("status") == "True", seconds=60, what="Ready")
+        report |= {"ring_ready": False, "ring_error": "stage-2 does not answer", "recovering": True}
+
+        def recovering() -> bool:
+            ready = world.condition("Ready")
+            return ready["reason"] == "Recovering" and "stage-2 does not answer" in ready["message"]
+
+        eventually(recovering, seconds=30, what="Recovering")
+        assert world.pipe()["status"]["phase"] == "Recovering"
+        assert world.condition("EndpointReady")["status"] == "True"
+        report |= {"ring_ready": True, "ring_error": "", "recovering": False}
+        eventually(lambda: world.condition("Ready").get("status") == "True", seconds=30, what="Ready again")

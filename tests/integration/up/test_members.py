@@ -20,6 +20,7 @@ metadata: {name: tiny}
 spec:
   model: {source: "file:///models/tiny", servedName: tiny-llama}
   stages: {count: 3}
+  recovery: {maxWaitSeconds: 20, maxReplays: 2}
 """
 
 
@@ -113,6 +114,14 @@ def test_a_member_reads_back_the_settings_that_it_was_given(member_processes: li
             member_process.name, member_process.settings, directory=Path("/run"), log_dir=Path("/run")
         )
         assert MemberSettings.from_environment(command.environment) == member_process.settings
+
+
+def test_how_long_requests_wait_and_how_often_they_are_replayed_is_told_to_the_end_model(
+    member_processes: list[members.MemberProcess],
+) -> None:
+    *stages, end_model = [member_process.settings.to_environment() for member_process in member_processes]
+    assert (end_model["LANGUAGEPIPES_MAX_WAIT_SECONDS"], end_model["LANGUAGEPIPES_MAX_REPLAYS"]) == ("20.0", "2")
+    assert not any("LANGUAGEPIPES_MAX_WAIT_SECONDS" in environment for environment in stages)
 
 
 def test_settings_of_the_users_own_shell_reach_no_member_and_the_hub_token_only_the_store(

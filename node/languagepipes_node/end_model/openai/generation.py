@@ -276,7 +276,7 @@ class EventStream(Response):
 @contextlib.contextmanager
 def _generating(service: Service, generation: Generation, receive: Receive) -> Iterator[tuple[Exchange, list[Answer]]]:
     status = service.bridge.engine.status
-    if not status.ring_ready:
+    if not status.accepting:
         raise RingDown(f"The model is not being served at the moment: {status.ring_error}")
     answers = [Answer(service.text, sequence.prompt, generation.stops) for sequence in generation.sequences]
     with _open(service.bridge, generation) as exchange, _watch_client(receive, exchange):

@@ -134,6 +134,8 @@ def member_processes(
             api_keys_dir=api_keys_dir,
             max_concurrent_requests=server.max_concurrent_requests,
             max_queued_requests=server.max_queued_requests,
+            max_wait_seconds=pipe.spec.recovery.max_wait_seconds,
+            max_replays=pipe.spec.recovery.max_replays,
             **common,
         ),
         end_model_text(plan),

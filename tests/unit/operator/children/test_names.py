@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from typing import Any
 
 import pytest
 from languagepipes_api.member_settings import MemberSettings
@@ -159,3 +160,24 @@ def test_the_hub_token_is_in_the_store_alone() -> None:
     ]
 
     assert holders == ["store"]
+
+
+def test_recovery_is_told_to_the_end_model_alone_and_only_where_it_is_not_the_default() -> None:
+    def told(**spec: Any) -> dict[str, dict[str, str]]:
+        return {
+            deployment["metadata"]["labels"]["languagepipes.io/role"]: {
+                name: value
+                for name, value in environment_of(deployment).items()
+                if name.endswith(("_MAX_WAIT_SECONDS", "_MAX_REPLAYS"))
+            }
+            for deployment in of_kind(rendered(pipe_snapshot(**spec)), "Deployment")
+        }
+
+    assert told(recovery={"maxWaitSeconds": 300, "maxReplays": 5}) == {"store": {}, "stage": {}, "end-model": {}}
+    assert told(recovery={"maxWaitSeconds": 0})["end-model"] == {"LANGUAGEPIPES_MAX_WAIT_SECONDS": "0.0"}
+    both = told(recovery={"maxWaitSeconds": 60, "maxReplays": 0})
+    assert both == {
+        "store": {},
+        "stage": {},
+        "end-model": {"LANGUAGEPIPES_MAX_WAIT_SECONDS": "60.0", "LANGUAGEPIPES_MAX_REPLAYS": "0"},
+    }

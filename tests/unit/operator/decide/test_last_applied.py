@@ -111,6 +111,9 @@ def test_other_reasons_for_the_same_plan_change_no_deployment_and_no_config_map(
     [
         pytest.param({"server": {"maxConcurrentRequests": 8}}, {"end-model"}, id="server"),
         pytest.param({"server": {"apiKeysSecretRef": {"name": "keys"}}}, {"end-model"}, id="API keys"),
+        pytest.param({"recovery": {"maxWaitSeconds": 60}}, {"end-model"}, id="longest wait"),
+        pytest.param({"recovery": {"maxReplays": 1}}, {"end-model"}, id="replays"),
+        pytest.param({"recovery": {"maxWaitSeconds": 300, "maxReplays": 5}}, set(), id="recovery as it is anyway"),
         pytest.param({"model": {"servedName": "other"}}, {"end-model"}, id="served name"),
         pytest.param({"model": {"tokenSecretRef": {"name": "hf", "key": "token"}}}, {"store"}, id="token"),
         pytest.param({"cache": {"size": "4Gi"}}, {"store"}, id="cache"),

@@ -137,6 +137,13 @@ def images(snapshot: Snapshot) -> set[str]:
     return {container_of(each)["image"] for each in snapshot.children.deployments.values()}
 
 
+def test_another_recovery_is_served_by_the_same_plan() -> None:
+    snapshot, stored = planned()
+    changed = pipe_snapshot(children=snapshot.children, recovery={"maxWaitSeconds": 10, "maxReplays": 1})
+
+    assert chosen(changed) == PlanChoice(stored)
+
+
 def test_a_new_operator_leaves_the_image_of_a_pipe_alone() -> None:
     snapshot, stored = planned()
     healthy = with_pods(snapshot, pods_of(snapshot, "stage", "end-model", "store"))

@@ -63,3 +63,16 @@ def test_no_replicas_leave_no_member_and_keep_the_store_the_plan_and_the_service
     ]
     assert len(of_kind(manifests, "Service")) == 3
     assert len(of_kind(manifests, "ConfigMap")) == 1
+
+
+def test_a_replica_that_lets_requests_wait_goes_before_one_that_is_whole_and_after_one_that_is_not_there() -> None:
+    """All End Models are ready; replica 0 has lost a stage, and 2 has no member that is ready."""
+    snapshot = with_live({0: True, 1: True, 2: False})
+    for deployment in snapshot.children.deployments.values():
+        labels = deployment["metadata"]["labels"]
+        lost = labels.get("languagepipes.io/chain") == "0" and labels.get("languagepipes.io/stage") == "2"
+        if labels.get("languagepipes.io/chain") in ("0", "1") and not lost:
+            deployment["status"] = {"readyReplicas": 1}
+
+    assert replica_numbers(snapshot.children, 1) == (1,)
+    assert replica_numbers(snapshot.children, 2) == (0, 1)

@@ -62,8 +62,8 @@ def test_what_needs_a_person_is_no_progress(case: Case) -> None:
 def test_no_failure_of_ours_is_without_a_case() -> None:
     ours = {reason for reason, known in REASONS.items() if not known.normal}
 
-    # InvalidSpec is of a resource that cannot be read, FewerReplicas of a pipe that was Ready: see the other tests.
-    assert ours - {case.reason for case in CASES} == {"InvalidSpec", "FewerReplicas"}
+    # InvalidSpec is of a resource that cannot be read; the others of a pipe that was Ready: see the other tests.
+    assert ours - {case.reason for case in CASES} == {"InvalidSpec", "FewerReplicas", "Recovering"}
 
 
 def test_a_volume_that_cannot_be_made_is_told_once() -> None:
