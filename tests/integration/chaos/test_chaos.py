@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from support.chaos.faults import Kind, When, schedule
 from support.chaos.members import SHAPES
+from support.chaos.processes import Processes
 from support.chaos.run import Options, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -18,6 +20,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 # Chosen so that every kind of fault comes, and comes alone, beside another one, and while the ring recovers from one.
 SEEDS = dict(zip(SHAPES, (39, 40), strict=True))
 FAULTS = 10  # a shape
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    with Processes() as processes:
+        yield processes
 
 
 def test_the_faults_of_these_seeds_are_of_every_kind() -> None:
@@ -34,9 +42,9 @@ def test_the_faults_of_these_seeds_are_of_every_kind() -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_answer_under_ten_faults_is_that_of_an_undisturbed_run_and_nothing_leaks(
-    name: str, tmp_path: Path
+    name: str, processes: Processes, tmp_path: Path
 ) -> None:
-    report = run(Options(SHAPES[name], faults=FAULTS, seed=SEEDS[name], seconds=240), tmp_path)
+    report = run(Options(SHAPES[name], faults=FAULTS, seed=SEEDS[name], seconds=240), processes, tmp_path)
 
     print(report)
     assert not report.problems, str(report)

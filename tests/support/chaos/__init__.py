@@ -1,8 +1,9 @@
 """Faults under load: a real replica as processes, streams of its API, and what breaks members and links meanwhile.
 
     model.py        random models of a few kilobytes whose text shows every token
-    fork_server.py  starts members in milliseconds, restarts none, reports which ended
-    members.py      one replica: store, stages, End Model, a relay in each link; restarts what ended
+    fork_server.py  a program that starts members in milliseconds and reports which ended
+    processes.py    the members' processes by way of it; what ended is started again at once
+    members.py      one replica: store, stages, End Model, a relay in each link
     requests.py     what is asked, and the answer as an API client sees it, to the byte
     faults.py       what is broken and when, from a seed
     leaks.py        what must be as before when all is over

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from support.chaos.members import SHAPES
+from support.chaos.processes import Processes
 from support.chaos.run import Options, run
 
 
@@ -28,15 +29,16 @@ def main() -> int:
 
     good = True
     share, rest = divmod(options.faults, len(SHAPES))
-    for number, (name, shape) in enumerate(SHAPES.items()):
-        faults = share + (number < rest)
-        if not faults:
-            continue
-        say(f"{name}: {faults} faults, seed {seed}")
-        with tempfile.TemporaryDirectory(prefix="languagepipes-chaos-") as directory:
-            report = run(Options(shape, faults, seed, options.streams), Path(directory), say=say)
-        print(f"\n## {name}\n\n{report}\n", flush=True)
-        good = good and not report.problems
+    with Processes() as processes:
+        for number, (name, shape) in enumerate(SHAPES.items()):
+            faults = share + (number < rest)
+            if not faults:
+                continue
+            say(f"{name}: {faults} faults, seed {seed}")
+            with tempfile.TemporaryDirectory(prefix="languagepipes-chaos-") as directory:
+                report = run(Options(shape, faults, seed, options.streams), processes, Path(directory), say=say)
+            print(f"\n## {name}\n\n{report}\n", flush=True)
+            good = good and not report.problems
     return 0 if good else 1
 
 

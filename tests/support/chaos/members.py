@@ -8,12 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import signal
-import subprocess
-import sys
-import threading
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,14 +25,13 @@ from languagepipes_operator.planning.plan import plan
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.chaos.model import CONTEXT, write_model
+from support.chaos.processes import Processes, Program
 from support.ports import free_address
 from support.relayed_link import RelayedLink
 from support.waiting import eventually
 
 PIPE = "chaos"
 END_MODEL, STORE = "end-model", "store"
-_FORK_SERVER = Path(__file__).with_name("fork_server.py")
-_ANSWER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -87,24 +81,19 @@ SHAPES = {
 
 
 class Members:
-    """The processes. A context manager: ready on entry, and on exit none is left.
+    """One replica. A context manager: ready on entry, and on exit none of its processes is left.
 
-    links[0] is the relay from the End Model to stage 1, links[n] that from the last stage to the End Model. started:
-    how often each member was started. Its methods may be called from any thread.
+    links[0] is the relay from the End Model to stage 1, links[n] that from the last stage to the End Model. Its methods
+    may be called from any thread.
     """
 
-    def __init__(self, shape: Shape, directory: Path) -> None:
+    def __init__(self, shape: Shape, directory: Path, processes: Processes) -> None:
         self.shape = shape
         self.directory = directory
+        self.processes = processes
         self.stages = [f"stage-{number}" for number in range(1, shape.stages + 1)]
         self.links: list[RelayedLink] = []
-        self.started: dict[str, int] = {}
-        self.pids: dict[str, int] = {}
         self._settings: dict[str, MemberSettings] = {}
-        self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._lock = threading.Lock()  # one command and its answer at a time
-        self._writing = threading.Lock()
-        self._stopping = False
         self._stack = ExitStack()
 
     def __enter__(self) -> Members:
@@ -116,7 +105,6 @@ class Members:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopping = True
         self._stack.close()
 
     @property
@@ -129,10 +117,7 @@ class Members:
 
     def signal(self, name: str, number: signal.Signals) -> int | None:
         """Send it to the member's present process; its process id, or None if it has none at the moment."""
-        with self._lock:
-            self._send({"signal": int(number), "name": name})
-            pid = self._answers.get(timeout=_ANSWER_SECONDS)["pid"]
-            return None if pid is None else int(pid)
+        return self.processes.signal(name, number)
 
     def status(self, name: str = END_MODEL) -> dict[str, Any]:
         """What the member says of itself. Raises httpx.HTTPError."""
@@ -168,11 +153,6 @@ class Members:
             ready, seconds=seconds, what="every member ready", every_seconds=0.1, not_yet=(httpx.HTTPError, KeyError)
         )
 
-    def process_ids(self) -> set[int]:
-        """Of all children of the process that starts members, those without a name of ours among them."""
-        children = Path(f"/proc/{self._fork_server.pid}/task/{self._fork_server.pid}/children")
-        return {int(pid) for pid in children.read_text().split()}
-
     def log_tail(self, name: str, lines: int = 12) -> str:
         with contextlib.suppress(OSError):
             return "\n".join(self._log(name).read_text(errors="replace").splitlines()[-lines:])
@@ -180,25 +160,15 @@ class Members:
 
     def _begin(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        # Before all else, since it imports for seconds while the rest is made.
-        self._fork_server = subprocess.Popen(
-            [sys.executable, "-P", str(_FORK_SERVER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self.directory / "fork_server.log").open("wb"),
-            start_new_session=True,
-        )
-        self._stack.callback(self._end_fork_server)
         source = write_model(self.directory / "model", self.shape.model)
         plan_file = self.directory / "plan.json"
         plan_file.write_text(json.dumps(self.shape.plan(source).to_json()))
         self._settings = self._all_settings(source, plan_file)
-        self._reader = threading.Thread(target=self._read, name="members' ends", daemon=True)
-        self._reader.start()
-        if not self._answers.get(timeout=300).get("ready"):
-            raise AssertionError("the fork server did not start")
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
         for name in self.names:
-            self._start(name)
+            environment = {**inherited, "CUDA_VISIBLE_DEVICES": "", **self._settings[name].to_environment()}
+            self._stack.callback(self.processes.stop, name)
+            self.processes.start(name, Program(environment, self._log(name)))
         self.wait_ready(120)
 
     def _all_settings(self, source: Path, plan_file: Path) -> dict[str, MemberSettings]:
@@ -256,46 +226,3 @@ class Members:
 
     def _log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
-
-    def _start(self, name: str) -> None:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-        environment = {**kept, "CUDA_VISIBLE_DEVICES": "", **self._settings[name].to_environment()}
-        with self._lock:
-            self._send({"start": name, "environment": environment, "log": str(self._log(name))})
-            self.pids[name] = self._answers.get(timeout=_ANSWER_SECONDS)["pid"]
-        self.started[name] = self.started.get(name, 0) + 1
-
-    def _send(self, command: dict[str, Any]) -> None:
-        assert self._fork_server.stdin is not None
-        with self._writing:
-            self._fork_server.stdin.write(json.dumps(command).encode() + b"\n")
-            self._fork_server.stdin.flush()
-
-    def _read(self) -> None:
-        """Hand answers over, and start again what ended."""
-        assert self._fork_server.stdout is not None
-        for line in self._fork_server.stdout:
-            answer = json.loads(line)
-            if "ended" not in answer:
-                self._answers.put(answer)
-            elif not self._stopping:
-                # In a thread of its own: a start waits for its answer, which this thread brings.
-                threading.Thread(target=self._restart, args=(answer,), daemon=True).start()
-
-    def _restart(self, ended: dict[str, Any]) -> None:
-        with self._log(ended["ended"]).open("a") as log:
-            moment = time.strftime("%H:%M:%S")
-            log.write(f"--- {moment} process {ended['pid']} ended with status {ended['status']}; started again\n")
-        with contextlib.suppress(OSError, queue.Empty):  # the run is over
-            self._start(ended["ended"])
-
-    def _end_fork_server(self) -> None:
-        self._stopping = True
-        with self._writing, contextlib.suppress(OSError):
-            assert self._fork_server.stdin is not None
-            self._fork_server.stdin.close()
-        try:
-            self._fork_server.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._fork_server.kill()
-            self._fork_server.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ class Choice:
 
 @dataclass
 class Answer:
-    """choices in order. longest_pause_seconds: between two pieces of text, or before the first. pings: SSE comments."""
+    """choices in order. longest_pause_seconds: between two pieces of text. pings: SSE comments."""
 
     choices: list[Choice]
     usage: dict[str, Any]
@@ -91,8 +92,7 @@ def _request(draw: random.Random, number: int) -> Request:
 def ask(client: httpx.Client, url: str, request: Request, *, on_text: Callable[[], None] = lambda: None) -> Answer:
     """The whole answer. on_text: called at each piece of text. Raises AnswerFailed."""
     reader = _Reader(request)
-    began = time.monotonic()
-    last, longest = began, 0.0
+    last, longest = math.inf, 0.0
     try:
         with client.stream("POST", f"{url}/{request.path}", json=request.body) as response:
             if response.status_code != 200:

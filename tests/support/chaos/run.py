@@ -16,9 +16,10 @@ import httpx
 from support.chaos.faults import Fault, inject, schedule
 from support.chaos.leaks import Usage, leaks, usage, wait_idle
 from support.chaos.members import END_MODEL, Members, Shape
+from support.chaos.processes import Processes
 from support.chaos.requests import Answer, AnswerFailed, Request, ask, difference, make_requests
 
-_REQUESTS_A_STREAM = 2
+_REQUESTS_A_STREAM = 1.25
 # A stream whose next text takes longer than this has failed, whatever comes then. Wider than any recovery on a loaded
 # machine, and within spec.recovery.maxWaitSeconds.
 _SILENCE_SECONDS = 240.0
@@ -46,6 +47,7 @@ class Report:
     options: Options
     problems: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
+    joined: Counter[str] = field(default_factory=Counter)
     answers: int = 0
     tokens: int = 0
     pauses: list[float] = field(default_factory=list)
@@ -66,9 +68,10 @@ class Report:
             "| | |",
             "| --- | --- |",
             *(f"| {kind} | {count} |" for kind, count in sorted(self.faults.items())),
+            *(f"| of them {when} | {count} |" for when, count in sorted(self.joined.items())),
             f"| answers equal to the undisturbed run's | {self.answers} ({self.tokens} tokens) |",
             *(f"| {name.replace('_', ' ')} | {value:.0f} |" for name, value in self.counted.items()),
-            f"| longest pause of an answer, p50 / p99 / most | {_quantiles(self.pauses)} |",
+            f"| longest pause within an answer, p50 / p99 / most | {_quantiles(self.pauses)} |",
             f"| from a fault to the next token of any stream, p50 / p99 / most | {_quantiles(self.resumed)} |",
         ]
         for name, was in self.before.items():
@@ -94,14 +97,19 @@ def _quantiles(seconds: Sequence[float]) -> str:
     return f"{statistics.median(ordered):.2f} / {high:.2f} / {ordered[-1]:.2f} s"
 
 
-def run(options: Options, directory: Path, *, say: Callable[[str], None] = lambda line: None) -> Report:
+def run(
+    options: Options, processes: Processes, directory: Path, *, say: Callable[[str], None] = lambda line: None
+) -> Report:
     """The report; its problems are the run's. Raises AssertionError if the replica does not come up at all."""
     report = Report(options)
     began = time.monotonic()
-    with Members(options.shape, directory) as members:
+    started = dict(processes.started)
+    with Members(options.shape, directory, processes) as members:
         say(f"the replica is ready after {time.monotonic() - began:.0f} s")
         _Run(options, members, report, say).go()
-        report.started = dict(members.started)
+        report.started = {name: processes.started[name] - started.get(name, 0) for name in members.names}
+        if report.started[END_MODEL] != 1:
+            report.problems.append(f"the End Model was started {report.started[END_MODEL]} times")
         if report.problems:
             report.log_tails = {name: members.log_tail(name) for name in members.names}
     report.seconds = time.monotonic() - began
@@ -111,7 +119,7 @@ def run(options: Options, directory: Path, *, say: Callable[[str], None] = lambd
 class _Run:
     def __init__(self, options: Options, members: Members, report: Report, say: Callable[[str], None]) -> None:
         self._options, self._members, self._report, self._say = options, members, report, say
-        self._requests = make_requests(options.seed, _REQUESTS_A_STREAM * options.streams)
+        self._requests = make_requests(options.seed, int(_REQUESTS_A_STREAM * options.streams))
         self._expected: dict[str, Answer] = {}
         self._lock = threading.Lock()
         self._texts = 0
@@ -129,8 +137,6 @@ class _Run:
         after = self._members.metrics()
         for name in _COUNTED:
             self._report.counted[name] = after.get(f"languagepipes_{name}_total", 0.0)
-        if self._members.started[END_MODEL] != 1:
-            self._report.problems.append(f"the End Model was started {self._members.started[END_MODEL]} times")
 
     def _undisturbed(self) -> bool:
         """Twice, so that an answer which depends on who shares its frames shows before anything is broken."""
@@ -191,7 +197,7 @@ class _Run:
         began = time.monotonic()
         inject(self._members, group, seed=seed)
         self._report.faults.update(fault.kind for fault in group)
-        self._report.faults.update(f"({fault.when})" for fault in group if fault.when != "alone")
+        self._report.joined.update(fault.when for fault in group if fault.when != "alone")
         # Until the first text after all is mended; what comes before that is of frames that were on their way home.
         mended = time.monotonic()
         while self._last_text < mended and time.monotonic() - mended < _SILENCE_SECONDS and not self._report.problems:
