@@ -50,7 +50,8 @@ class Up:
             *("--log-dir", self.log_dir),
         ]
 
-    def __enter__(self) -> Up:
+    def start(self) -> None:
+        """As on entry, without waiting."""
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
                 [LANGUAGEPIPES, "up", self.file, *self.arguments],
@@ -58,6 +59,9 @@ class Up:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def __enter__(self) -> Up:
+        self.start()
         try:
             self.wait_ready()
         except BaseException:

@@ -105,6 +105,6 @@ class EngineStatus:
 
     @property
     def serving(self) -> bool:
-        """Ready for a Service: the ring was whole once, and requests are taken. While it is joined again they wait, where
-        a Service without endpoints would refuse them."""
+        """Ready for a Service: the ring was whole once, and requests are taken. While it is joined again they wait; a
+        Service without endpoints would refuse them."""
         return self.accepting and self.epoch > 0

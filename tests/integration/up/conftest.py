@@ -41,9 +41,10 @@ def program(tmp_path: Path) -> Callable[..., Command]:
         return Command(
             name=name,
             argv=(sys.executable, "-I", "-S", "-c", source),
-            environment=dict(os.environ),
+            environment={**os.environ, "LANGUAGEPIPES_TERMINATION_LOG": str(tmp_path / "termination" / name)},
             directory=tmp_path,
             log=tmp_path / "logs" / f"{name}.log",
+            termination_log=tmp_path / "termination" / name,
         )
 
     return make

@@ -113,7 +113,8 @@ def test_a_member_reads_back_the_settings_that_it_was_given(member_processes: li
         command = members.command(
             member_process.name, member_process.settings, directory=Path("/run"), log_dir=Path("/run")
         )
-        assert MemberSettings.from_environment(command.environment) == member_process.settings
+        told = member_process.settings.model_copy(update={"termination_log": command.termination_log})
+        assert MemberSettings.from_environment(command.environment) == told
 
 
 def test_how_long_requests_wait_and_how_often_they_are_replayed_is_told_to_the_end_model(

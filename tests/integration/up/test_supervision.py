@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from languagepipes_operator.cli.up.processes import Command, Supervisor, backoff_seconds, termination_message
+from languagepipes_api.termination import Termination
+from languagepipes_operator.cli.up.processes import Command, Death, Supervisor
 from support.waiting import alive, eventually
 
 pytestmark = pytest.mark.timeout(60)
@@ -75,7 +76,7 @@ def test_a_member_that_is_killed_is_started_again_at_once(
     assert supervisor.members["stage"].restarts == 1
 
 
-def test_a_member_that_keeps_dying_waits_longer_each_time_and_its_termination_message_are_kept(
+def test_a_member_that_keeps_dying_waits_longer_each_time_and_its_last_lines_are_kept(
     supervisor: Supervisor, program: Callable[..., Command]
 ) -> None:
     supervisor.start([program("stage", FAILS)])
@@ -84,15 +85,56 @@ def test_a_member_that_keeps_dying_waits_longer_each_time_and_its_termination_me
     eventually(lambda: deaths.extend(supervisor.tend()) or len(deaths) >= 3)
 
     assert [death.restart_in_seconds for death in deaths[:3]] == [0.0, 0.5, 1.0]
-    assert deaths[2].termination_message == ("the reason",)
+    assert deaths[2].last_lines == ("the reason",)
     assert "ended with status 3" in str(deaths[2])
     assert 0.0 < (supervisor.next_restart_seconds() or 0.0) <= 1.0
 
 
-def test_back_off_doubles_up_to_half_a_minute() -> None:
-    assert [backoff_seconds(failures) for failures in (1, 2, 3, 4, 7, 8, 9, 100)] == [
-        0.0, 0.5, 1.0, 2.0, 16.0, 30.0, 30.0, 30.0,
-    ]  # fmt: skip
+SAYS_WHY = """
+import os, sys
+with open(os.environ['LANGUAGEPIPES_TERMINATION_LOG'], 'r+') as log:
+    log.truncate()
+    log.write('WrongWeights: model.norm.weight is missing: publish it')
+sys.exit(1)
+"""
+
+
+def test_a_member_that_says_that_no_restart_helps_is_not_started_again(
+    supervisor: Supervisor, program: Callable[..., Command]
+) -> None:
+    supervisor.start([program("stage", SAYS_WHY)])
+
+    deaths: list[Death] = []
+    eventually(lambda: deaths.extend(supervisor.tend()) or deaths)
+
+    assert deaths[0].termination == Termination("WrongWeights", "model.norm.weight is missing: publish it")
+    assert deaths[0].restart_in_seconds is None
+    assert supervisor.given_up() is deaths[0]
+    assert supervisor.tend() == []
+    assert supervisor.members["stage"].process is None
+    assert supervisor.next_restart_seconds() is None
+
+
+def test_what_an_earlier_life_said_is_not_taken_for_what_ended_this_one(
+    supervisor: Supervisor, program: Callable[..., Command]
+) -> None:
+    command = program("stage", SLEEPS)
+    supervisor.start([command])
+    eventually(wrote(command, "up"))
+    assert command.termination_log is not None
+    command.termination_log.write_text("WrongWeights: said by the first life")
+    supervisor.ready("stage")
+    first = pid_of(supervisor, "stage")
+    os.kill(first, signal.SIGKILL)
+    deaths: list[Death] = []
+    eventually(lambda: deaths.extend(supervisor.tend()) or deaths)
+    assert deaths[0].restart_in_seconds == 0.0  # it was ready
+
+    os.kill(pid_of(supervisor, "stage"), signal.SIGKILL)
+    eventually(lambda: deaths.extend(supervisor.tend()) or len(deaths) == 2)
+
+    assert deaths[1].termination is None
+    assert supervisor.given_up() is None
 
 
 def test_members_end_in_their_own_way_when_asked_to_stop(
@@ -224,17 +266,3 @@ def test_a_member_whose_parent_is_gone_before_it_starts_never_starts(tmp_path: P
 
     assert result.returncode == parent_death.PARENT_GONE
     assert not touched.exists()
-
-
-def test_termination_message_are_those_of_the_last_life_without_control_characters(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_bytes(b"an earlier life\n")
-    offset = log.stat().st_size
-    with log.open("ab") as file:
-        file.write(b"\n".join(b"line %d" % number for number in range(20)) + b"\n\x1b[31mred\xff\n\n")
-
-    words = termination_message(log, offset)
-
-    assert words[0] == "line 13"
-    assert words[-1] == " [31mred�"
-    assert termination_message(log, log.stat().st_size) == ()

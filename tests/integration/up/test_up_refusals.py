@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 from support.llama_files import write_tiny_llama
 from support.ports import free_port
+from support.up import Up, pipe
+from support.waiting import eventually
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -163,3 +167,59 @@ def test_a_split_that_does_not_fit_the_model_ends_up_with_the_numbers(
     assert "31" in result.stderr
     assert "5 layers" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_tokenizer_that_cannot_be_read_ends_up_with_the_end_models_sentence_and_nothing_is_started_again(
+    up: Callable[..., object], tmp_path: Path
+) -> None:
+    (write_tiny_llama(tmp_path / "model") / "tokenizer.json").write_text('{"model": 1}')
+    result = up(PIPE, "--log-dir", str(tmp_path / "logs"))
+    assert result.returncode == 1
+    assert result.stderr.startswith("languagepipes up: end-model: InvalidSettings: tokenizer.json cannot be read: ")
+    assert result.stderr.count("\n") == 1
+    assert "starts again" not in result.stdout
+    assert (tmp_path / "logs/end-model.log").read_text().count("InvalidSettings") == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_git_lfs_pointer_is_called_that(up: Callable[..., object], tmp_path: Path, name: str) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0f' * 32}\nsize 269060552\n"
+    (write_tiny_llama(tmp_path / "model") / name).write_text(pointer)
+    result = up(PIPE)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"languagepipes up: BrokenFile: file://{tmp_path}/model: {name} is a Git LFS pointer, {len(pointer)} bytes "
+        "that stand for the file: run `git lfs pull` where it was cloned, and copy the file itself\n"
+    )
+    assert "end-model" not in result.stdout  # nothing was loaded
+
+
+def test_a_member_that_never_becomes_ready_is_given_up_after_a_few_starts(tmp_path: Path) -> None:
+    write_tiny_llama(tmp_path / "model")
+    up = Up(pipe(f"file://{tmp_path}/model", model={"maxContextLength": 256}, stages={"count": 1}), tmp_path)
+    killed: set[int] = set()
+
+    def kill_the_end_model() -> int | None:
+        for pid in up.pids():
+            with contextlib.suppress(OSError):
+                if b"LANGUAGEPIPES_ROLE=end-model" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.add(pid)
+        return up.process.poll()
+
+    up.start()
+    try:
+        status = eventually(kill_the_end_model, seconds=60, what="the end of `up`", every_seconds=0.1)
+    finally:
+        up.stop()
+
+    assert status == 1, up.said()
+    assert len(killed) == 6
+    output = up.output.read_text()
+    for pause in ("now", "in 0.5 s", "in 1.0 s", "in 2.0 s", "in 4.0 s"):
+        assert output.count(f"starts again {pause}") == 1
+    last = output.splitlines()[-1]
+    assert last.startswith(
+        "languagepipes up: end-model was started 6 times and never became ready; the last time killed by SIGKILL"
+    )
+    assert last.endswith(f"(the kernel does that where memory runs out): read {up.log_dir}/end-model.log")

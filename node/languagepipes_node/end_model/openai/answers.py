@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from languagepipes_node.end_model.requests import FinishReason, TokenLogprobs, TokenOutput
 from languagepipes_node.end_model.text import StopStrings, TextCodec
+
+_SCORED_A_PIECE = 32
 
 
 class ScoredToken(NamedTuple):
@@ -23,6 +25,21 @@ class Piece(NamedTuple):
     text: str
     scored: Sequence[ScoredToken]
     finish: FinishReason | None
+
+    @property
+    def work(self) -> int:
+        """What writing it costs, in microseconds or so."""
+        return 8 + sum(8 + len(token.logprobs.top) for token in self.scored)
+
+    def parts(self) -> Iterator[Piece]:
+        """The same in pieces of a few scored tokens each: those that were held back may be a whole answer's."""
+        if len(self.scored) <= _SCORED_A_PIECE:
+            yield self
+            return
+        for first in range(0, len(self.scored), _SCORED_A_PIECE):
+            last = first + _SCORED_A_PIECE >= len(self.scored)
+            scored = self.scored[first : first + _SCORED_A_PIECE]
+            yield Piece("" if first else self.text, scored, self.finish if last else None)
 
 
 class Answer:
@@ -67,5 +84,7 @@ class Answer:
         count = len(self._scored)
         if not whole:
             count = next((place for place, token in enumerate(self._scored) if token.offset >= self._shown), count)
+        if not count:
+            return ()
         released, self._scored = self._scored[:count], self._scored[count:]
         return released

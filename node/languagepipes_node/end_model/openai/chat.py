@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request
@@ -18,6 +17,7 @@ from languagepipes_node.end_model.openai.generation import (
     EventStream,
     ResponseFormat,
     Service,
+    WholeAnswer,
     answer_whole,
     event_end,
     plan_generation,
@@ -26,21 +26,14 @@ from languagepipes_node.end_model.openai.generation import (
     streamed,
 )
 from languagepipes_node.end_model.openai.http import JsonRoute
+from languagepipes_node.end_model.openai.logprobs import chat_logprobs
 from languagepipes_node.end_model.openai.prompts import PromptReader
-from languagepipes_node.end_model.openai.response_models import (
-    AssistantMessage,
-    ChatChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatLogprobs,
-    ScoredChatToken,
-    TokenLogprob,
-    Usage,
-)
+from languagepipes_node.end_model.openai.response_models import ChatCompletion, ChatCompletionChunk, Usage
 from languagepipes_node.end_model.openai.schemas import ChatCompletionRequest
+from languagepipes_node.end_model.requests import FinishReason
 from languagepipes_node.end_model.text import NoChatTemplate, TemplateError, TextCodec
 
-_CHUNK = "chat.completion.chunk"
+_WHOLE, _CHUNK = "chat.completion", "chat.completion.chunk"
 
 
 router = APIRouter(route_class=JsonRoute, tags=["chat"], dependencies=[Depends(require_served_model)])
@@ -51,7 +44,7 @@ router = APIRouter(route_class=JsonRoute, tags=["chat"], dependencies=[Depends(r
 )
 async def create_chat_completion(
     request: Request, body: ChatCompletionRequest, service: CurrentService
-) -> ChatCompletion | EventStream:
+) -> WholeAnswer | EventStream:
     """Answer a chat: as one object, or as server-sent events with `stream`."""
     _check_template_variables(service.text, body)
     asker = Asker.of(request.scope)
@@ -75,11 +68,11 @@ async def create_chat_completion(
     return await answer_whole(service, generation, format, request.receive)
 
 
-class ChatFormat(ResponseFormat[ChatCompletion]):
+class ChatFormat(ResponseFormat[bytes]):
     """`chat.completion` and `chat.completion.chunk` objects."""
 
     def __init__(self, service: Service, *, include_usage: bool, scored: bool) -> None:
-        super().__init__(service, prefix="chatcmpl", include_usage=include_usage)
+        super().__init__(service, prefix="chatcmpl", whole_object=_WHOLE, include_usage=include_usage)
         self._scored = scored
         start = self.event_start(_CHUNK)
         end = event_end(self.usage_field)
@@ -97,7 +90,7 @@ class ChatFormat(ResponseFormat[ChatCompletion]):
         number = str(index).encode()
         events = b""
         if piece.scored:
-            logprobs = self._logprobs(piece.scored).model_dump_json().encode()
+            logprobs = b"".join(chat_logprobs([self.scored(token) for token in piece.scored]))
             text = orjson.dumps(piece.text)
             events = (
                 self._index + number + self._content + text + b'},"logprobs":' + logprobs
@@ -113,38 +106,14 @@ class ChatFormat(ResponseFormat[ChatCompletion]):
     def usage_event(self, usage: Usage) -> bytes:
         return self._start + event_end(b',"usage":' + usage.model_dump_json().encode())
 
-    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> ChatCompletion:
-        return ChatCompletion(
-            **self.head,
-            object="chat.completion",
-            choices=[self._choice(index, pieces) for index, pieces in enumerate(choices)],
-            usage=usage,
-        )
+    def scored(self, token: ScoredToken) -> bytes:
+        return self.service.logprobs.chat_token(token)
 
-    def _choice(self, index: int, pieces: Sequence[Piece]) -> ChatChoice:
-        scored = [token for piece in pieces for token in piece.scored]
-        finish = pieces[-1].finish
-        assert finish is not None  # noqa: S101 (an answer is whole when it is finished)
-        return ChatChoice(
-            index=index,
-            message=AssistantMessage(role="assistant", content="".join(piece.text for piece in pieces), refusal=None),
-            logprobs=self._logprobs(scored) if self._scored else None,
-            finish_reason=finish,
-        )
-
-    def _logprobs(self, scored: Sequence[ScoredToken]) -> ChatLogprobs:
-        codec = self.service.text
-        content = []
-        for token, logprobs, _ in scored:
-            top = [TokenLogprob(**_token_fields(codec, other, logprob)) for other, logprob in logprobs.top]
-            content.append(ScoredChatToken(**_token_fields(codec, token, logprobs.logprob), top_logprobs=top))
-        return ChatLogprobs(content=content, refusal=None)
-
-
-def _token_fields(codec: TextCodec, token: int, logprob: float) -> dict[str, Any]:
-    raw = codec.token_bytes(token)
-    # JSON knows no infinity; -9999 is what OpenAI's API shows for "not possible".
-    return {"token": raw.decode(errors="replace"), "logprob": max(logprob, -9999.0), "bytes": list(raw)}
+    def choice(self, index: int, text: str, scored: Sequence[bytes], finish: FinishReason) -> Iterator[bytes]:
+        message = b',"message":{"role":"assistant","content":' + orjson.dumps(text) + b',"refusal":null},"logprobs":'
+        yield b'{"index":' + str(index).encode() + message
+        yield from chat_logprobs(scored) if self._scored else (b"null",)
+        yield b',"finish_reason":"' + finish.encode() + b'"}'
 
 
 def _tokenise(prompts: PromptReader, request: ChatCompletionRequest) -> tuple[int, ...]:

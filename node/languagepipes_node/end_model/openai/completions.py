@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import orjson
@@ -16,6 +16,7 @@ from languagepipes_node.end_model.openai.generation import (
     EventStream,
     ResponseFormat,
     Service,
+    WholeAnswer,
     answer_whole,
     event_end,
     plan_generation,
@@ -24,16 +25,11 @@ from languagepipes_node.end_model.openai.generation import (
     streamed,
 )
 from languagepipes_node.end_model.openai.http import JsonRoute
+from languagepipes_node.end_model.openai.logprobs import TextToken, text_logprobs
 from languagepipes_node.end_model.openai.prompts import PromptReader
-from languagepipes_node.end_model.openai.response_models import (
-    Completion,
-    CompletionChunk,
-    TextChoice,
-    TextLogprobs,
-    Usage,
-)
+from languagepipes_node.end_model.openai.response_models import Completion, CompletionChunk, Usage
 from languagepipes_node.end_model.openai.schemas import CompletionRequest
-from languagepipes_node.end_model.text import TextCodec
+from languagepipes_node.end_model.requests import FinishReason
 
 _OBJECT = "text_completion"
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -45,7 +41,7 @@ router = APIRouter(route_class=JsonRoute, tags=["completions"], dependencies=[De
 @router.post("/completions", response_model=Completion, responses=streamed(CompletionChunk) | GENERATION_ERRORS)
 async def create_completion(
     request: Request, body: CompletionRequest, service: CurrentService
-) -> Completion | EventStream:
+) -> WholeAnswer | EventStream:
     """Continue one prompt or several: as one object, or as server-sent events with `stream`."""
     asker = Asker.of(request.scope)
     seats = reserve_seats(service, asker, body, prompts=len(body.prompt))
@@ -71,11 +67,11 @@ async def create_completion(
     return await answer_whole(service, generation, format, request.receive)
 
 
-class CompletionFormat(ResponseFormat[Completion]):
+class CompletionFormat(ResponseFormat[TextToken]):
     """`text_completion` objects, whole and in events."""
 
     def __init__(self, service: Service, *, include_usage: bool, scored: bool) -> None:
-        super().__init__(service, prefix="cmpl", include_usage=include_usage)
+        super().__init__(service, prefix="cmpl", whole_object=_OBJECT, include_usage=include_usage)
         self._scored = scored
         self._start = self.event_start(_OBJECT)
         self._index = self._start + b'{"index":'
@@ -87,7 +83,8 @@ class CompletionFormat(ResponseFormat[Completion]):
     def event(self, index: int, piece: Piece) -> bytes:
         if not (piece.text or piece.scored or piece.finish):
             return b""
-        logprobs = self._logprobs(piece.scored).model_dump_json().encode() if piece.scored else b"null"
+        scored = [self.scored(token) for token in piece.scored]
+        logprobs = b"".join(text_logprobs(scored)) if scored else b"null"
         finish = b'"' + piece.finish.encode() + b'"' if piece.finish is not None else b"null"
         return (
             self._index + str(index).encode() + b',"text":' + orjson.dumps(piece.text) + b',"logprobs":' + logprobs
@@ -97,40 +94,13 @@ class CompletionFormat(ResponseFormat[Completion]):
     def usage_event(self, usage: Usage) -> bytes:
         return self._start + event_end(b',"usage":' + usage.model_dump_json().encode())
 
-    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> Completion:
-        return Completion(
-            **self.head,
-            object="text_completion",
-            choices=[self._choice(index, pieces) for index, pieces in enumerate(choices)],
-            usage=usage,
-        )
+    def scored(self, token: ScoredToken) -> TextToken:
+        return self.service.logprobs.text_token(token)
 
-    def _choice(self, index: int, pieces: Sequence[Piece]) -> TextChoice:
-        scored = [token for piece in pieces for token in piece.scored]
-        finish = pieces[-1].finish
-        assert finish is not None  # noqa: S101 (an answer is whole when it is finished)
-        return TextChoice(
-            index=index,
-            text="".join(piece.text for piece in pieces),
-            logprobs=self._logprobs(scored) if self._scored else None,
-            finish_reason=finish,
-        )
-
-    def _logprobs(self, scored: Sequence[ScoredToken]) -> TextLogprobs:
-        codec = self.service.text
-        return TextLogprobs(
-            tokens=[_token_text(codec, token.token) for token in scored],
-            token_logprobs=[max(token.logprobs.logprob, -9999.0) for token in scored],
-            top_logprobs=[
-                {_token_text(codec, other): max(logprob, -9999.0) for other, logprob in token.logprobs.top}
-                for token in scored
-            ],
-            text_offset=[token.offset for token in scored],
-        )
-
-
-def _token_text(codec: TextCodec, token: int) -> str:
-    return codec.token_bytes(token).decode(errors="replace")
+    def choice(self, index: int, text: str, scored: Sequence[TextToken], finish: FinishReason) -> Iterator[bytes]:
+        yield b'{"index":' + str(index).encode() + b',"text":' + orjson.dumps(text) + b',"logprobs":'
+        yield from text_logprobs(scored) if self._scored else (b"null",)
+        yield b',"finish_reason":"' + finish.encode() + b'"}'
 
 
 def _tokenise(prompts: PromptReader, prompt: str | tuple[int, ...]) -> tuple[int, ...]:

@@ -4,13 +4,15 @@ The status line is not sent before the engine's first output, so that whatever g
 status; what goes wrong later is an SSE event with the error object, after which the stream ends without [DONE].
 
 A stream is a `Response` that speaks ASGI itself, one `send` a step; docs/decisions/0004-fastapi.md has the figures of
-Starlette's StreamingResponse beside it. A whole answer is a model that FastAPI serialises.
+Starlette's StreamingResponse beside it. A whole answer is written token by token too, as they arrive, and sent in
+parts: nothing holds the event loop in proportion to an answer's length.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -24,7 +26,7 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from languagepipes_node.end_model.openai.admission import Asker, FairWorkers
-from languagepipes_node.end_model.openai.answers import Answer, Piece
+from languagepipes_node.end_model.openai.answers import Answer, Piece, ScoredToken
 from languagepipes_node.end_model.openai.bridge import (
     ClientGone,
     EngineBridge,
@@ -50,14 +52,19 @@ from languagepipes_node.end_model.openai.errors import (
     from_failure,
 )
 from languagepipes_node.end_model.openai.http import Outcome
+from languagepipes_node.end_model.openai.logprobs import LogprobWriter
 from languagepipes_node.end_model.openai.prompts import PromptReader
 from languagepipes_node.end_model.openai.response_models import Usage
 from languagepipes_node.end_model.openai.schemas import MAX_CHOICES, ChatCompletionRequest, CompletionRequest
-from languagepipes_node.end_model.requests import Failure, SamplingParameters
+from languagepipes_node.end_model.requests import Failure, FinishReason, SamplingParameters
 from languagepipes_node.end_model.text import TextCodec
 
 # A client that reads nothing for this long has gone, whatever its TCP says.
 _STALL_SECONDS = 60.0
+# Microseconds of work, roughly, after which whoever else waits for the event loop gets it.
+_WORK_AT_ONCE = 1000
+_PART_WORK = 50
+_SEND_BYTES = 1 << 16
 _DONE = b"data: [DONE]\n\n"
 GENERATION_ERRORS = documented(
     InvalidRequest,
@@ -85,6 +92,10 @@ class Service:
     system_fingerprint: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     workers: FairWorkers = field(default_factory=FairWorkers)
+
+    @functools.cached_property
+    def logprobs(self) -> LogprobWriter:
+        return LogprobWriter(self.text)
 
 
 async def current_service(request: Request) -> Service:
@@ -142,13 +153,13 @@ def streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": "The answer.", "content": {"text/event-stream": {"schema": event}}}}
 
 
-Whole = TypeVar("Whole", bound=BaseModel)
+Scored = TypeVar("Scored")
 
 
-class ResponseFormat(ABC, Generic[Whole]):
+class ResponseFormat(ABC, Generic[Scored]):
     """How one route writes an answer, whole or as SSE events. The constant parts of events are made once."""
 
-    def __init__(self, service: Service, *, prefix: str, include_usage: bool) -> None:
+    def __init__(self, service: Service, *, prefix: str, whole_object: str, include_usage: bool) -> None:
         self.service = service
         self.include_usage = include_usage
         self.head: dict[str, Any] = {
@@ -157,12 +168,16 @@ class ResponseFormat(ABC, Generic[Whole]):
             "model": service.served_name,
             "system_fingerprint": service.system_fingerprint,
         }
+        self.whole_start = self._up_to_choices(whole_object)
         self.usage_field = b',"usage":null' if include_usage else b""
 
     def event_start(self, object_name: str) -> bytes:
         """An event up to its `choices`."""
+        return b"data: " + self._up_to_choices(object_name)
+
+    def _up_to_choices(self, object_name: str) -> bytes:
         head = orjson.dumps({**self.head, "object": object_name})
-        return b"data: " + head[:-1] + b',"choices":['
+        return head[:-1] + b',"choices":['
 
     @abstractmethod
     def opening(self, index: int) -> bytes:
@@ -177,8 +192,12 @@ class ResponseFormat(ABC, Generic[Whole]):
         """The last event before [DONE]: no choices, the usage."""
 
     @abstractmethod
-    def whole(self, choices: Sequence[Sequence[Piece]], usage: Usage) -> Whole:
-        """An answer that is not streamed."""
+    def scored(self, token: ScoredToken) -> Scored:
+        """A token with its log probabilities, written as `choice` wants it."""
+
+    @abstractmethod
+    def choice(self, index: int, text: str, scored: Sequence[Scored], finish: FinishReason) -> Iterator[bytes]:
+        """A choice of an answer that is not streamed, part by part."""
 
 
 def event_end(usage_field: bytes) -> bytes:
@@ -250,8 +269,8 @@ def plan_generation(
 
 
 async def answer_whole(
-    service: Service, generation: Generation, format: ResponseFormat[Whole], receive: Receive
-) -> Whole:
+    service: Service, generation: Generation, format: ResponseFormat[Any], receive: Receive
+) -> WholeAnswer:
     """Generate, and answer all at once. Raises ApiError and ClientGone."""
     with _generating(service, generation, receive) as (exchange, answers):
         return await _collect(exchange, generation, answers, format)
@@ -306,11 +325,63 @@ def _watch_client(receive: Receive, exchange: Exchange) -> Iterator[None]:
         watcher.cancel()
 
 
+class WholeAnswer(Response):
+    """An answer's JSON, in parts that are joined nowhere. Raises ClientGone."""
+
+    media_type = "application/json"
+
+    def __init__(self, parts: Sequence[bytes]) -> None:
+        # Starlette's own `__init__` is for a body in one part.
+        self.status_code = 200
+        self.background = None
+        self._parts = parts
+        length = str(sum(map(len, parts))).encode()
+        self.raw_headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        with contextlib.closing(_StallGuard()) as stall:
+            pending: list[bytes] = []
+            size = 0
+            for part in self._parts:
+                pending.append(part)
+                size += len(part)
+                if size >= _SEND_BYTES:
+                    with stall:
+                        await send({"type": "http.response.body", "body": b"".join(pending), "more_body": True})
+                    pending, size = [], 0
+                    await asyncio.sleep(0)  # a socket that takes everything lets `send` return at once
+            with stall:
+                await send({"type": "http.response.body", "body": b"".join(pending)})
+
+
+class _Turns:
+    """When to give the event loop to others: whenever they have waited for a millisecond or so of work."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def due(self, work: int) -> bool:
+        """Whether it is time, after so much more work (in microseconds, roughly)."""
+        self._done += work
+        if self._done < _WORK_AT_ONCE:
+            return False
+        self._done = 0
+        return True
+
+    async def after(self, work: int) -> None:
+        """Give the loop away if it is time."""
+        if self.due(work):
+            await asyncio.sleep(0)
+
+
 async def _collect(
-    exchange: Exchange, generation: Generation, answers: list[Answer], format: ResponseFormat[Whole]
-) -> Whole:
-    choices: list[list[Piece]] = [[] for _ in answers]
+    exchange: Exchange, generation: Generation, answers: list[Answer], format: ResponseFormat[Scored]
+) -> WholeAnswer:
+    texts: list[list[str]] = [[] for _ in answers]
+    scored: list[list[Scored]] = [[] for _ in answers]
     open_answers = len(answers)
+    turns = _Turns()
     while open_answers:
         for index, output in await exchange.take():
             answer = answers[index]
@@ -318,12 +389,24 @@ async def _collect(
                 continue  # sampled while the stop string was being noticed
             if isinstance(output, Failure):
                 raise from_failure(output)
-            piece = answer.push(output)
-            choices[index].append(piece)
+            for piece in answer.push(output).parts():
+                texts[index].append(piece.text)
+                scored[index] += map(format.scored, piece.scored)
+                await turns.after(piece.work)
             if piece.finish is not None:
                 exchange.cancel(index)
                 open_answers -= 1
-    return format.whole(choices, _usage(generation, answers))
+    parts = [format.whole_start]
+    for index, answer in enumerate(answers):
+        assert answer.finish is not None  # noqa: S101 (none is open any more)
+        if index:
+            parts.append(b",")
+        for part in format.choice(index, "".join(texts[index]), scored[index], answer.finish):
+            parts.append(part)
+            await turns.after(_PART_WORK)
+        texts[index], scored[index] = [], []
+    parts.append(b'],"usage":' + _usage(generation, answers).model_dump_json().encode() + b"}")
+    return WholeAnswer(parts)
 
 
 async def _stream(
@@ -335,12 +418,25 @@ async def _stream(
     send: Send,
 ) -> None:
     opened = [False] * len(answers)
+    events: list[bytes] = []
     started = False
     open_answers = len(answers)
     stall = _StallGuard()
+    turns = _Turns()
+
+    async def send_events() -> None:
+        nonlocal started
+        if not started:
+            started = True
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        body = b"".join(events)
+        events.clear()
+        if body:
+            with stall:
+                await send({"type": "http.response.body", "body": body, "more_body": open_answers > 0})
+
     try:
         while open_answers:
-            events: list[bytes] = []
             failure: ApiError | None = None
             for index, output in await exchange.take():
                 answer = answers[index]
@@ -352,17 +448,17 @@ async def _stream(
                 if not opened[index]:
                     opened[index] = True
                     events.append(format.opening(index))
-                piece = answer.push(output)
-                events.append(format.event(index, piece))
+                for piece in answer.push(output).parts():
+                    events.append(format.event(index, piece))
+                    if turns.due(piece.work):
+                        await send_events()
+                        await asyncio.sleep(0)
                 if piece.finish is not None:
                     exchange.cancel(index)
                     open_answers -= 1
-            if not started:
-                if failure is not None:
-                    raise failure
-                started = True
-                await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
             if failure is not None:
+                if not started:
+                    raise failure
                 Outcome.of(scope).label = failure.outcome
                 events.append(b"data: " + failure.to_json() + b"\n\n")
                 open_answers = 0
@@ -370,10 +466,7 @@ async def _stream(
                 if format.include_usage:
                     events.append(format.usage_event(_usage(generation, answers)))
                 events.append(_DONE)
-            body = b"".join(events)
-            if body:
-                with stall:
-                    await send({"type": "http.response.body", "body": body, "more_body": open_answers > 0})
+            await send_events()
     finally:
         stall.close()
 

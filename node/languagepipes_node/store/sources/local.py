@@ -7,10 +7,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from languagepipes_node.store.sources.base import Snapshot, SourceFile
-from languagepipes_node.weights.directory import list_files, read_file_range
-from languagepipes_node.weights.errors import FileNotFoundAtSource, UnsupportedSource
+from languagepipes_node.weights.directory import is_model_file, list_files, read_file_range
+from languagepipes_node.weights.errors import BrokenFile, FileNotFoundAtSource, UnsupportedSource
 
 _HASHED_PREFIX_BYTES = 1024 * 1024
+# https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md: the first line, and the size that no pointer reaches.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_LFS_POINTER_BYTES = 1024
 
 
 class FileSource:
@@ -28,6 +31,7 @@ class FileSource:
         return self._path
 
     def resolve(self) -> Snapshot:
+        """The listing. Raises FileNotFoundAtSource, UnsupportedSource, or BrokenFile for a Git LFS pointer."""
         directory = self._path
         if not directory.exists():
             raise FileNotFoundAtSource(f"{self.url}: {directory} does not exist; correct spec.model.source")
@@ -41,12 +45,20 @@ class FileSource:
         else:
             self.gguf_file = None
             files = list_files(directory)
+        weights_are_safetensors = any(name.endswith(".safetensors") for name in files)
         digest = hashlib.sha256()
         for name, size in files.items():
             path = self._where(name)
             digest.update(f"{name}\0{size}\0{path.stat().st_mtime_ns}\0".encode())
             # The times tell weights apart; small files are cheap to read, and so is what holds the headers.
-            digest.update(read_file_range(path, 0, min(size, _HASHED_PREFIX_BYTES)))
+            head = read_file_range(path, 0, min(size, _HASHED_PREFIX_BYTES))
+            digest.update(head)
+            of_the_model = is_model_file(name) or (name.endswith(".gguf") and not weights_are_safetensors)
+            if of_the_model and size < _LFS_POINTER_BYTES and head.startswith(_LFS_POINTER):
+                raise BrokenFile(
+                    f"{self.url}: {name} is a Git LFS pointer, {size} bytes that stand for the file: run `git lfs "
+                    "pull` where it was cloned, and copy the file itself"
+                )
         return Snapshot(
             "local-" + digest.hexdigest()[:34], tuple(SourceFile(name, size) for name, size in files.items())
         )

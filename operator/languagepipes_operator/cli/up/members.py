@@ -167,13 +167,17 @@ def command(
         for key in _HUB_SECRETS:
             kept.pop(key, None)
     kept["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else gpu.uuid
+    # In a pod the kubelet makes this file, at the default path.
+    termination_log = directory / "termination" / name
+    told = settings.model_copy(update={"termination_log": termination_log})
     return Command(
         name=name,
         # -P: what lies in the working directory is no module of ours.
         argv=(sys.executable, "-P", "-m", "languagepipes_node"),
-        environment={**kept, **settings.to_environment()},
+        environment={**kept, **told.to_environment()},
         directory=directory,
         log=log_dir / f"{name}.log",
+        termination_log=termination_log,
     )
 
 

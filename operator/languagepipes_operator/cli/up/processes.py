@@ -1,4 +1,4 @@
-"""Members as child processes: start, restart with back-off, stop. Knows nothing of plans or models.
+"""Members as child processes: start, restart or give up (`restarts`), stop. Knows nothing of plans or models.
 
 Each member leads a session of its own, so Ctrl-C in the terminal reaches `up` alone, which then stops them.
 `parent_death.py` ends members whose parent was killed; `cleanup_watchdog.py` removes what such a parent could not.
@@ -19,49 +19,49 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from languagepipes_api.termination import Termination
+
+from languagepipes_operator.cli.up.member_log import MemberLog
+from languagepipes_operator.cli.up.restarts import Lives, restart_in_seconds
+
 _PARENT_DEATH = Path(__file__).with_name("parent_death.py")
 _CLEANUP_WATCHDOG = Path(__file__).with_name("cleanup_watchdog.py")
 # An interpreter that reads neither site-packages nor the user's environment starts in a third of the time.
 _BARE_PYTHON = (sys.executable, "-I", "-S")
 
 GRACE_SECONDS = 5.0
-STEADY_SECONDS = 30.0
-_FIRST_BACKOFF_SECONDS = 0.5
-_LONGEST_BACKOFF_SECONDS = 30.0
-_LAST_WORDS_BYTES = 16 * 1024
-_LAST_WORDS_LINES = 8
-
-
-def backoff_seconds(failures: int) -> float:
-    """How long to wait before the start after the `failures`-th death in a row: 0, 0.5, 1, 2, … 30 seconds.
-
-    The first is at once: most deaths are the only one. A member that lived for STEADY_SECONDS starts over.
-    """
-    if failures <= 1:
-        return 0.0
-    return min(_FIRST_BACKOFF_SECONDS * 2.0 ** (failures - 2), _LONGEST_BACKOFF_SECONDS)
+# As much as the kubelet keeps.
+_TERMINATION_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to run for a member. log: stdout and stderr are appended to it."""
+    """What to run for a member. log: stdout and stderr are appended to it.
+
+    termination_log: where the program writes why it ended, if it does (`languagepipes_api.termination`).
+    """
 
     name: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     directory: Path
     log: Path
+    termination_log: Path | None = None
 
 
 @dataclass(frozen=True)
 class Death:
-    """A member ended without being asked. status: as subprocess gives it, negative for a signal."""
+    """A member ended without being asked. status: as subprocess gives it, negative for a signal.
+
+    termination: why, if the member says so. last_lines: of its log. restart_in_seconds: None if it is given up.
+    """
 
     name: str
     status: int
     lived_seconds: float
-    termination_message: tuple[str, ...]
-    restart_in_seconds: float
+    termination: Termination | None
+    last_lines: tuple[str, ...]
+    restart_in_seconds: float | None
 
     def __str__(self) -> str:
         if self.status < 0:
@@ -76,16 +76,23 @@ class Death:
 
 @dataclass
 class Member:
-    """One member and its present process, if it has one. restarts counts starts after the first."""
+    """One member and its present process, if it has one. restarts counts starts after the first.
+
+    ready_at: since when the present process is ready, by the supervisor's clock; None: it is not yet.
+    """
 
     command: Command
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
-    log_offset: int = 0
+    ready_at: float | None = None
     restarts: int = -1
-    failures: int = 0
+    lives: Lives = field(default_factory=Lives)
     restart_at: float = 0.0
     last_death: Death | None = field(default=None)
+    log: MemberLog = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = MemberLog(self.command.log)
 
     @property
     def name(self) -> str:
@@ -94,6 +101,10 @@ class Member:
     @property
     def pid(self) -> int | None:
         return None if self.process is None else self.process.pid
+
+    @property
+    def given_up(self) -> bool:
+        return self.process is None and self.last_death is not None and self.last_death.restart_in_seconds is None
 
 
 class Supervisor:
@@ -122,22 +133,37 @@ class Supervisor:
             self._spawn(member)
 
     def tend(self) -> list[Death]:
-        """Reap members that ended, start those whose back-off is over, say who died. Never blocks."""
+        """Reap members that ended, start those whose back-off is over, say who died; bound the logs. Never blocks."""
         now = self._clock()
         deaths = []
         for member in self.members.values():
             if member.process is not None and self._ended(member):
                 deaths.append(self._bury(member, now))
-            if member.process is None and now >= member.restart_at:
+            if member.process is None and not member.given_up and now >= member.restart_at:
                 try:
                     self._spawn(member)
                 except OSError as error:  # no memory or no process slots at the moment
-                    deaths.append(self._mourn(member, now, status=1, words=(f"cannot be started: {error}",)))
+                    member.started_at, member.ready_at = now, None
+                    deaths.append(self._mourn(member, now, status=1, last_lines=(f"cannot be started: {error}",)))
+        for member in self.members.values():
+            member.log.bound()
         return deaths
+
+    def ready(self, name: str) -> None:
+        """The member `name` says that it is ready: what ends it from now on is no failure to start."""
+        member = self.members[name]
+        if member.ready_at is None:
+            member.ready_at = self._clock()
+
+    def given_up(self) -> Death | None:
+        """How the first member ended that is not started again; None if there is none."""
+        return next((member.last_death for member in self.members.values() if member.given_up), None)
 
     def next_restart_seconds(self) -> float | None:
         """Until the next back-off is over; None if no member waits."""
-        waits = [member.restart_at for member in self.members.values() if member.process is None]
+        waits = [
+            member.restart_at for member in self.members.values() if member.process is None and not member.given_up
+        ]
         return max(0.0, min(waits) - self._clock()) if waits else None
 
     def stop(self, *, grace_seconds: float = GRACE_SECONDS, hurry: Callable[[], bool] = lambda: False) -> None:
@@ -174,9 +200,12 @@ class Supervisor:
 
     def _spawn(self, member: Member) -> None:
         command = member.command
-        command.log.parent.mkdir(parents=True, exist_ok=True)
-        with command.log.open("ab") as log:
-            member.log_offset = log.tell()
+        if command.termination_log is not None:
+            # Made here, and empty: the node writes only into a file that is there, and an earlier life's words are not
+            # this one's.
+            command.termination_log.parent.mkdir(parents=True, exist_ok=True)
+            command.termination_log.write_bytes(b"")
+        with member.log.open() as log:
             member.process = subprocess.Popen(
                 [*_BARE_PYTHON, str(_PARENT_DEATH), str(os.getpid()), *command.argv],
                 env=dict(command.environment),
@@ -186,7 +215,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        member.started_at = self._clock()
+        member.started_at, member.ready_at = self._clock(), None
         member.restarts += 1
         self._tell_cleanup_watchdog(f"+{member.process.pid}")
 
@@ -214,14 +243,21 @@ class Supervisor:
 
     def _bury(self, member: Member, now: float) -> Death:
         status = self._collect(member)
-        return self._mourn(member, now, status, termination_message(member.command.log, member.log_offset))
+        return self._mourn(member, now, status, member.log.last_lines(), _termination(member.command))
 
-    def _mourn(self, member: Member, now: float, status: int, words: tuple[str, ...]) -> Death:
-        lived = now - member.started_at
-        member.failures = 1 if lived >= STEADY_SECONDS else member.failures + 1
-        wait = backoff_seconds(member.failures)
-        member.restart_at = now + wait
-        member.last_death = Death(member.name, status, lived, words, wait)
+    def _mourn(
+        self,
+        member: Member,
+        now: float,
+        status: int,
+        last_lines: tuple[str, ...],
+        termination: Termination | None = None,
+    ) -> Death:
+        was_ready = member.ready_at is not None
+        member.lives = member.lives.and_one(ready_seconds=None if member.ready_at is None else now - member.ready_at)
+        wait = restart_in_seconds(member.lives, termination, was_ready=was_ready)
+        member.restart_at = now + (wait or 0.0)
+        member.last_death = Death(member.name, status, now - member.started_at, termination, last_lines, wait)
         return member.last_death
 
     def _signal(self, member: Member, number: signal.Signals) -> None:
@@ -239,14 +275,11 @@ class Supervisor:
                 stdin.flush()
 
 
-def termination_message(log: Path, offset: int) -> tuple[str, ...]:
-    """The last lines that a member wrote since `offset` bytes into its log; printable characters only."""
+def _termination(command: Command) -> Termination | None:
+    if command.termination_log is None:
+        return None
     try:
-        with log.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(offset, size - _LAST_WORDS_BYTES))
-            text = file.read(_LAST_WORDS_BYTES).decode("utf-8", "replace")
+        with command.termination_log.open("rb") as file:
+            return Termination.parse(file.read(_TERMINATION_BYTES).decode("utf-8", "replace"))
     except OSError:
-        return ()
-    lines = ["".join(char if char.isprintable() else " " for char in line).rstrip() for line in text.splitlines()]
-    return tuple(line for line in lines if line)[-_LAST_WORDS_LINES:]
+        return None

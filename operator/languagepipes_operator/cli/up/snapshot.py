@@ -41,7 +41,7 @@ class MemberView:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything on display. store is None until it first answers, epoch until a hello went round."""
+    """Everything on display. store is None until it first answers, epoch until a ring health check passed."""
 
     pipe: str
     members: tuple[MemberView, ...] = ()
@@ -51,7 +51,7 @@ class Snapshot:
 
     @property
     def ready(self) -> bool:
-        """Whether a token can go round: every member is ready. (A ring that runs needs no store.)"""
+        """Whether every member is ready and the ring health check passed. (A ring that runs needs no store.)"""
         member_processes = [member for member in self.members if member.name != STORE]
         return bool(member_processes) and all(member.state == "ready" for member in member_processes)
 
@@ -104,7 +104,9 @@ def _member_view(
 ) -> MemberView:
     state: MemberState
     said = heard[1] if report is None and heard is not None and heard[0] == member.pid else report
-    if member.process is None:
+    if member.given_up:
+        state, detail = "failed", str(member.last_death)
+    elif member.process is None:
         wait = max(0.0, member.restart_at - now)
         state, detail = (
             "restarting",

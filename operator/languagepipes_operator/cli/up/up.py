@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -27,8 +28,9 @@ from languagepipes_operator.cli.up.display import Display, display_on, where_lay
 from languagepipes_operator.cli.up.members import MemberProcess
 from languagepipes_operator.cli.up.observe import Observer, SourceFailed, StoreObserver
 from languagepipes_operator.cli.up.options import UpOptions
-from languagepipes_operator.cli.up.processes import Command, Supervisor
+from languagepipes_operator.cli.up.processes import Command, Death, Supervisor
 from languagepipes_operator.cli.up.ready_file import ReadyFile
+from languagepipes_operator.cli.up.restarts import TRIES
 from languagepipes_operator.cli.up.signals import Interrupts
 from languagepipes_operator.cli.up.snapshot import STORE, Snapshot
 from languagepipes_operator.planning import PlanError, plan
@@ -183,16 +185,15 @@ class _Up:
         self._credentials.renew()
         for death in self._supervisor.tend():
             self._observer.forget(death.name)
-            self._display.say(
-                f"{death.name} {death}; it starts again "
-                + (f"in {death.restart_in_seconds:.1f} s" if death.restart_in_seconds else "now"),
-                *(f"    {line}" for line in death.termination_message),
-            )
+            self._display.say(f"{death.name} {death}{_next(death)}", *(f"    {line}" for line in death.last_lines))
         seen = self._look()
         self._display.show(seen)
         if seen.store is not None and seen.store.phase == "Failed":
             error = seen.store.error or Problem(reason="SourceFailed", message="the store does not say why")
             raise UpError(f"{error.reason}: {error.message}")
+        # After the store, whose failure ends the others too.
+        if (given_up := self._supervisor.given_up()) is not None:
+            raise UpError(self._why_given_up(given_up))
         if seen.ready and not self._announced:
             self._announced = True
             self._display.say(*self._announcement(seen))
@@ -207,6 +208,8 @@ class _Up:
             pid = self._supervisor.members[name].pid
             if report is not None and pid is not None:
                 self._heard[name] = (pid, report)
+                if report.state == "ready":
+                    self._supervisor.ready(name)
         return snapshot.take(
             self._pipe.name,
             self._supervisor.members,
@@ -217,6 +220,20 @@ class _Up:
             url=f"http://{self._start.api}/v1",
         )
 
+    def _why_given_up(self, death: Death) -> str:
+        """For people: the member's own sentence, or what is known of its end and where to read more."""
+        if death.termination is not None and death.termination.final:
+            return f"{death.name}: {death.termination}"
+        if death.termination is not None:
+            said = str(death.termination)
+        elif death.status == -signal.SIGKILL:
+            said = "the kernel does that where memory runs out"
+        else:
+            said = death.last_lines[-1] if death.last_lines else "it printed nothing"
+        log = f"{death.name}.log"
+        read = f"read {self._options.log_dir / log}" if self._options.log_dir else f"pass --log-dir DIR, read DIR/{log}"
+        return f"{death.name} was started {TRIES} times and never became ready; the last time {death} ({said}): {read}"
+
     def _announcement(self, seen: Snapshot) -> Sequence[str]:
         body = json.dumps({"model": self._pipe.served_name, "messages": [{"role": "user", "content": "Say hello."}]})
         key = ' -H "Authorization: Bearer $API_KEY"' if self._start.secrets.api_keys_dir else ""
@@ -225,3 +242,9 @@ class _Up:
             *where_layers_run([seen.members[-1], *seen.members[1:-1]]),
             f"  curl {seen.url}/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}",
         )
+
+
+def _next(death: Death) -> str:
+    if death.restart_in_seconds is None:
+        return ""
+    return f"; it starts again {f'in {death.restart_in_seconds:.1f} s' if death.restart_in_seconds else 'now'}"

@@ -130,12 +130,18 @@ def test_a_member_that_answered_and_falls_silent_is_not_taken_for_one_that_start
 
 
 def test_a_member_between_two_lives_says_why_it_died_and_when_it_comes_back() -> None:
-    death = Death("gpu", -9, 4.2, (), 8.0)
+    death = Death("gpu", -9, 4.2, None, (), 8.0)
     members = {"gpu": member("gpu", last_death=death, restart_at=10.0, restarts=3)}
     view = take("tiny", members, {"gpu": "layers 1-20"}, Observation({"gpu": None}), heard={}, now=7.0).members[0]
     assert view.state == "restarting"
     assert view.detail == "killed by SIGKILL after 4.2 s, starts again in 3 s"
     assert view.restarts == 3
+
+
+def test_a_member_that_is_given_up_has_failed_and_says_how_it_ended() -> None:
+    members = {"gpu": member("gpu", last_death=Death("gpu", 1, 4.2, None, (), None), restarts=5)}
+    now = take("tiny", members, {}, Observation({"gpu": None}), heard={}, now=7.0)
+    assert changes(None, now) == ["gpu: failed (ended with status 1 after 4.2 s) [restarts: 5]"]
 
 
 def test_an_end_model_without_a_ring_is_not_ready_and_says_why() -> None:

@@ -1,0 +1,86 @@
+"""Log probabilities as JSON, written as bytes a token at a time.
+
+An answer of 4,000 tokens with 20 alternatives each names 84,000 tokens: as objects of pydantic's they take seconds to
+make and to serialise. So what is constant of a token is made once, and each token is written when it arrives.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import orjson
+
+from languagepipes_node.end_model.openai.answers import ScoredToken
+from languagepipes_node.end_model.text import TextCodec
+
+_REMEMBERED_TOKENS = 16384
+_TOKENS_A_PART = 64  # of a whole answer: some 70 KB with 20 alternatives
+
+TextToken = tuple[bytes, bytes, bytes, bytes]
+# JSON knows no infinity; -9999 is what OpenAI's API shows for "not possible".
+_LEAST = -9999.0
+
+
+class LogprobWriter:
+    """One model's tokens in both routes' shapes (`response_models.ChatLogprobs`, `response_models.TextLogprobs`)."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        @functools.lru_cache(maxsize=_REMEMBERED_TOKENS)
+        def text(token: int) -> str:
+            return codec.token_bytes(token).decode(errors="replace")
+
+        @functools.lru_cache(maxsize=_REMEMBERED_TOKENS)
+        def chat_fields(token: int) -> tuple[bytes, bytes]:
+            before = b'{"token":' + orjson.dumps(text(token)) + b',"logprob":'
+            return before, b',"bytes":' + orjson.dumps(list(codec.token_bytes(token)))
+
+        self._text = text
+        self._chat_fields = chat_fields
+
+    def chat_token(self, scored: ScoredToken) -> bytes:
+        """A `ScoredChatToken`."""
+        before, after = self._chat_fields(scored.token)
+        top = []
+        for other, logprob in scored.logprobs.top:
+            start, end = self._chat_fields(other)
+            top.append(start + _number(logprob) + end + b"}")
+        return before + _number(scored.logprobs.logprob) + after + b',"top_logprobs":[' + b",".join(top) + b"]}"
+
+    def text_token(self, scored: ScoredToken) -> TextToken:
+        """What it adds to each list of a `TextLogprobs`."""
+        top = {self._text(other): max(logprob, _LEAST) for other, logprob in scored.logprobs.top}
+        return (
+            orjson.dumps(self._text(scored.token)),
+            _number(scored.logprobs.logprob),
+            orjson.dumps(top),
+            orjson.dumps(scored.offset),
+        )
+
+
+def chat_logprobs(tokens: Sequence[bytes]) -> Iterator[bytes]:
+    """A `ChatLogprobs` of what `chat_token` wrote, part by part."""
+    yield b'{"content":['
+    yield from _listed(tokens)
+    yield b'],"refusal":null}'
+
+
+def text_logprobs(tokens: Sequence[TextToken]) -> Iterator[bytes]:
+    """A `TextLogprobs` of what `text_token` wrote, part by part."""
+    names = (b'{"tokens":[', b'],"token_logprobs":[', b'],"top_logprobs":[', b'],"text_offset":[')
+    for place, name in enumerate(names):
+        yield name
+        for first in range(0, len(tokens), _TOKENS_A_PART):
+            own = [token[place] for token in tokens[first : first + _TOKENS_A_PART]]
+            yield (b"," if first else b"") + b",".join(own)
+    yield b"]}"
+
+
+def _listed(items: Sequence[bytes]) -> Iterator[bytes]:
+    """The items with commas between them."""
+    for first in range(0, len(items), _TOKENS_A_PART):
+        yield (b"," if first else b"") + b",".join(items[first : first + _TOKENS_A_PART])
+
+
+def _number(logprob: float) -> bytes:
+    return orjson.dumps(max(logprob, _LEAST))
