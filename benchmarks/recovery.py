@@ -24,7 +24,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,8 @@ from benchmarks import machine, models
 from benchmarks.figures import Spread, Target, markdown_table, significant
 from benchmarks.prompts import Messages, chat_prompt
 from benchmarks.ring import Ring
-from benchmarks.streams import Round, StreamFailed, run_streams
 
-_EXTRA = {"ignore_eos": True, "stream_options": {"include_usage": True}}
+_NEW_TOKENS = 1200  # more than any stream gets here
 _RATIO = Target("lower", 0.4)
 _RATE = Target("higher", 0.95)
 _LIMIT_SECONDS = 600.0
@@ -78,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--stages", type=int, default=3, help="besides the End Model (default: 3)")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--new-tokens", type=int, default=96, help="of each stream (default: 96)")
+    parser.add_argument(
+        "--window", type=int, default=24, help="tokens a stream that a rate is taken over (default: 24)"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(argv)
     described = machine.describe("benchmarks.recovery")
@@ -97,12 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = Result()
     with Ring(model, stages=options.stages, dtype=options.dtype, timeout_seconds=_LIMIT_SECONDS) as ring:
         plan = ring.plan()
-        run_streams(ring.url, prompts[0][:1], model=ring.model_id, new_tokens=4, extra=_EXTRA)
+        with _Streams(ring, prompts[0][:1]) as warm_up:
+            warm_up.wait_for([4])
         for repeat, batch in enumerate(prompts):
             _say(f"repeat {repeat + 1} of {options.repeats}: SIGKILL to a stage under {options.streams} streams")
-            had, after_from = _kill_a_stage(ring, batch, options.new_tokens, result)
+            had, resumed = _kill_a_stage(ring, batch, options.window, result)
             _say(f"repeat {repeat + 1} of {options.repeats}: SIGKILL to the whole ring, the same requests again")
-            _restart_the_ring(ring, batch, options.new_tokens, had, after_from, result)
+            _restart_the_ring(ring, batch, options.window, had, resumed, result)
     print(f"{machine.markdown(described)}\n- {model.title}, {options.dtype}; {plan}\n\n{report(result)}")
     return 0
 
@@ -150,37 +152,37 @@ def report(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _kill_a_stage(ring: Ring, prompts: list[Messages], new_tokens: int, result: Result) -> tuple[list[int], int]:
-    """A. Returns how many tokens each stream had when its next one was kept from it, and from which token on the
-    streams ran undisturbed again."""
+def _kill_a_stage(ring: Ring, prompts: list[Messages], window: int, result: Result) -> tuple[list[int], list[int]]:
+    """A. Returns how many pieces each stream had when the next one was kept from it, and how many it had when all
+    streams went on."""
     _wait_steady(ring)
     ready = _ready_file(ring)
     victim = ready["stages"][len(ready["stages"]) // 2]
-    replayed = _metric(ring, "languagepipes_recomputed_tokens_total")
-    with _Streams(ring, prompts, new_tokens) as streams:
-        begun = _metric(ring, "languagepipes_generated_tokens_total")
-        # When all decode, about a third of the answers before the fault: that is what "before" is taken over.
-        wanted = begun + len(prompts) * (new_tokens // 3)
-        while _metric(ring, "languagepipes_generated_tokens_total") < wanted:
-            time.sleep(_POLL_SECONDS)
+    recomputed = _metric(ring, "languagepipes_recomputed_tokens_total")
+    with _Streams(ring, prompts) as streams:
+        streams.wait_for([1] * len(prompts))
+        began = time.perf_counter()
+        streams.wait_for_more(window * len(prompts))
         watch = _Watch(ring, [victim["name"]])
         killed = time.perf_counter()
         os.kill(victim["pid"], signal.SIGKILL)
-        round_ = streams.join()
-    marks = watch.marks(killed)
-    times = [[round_.began + moment for moment in stream.token_times] for stream in round_.streams]
-    next_ = [next(moment for moment in of_stream if moment >= marks["ring joined"]) for of_stream in times]
+        marks = watch.marks(killed)
+        had = [_count(times, marks["ring joined"]) for times in streams.times]
+        streams.wait_for([count + 1 for count in had])
+        resumed = streams.counts
+        back = time.perf_counter()
+        streams.wait_for_more(window * len(prompts))
+        end = time.perf_counter()
+    next_ = [times[count] for times, count in zip(streams.times, had, strict=True)]
     result.killed.append(_recovery(killed, marks, next_))
-    all_first, all_back = max(of_stream[0] for of_stream in times), max(next_)
-    result.before.append(_rate(times, all_first, killed))
-    result.after.append(_rate(times, all_back, min(of_stream[-1] for of_stream in times)))
-    result.recomputed.append(_metric(ring, "languagepipes_recomputed_tokens_total") - replayed)
-    had = [sum(moment < marks["ring joined"] for moment in of_stream) for of_stream in times]
-    return had, max(sum(moment <= all_back for moment in of_stream) for of_stream in times)
+    result.before.append(_rate(streams.times, began, killed))
+    result.after.append(_rate(streams.times, back, end))
+    result.recomputed.append(_metric(ring, "languagepipes_recomputed_tokens_total") - recomputed)
+    return had, resumed
 
 
 def _restart_the_ring(
-    ring: Ring, prompts: list[Messages], new_tokens: int, had: list[int], after_from: int, result: Result
+    ring: Ring, prompts: list[Messages], window: int, had: list[int], resumed: list[int], result: Result
 ) -> None:
     """B."""
     _wait_steady(ring)
@@ -191,14 +193,16 @@ def _restart_the_ring(
     for member in members:
         os.kill(member["pid"], signal.SIGKILL)
     _wait_serving(ring)
-    with _Streams(ring, prompts, new_tokens) as streams:
-        round_ = streams.join()
-    marks = watch.marks(killed)
-    times = [[round_.began + moment for moment in stream.token_times] for stream in round_.streams]
-    next_ = [of_stream[count] for of_stream, count in zip(times, had, strict=True)]
+    with _Streams(ring, prompts) as streams:
+        marks = watch.marks(killed)
+        streams.wait_for([count + 1 for count in had])
+        streams.wait_for(resumed)
+        began = time.perf_counter()
+        streams.wait_for_more(window * len(prompts))
+        end = time.perf_counter()
+    next_ = [times[count] for times, count in zip(streams.times, had, strict=True)]
     result.restarted.append(_recovery(killed, marks, next_))
-    begin = max(of_stream[min(after_from, len(of_stream) - 2)] for of_stream in times)
-    result.undisturbed.append(_rate(times, begin, min(of_stream[-1] for of_stream in times)))
+    result.undisturbed.append(_rate(streams.times, began, end))
 
 
 def _recovery(killed: float, marks: dict[str, float], next_: list[float]) -> Recovery:
@@ -209,40 +213,86 @@ def _recovery(killed: float, marks: dict[str, float], next_: list[float]) -> Rec
     return Recovery(phases, tuple(moment - killed for moment in next_))
 
 
-class _Streams:
-    """Streams that run in a thread. A context manager; `join` gives the round."""
+class StreamFailed(RuntimeError):
+    """A stream ended before it was told to, or the ring did not come back."""
 
-    def __init__(self, ring: Ring, prompts: list[Messages], new_tokens: int) -> None:
-        self._round: Round | None = None
-        self._error: StreamFailed | None = None
-        self._thread = threading.Thread(target=self._run, args=(ring, prompts, new_tokens), daemon=True)
+
+class _Streams:
+    """Streams of greedy answers without an end, each read in a thread. A context manager: on exit all are given up.
+
+    times: by stream, when each piece of text came, by time.perf_counter(). A piece is a token, but for the few that end
+    within a character.
+    """
+
+    def __init__(self, ring: Ring, prompts: list[Messages]) -> None:
+        self.times: list[list[float]] = [[] for _ in prompts]
+        self._stopping = False
+        self._error: Exception | None = None
+        self._threads = [
+            threading.Thread(target=self._read, args=(ring, prompt, times), daemon=True)
+            for prompt, times in zip(prompts, self.times, strict=True)
+        ]
 
     def __enter__(self) -> _Streams:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.join()
+        self._stopping = True
+        for thread in self._threads:
+            thread.join()
 
-    def join(self) -> Round:
-        """Raises StreamFailed."""
-        self._thread.join()
-        if self._round is None:
-            raise self._error or StreamFailed("the streams ended without an answer")
-        return self._round
+    @property
+    def counts(self) -> list[int]:
+        """How many pieces each stream has."""
+        return [len(times) for times in self.times]
 
-    def _run(self, ring: Ring, prompts: list[Messages], new_tokens: int) -> None:
+    def wait_for(self, least: Sequence[int]) -> None:
+        """Until each stream has at least so many. Raises StreamFailed."""
+        self._wait(lambda: all(count >= wanted for count, wanted in zip(self.counts, least, strict=True)))
+
+    def wait_for_more(self, pieces: int) -> None:
+        """Until there are so many more, of all streams together. Raises StreamFailed."""
+        wanted = sum(self.counts) + pieces
+        self._wait(lambda: sum(self.counts) >= wanted)
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _LIMIT_SECONDS
+        while not done():
+            if self._error is not None:
+                raise StreamFailed(f"a stream ended: {self._error}") from self._error
+            if time.monotonic() > deadline:
+                raise StreamFailed(f"the streams have {self.counts} pieces after {_LIMIT_SECONDS:.0f} s")
+            time.sleep(_POLL_SECONDS)
+
+    def _read(self, ring: Ring, prompt: Messages, times: list[float]) -> None:
+        body = {
+            "model": ring.model_id,
+            "messages": prompt,
+            "max_tokens": _NEW_TOKENS,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+        }
         try:
-            self._round = run_streams(
-                ring.url,
-                prompts,
-                model=ring.model_id,
-                new_tokens=new_tokens,
-                extra=_EXTRA,
-                timeout_seconds=_LIMIT_SECONDS,
-            )
-        except StreamFailed as error:
-            self._error = error
+            with (
+                httpx.Client(timeout=_LIMIT_SECONDS, trust_env=False) as client,
+                client.stream("POST", f"{ring.url}/chat/completions", json=body) as response,
+            ):
+                for line in response.iter_lines():
+                    if self._stopping:
+                        return
+                    if not line.startswith("data: {"):
+                        continue
+                    event = json.loads(line.removeprefix("data: "))
+                    if any(choice["delta"].get("content") for choice in event.get("choices", ())):
+                        times.append(time.perf_counter())
+                    elif "error" in event:
+                        break
+            raise StreamFailed(f"HTTP {response.status_code} after {len(times)} pieces: {line[:300]}")
+        except (httpx.HTTPError, StreamFailed) as error:
+            self._error = self._error or error
 
 
 class _Watch:
@@ -260,12 +310,22 @@ class _Watch:
         self._thread.start()
 
     def marks(self, killed: float) -> dict[str, float]:
-        """By name, in order: when that was over, as time.perf_counter() has it; the slowest member's."""
+        """By name, in order: when that was over, as time.perf_counter() has it; the slowest member's. Waits for it.
+
+        Raises StreamFailed.
+        """
+        deadline = time.monotonic() + _LIMIT_SECONDS
+        joined: list[float] = []
+        # The ring may be joined before the last look at a stage that was loading.
+        while not joined or len(self._seen["loaded"]) < len(self._members):
+            if time.monotonic() > deadline:
+                raise StreamFailed(f"no whole ring after {_LIMIT_SECONDS:.0f} s; seen: {self._seen}")
+            time.sleep(_POLL_SECONDS)
+            log = self._log_events()
+            joined = [moment for moment, what in log if what == "ring joined" and moment >= killed]
         self._stopping.set()
         self._thread.join()
-        log = self._log_events()
         down = [moment for moment, what in log if what == "ring down" and moment >= killed]
-        joined = [moment for moment, what in log if what == "ring joined" and moment >= killed]
         marks = {"noticed": min(down)} if down else {}  # a new End Model has nothing to notice
         marks |= {
             "process started": max(self._seen["started"].values()),
@@ -313,6 +373,10 @@ class _Watch:
 def _member_name(environment: dict[str, str]) -> str:
     role = environment.get("LANGUAGEPIPES_ROLE", "")
     return f"stage-{environment['LANGUAGEPIPES_STAGE']}" if role == "stage" else role
+
+
+def _count(times: Sequence[float], before: float) -> int:
+    return sum(moment < before for moment in times)
 
 
 def _rate(times: Sequence[Sequence[float]], start: float, stop: float) -> float:

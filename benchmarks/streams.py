@@ -40,10 +40,9 @@ class Stream:
 
 @dataclass(frozen=True)
 class Round:
-    """Streams that ran at the same time. began: the moment that their times count from, by time.perf_counter()."""
+    """Streams that ran at the same time."""
 
     streams: tuple[Stream, ...]
-    began: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -101,18 +100,18 @@ def run_streams(
                 pieces.append((time.perf_counter() - start, piece))
         return sent, pieces, time.perf_counter() - start
 
-    async def all_of_them() -> tuple[list[_Answer], float]:
+    async def all_of_them() -> list[_Answer]:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(timeout=timeout_seconds, limits=limits) as client:
             start = time.perf_counter()
             tasks = [one(client, prompt, place, start) for place, prompt in enumerate(prompts)]
-            return await asyncio.wait_for(asyncio.gather(*tasks), timeout_seconds), start
+            return await asyncio.wait_for(asyncio.gather(*tasks), timeout_seconds)
 
     try:
-        answers, began = asyncio.run(all_of_them())
+        answers = asyncio.run(all_of_them())
     except (httpx.HTTPError, TimeoutError) as error:
         raise StreamFailed(f"{type(error).__name__}: {error} (limit: {timeout_seconds} s)") from error
-    return Round(tuple(_read_stream(*answer) for answer in answers), began)
+    return Round(tuple(_read_stream(*answer) for answer in answers))
 
 
 _Pieces = list[tuple[float, bytes]]
