@@ -105,7 +105,6 @@ class Ring:
         self.ready: dict[str, Any] = {}
         self._timeout_seconds = timeout_seconds
         _HOME.mkdir(parents=True, exist_ok=True)
-        self.ready_file = _HOME / "ready.json"
         self.pipe_file = _HOME / "pipe.yaml"
         self.pipe_file.write_text(
             _PIPE.format(
@@ -119,7 +118,7 @@ class Ring:
         self._server: Server | None = None
 
     def __enter__(self) -> Ring:
-        ready_file = self.ready_file
+        ready_file = _HOME / "ready.json"
         ready_file.unlink(missing_ok=True)
         shutil.rmtree(_HOME / "logs", ignore_errors=True)
         command = [str(Path(sys.executable).with_name("languagepipes")), "up", str(self.pipe_file)]
@@ -151,16 +150,6 @@ class Ring:
         """Seconds since `up` was started."""
         assert self._server is not None
         return time.perf_counter() - self._server.started
-
-    @property
-    def process_id(self) -> int:
-        """Of `up` itself."""
-        assert self._server is not None
-        return self._server.pid
-
-    def member_log(self, name: str) -> Path:
-        """What that member printed, all its processes one after the other."""
-        return _HOME / "logs" / f"{name}.log"
 
     def plan(self) -> str:
         """The members and their layers, as the ready file has them."""
