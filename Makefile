@@ -113,6 +113,11 @@ fuzz: install ## Fuzz the frame parser and the weight-file readers, five minutes
 	$(BIN)/python tests/fuzz/fuzz_frames.py -max_total_time=300
 	$(BIN)/python tests/fuzz/fuzz_weight_files.py -max_total_time=300
 
+.PHONY: chaos
+chaos: install ## Break stages and links under 16 streams and compare every answer (FAULTS=1000, SEED=drawn; an hour or more)
+	$(call say,Faults under load)
+	cd tests && ../$(BIN)/python -m support.chaos --faults $(or $(FAULTS),1000) $(if $(SEED),--seed $(SEED))
+
 .PHONY: bench
 bench: install model ## Print the figures: the ring beside transformers generate and language-pipes
 	$(BIN)/python -m benchmarks.run $(OPTIONS)

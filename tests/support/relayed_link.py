@@ -9,8 +9,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from languagepipes_node.net.addresses import split_address
 
@@ -139,7 +139,7 @@ class RelayedLink:
             await self._loop.sock_connect(plain, self._target)
             there, back = await asyncio.open_connection(sock=plain, limit=_CHUNK_BYTES)
             writers.append(back)
-            await asyncio.gather(self._pass(reader, back, 0), self._pass(there, writer, 1))
+            await _together(self._pass(reader, back, 0), self._pass(there, writer, 1))
         except (OSError, asyncio.CancelledError):
             # One side is gone, or was taken away: the other learns it the hard way.
             for each in writers:
@@ -178,7 +178,7 @@ class RelayedLink:
                 writer.write(data)
                 await writer.drain()
 
-        await asyncio.gather(read(), write())
+        await _together(read(), write())
 
     async def _pace(self, due: float, size: int, direction: int) -> None:
         """Wait until this direction has sent what it took before and these bytes too, and is not frozen."""
@@ -189,3 +189,14 @@ class RelayedLink:
             self._free_at[direction] = begin + size / self.bytes_per_second
             await asyncio.sleep(self._free_at[direction] - time.monotonic())
         await self._event().wait()
+
+
+async def _together(*parts: Coroutine[Any, Any, None]) -> None:
+    """Until all have ended; if one fails or this is cancelled, no other goes on."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
