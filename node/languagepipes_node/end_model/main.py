@@ -38,7 +38,7 @@ def run(settings: MemberSettings) -> int:
         if not ready or state.state != "ready":
             return False, state.message or state.state
         status = ready[0].status
-        return status.serving, status.ring_error
+        return status.ring_ready, status.ring_error
 
     try:
         server = health.serve(settings.telemetry_listen, state, ready=readiness)

@@ -102,9 +102,3 @@ class EngineStatus:
     waiting: int = 0
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
-
-    @property
-    def serving(self) -> bool:
-        """Ready for a Service: the ring was whole once, and requests are taken. While it is joined again they wait; a
-        Service without endpoints would refuse them."""
-        return self.accepting and self.epoch > 0

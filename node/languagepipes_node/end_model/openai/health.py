@@ -18,8 +18,8 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": NotReady}})
 async def readyz(service: CurrentService) -> Readiness | Response:
-    """200 while requests are served, or wait for a ring that is being joined again; 503 with the reason otherwise."""
+    """200 while the ring is joined; 503 with the reason otherwise."""
     status = service.bridge.engine.status
-    if status.serving:
+    if status.ring_ready:
         return Readiness()
     return Response(NotReady(reason=status.ring_error).model_dump_json(), 503, media_type="application/json")
