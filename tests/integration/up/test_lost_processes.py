@@ -1,4 +1,4 @@
-"""A member goes away or falls silent: the others notice within seconds, say so, and serve again by themselves."""
+"""A member goes away or falls silent: the others notice within seconds, say so, and answers go on by themselves."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ import httpx
 import openai
 import pytest
 from support.up import Up, pipe
+from support.waiting import eventually
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def up(model_file: Path, tmp_path: Path) -> Iterator[Up]:
-    resource = pipe(f"file://{model_file}", name="smollm2", model={"maxContextLength": 1024}, stages={"count": 2})
+    resource = pipe(
+        f"file://{model_file}",
+        name="smollm2",
+        model={"maxContextLength": 1024, "dtype": "float32"},
+        stages={"count": 2},
+    )
     with Up(resource, tmp_path) as up:
         yield up
 
@@ -30,44 +36,37 @@ def ask(up: Up, tokens: int = 4) -> str:
     return answer.choices[0].text
 
 
-def ask_until_answered(up: Up, seconds: float) -> str:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return ask(up)
-        except (openai.APIStatusError, openai.APIConnectionError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
 class LongAnswer:
-    """A stream that would go on for a long while, read in a thread: what it got and how it ended."""
+    """A stream that goes on for a while, read in a thread: what it got, and what ended it early."""
 
     def __init__(self, up: Up) -> None:
-        self.chunks = 0
+        self.chunks: list[str] = []
+        self.finish: str | None = None
         self.error: Exception | None = None
-        self.ended_at = 0.0
         self._up = up
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
-        while self.chunks < 5 and self._thread.is_alive():
+        while len(self.chunks) < 5 and self._thread.is_alive():
             time.sleep(0.01)
 
     def _read(self) -> None:
         try:
             stream = self._up.client().completions.create(
-                model="smollm2", prompt="Once upon a time", max_tokens=900, temperature=0, stream=True
+                model="smollm2", prompt="Once upon a time", max_tokens=300, temperature=0, stream=True
             )
-            for _ in stream:
-                self.chunks += 1
+            for chunk in stream:
+                self.chunks.append(chunk.choices[0].text)
+                self.finish = chunk.choices[0].finish_reason
         except openai.APIError as error:
             self.error = error
-        self.ended_at = time.monotonic()
 
-    def join(self) -> None:
-        self._thread.join(timeout=30)
+    def text(self) -> str:
+        """All of it, once it has ended by itself."""
+        self._thread.join(timeout=120)
         assert not self._thread.is_alive()
+        assert self.error is None
+        assert self.finish == "length"
+        return "".join(self.chunks)
 
 
 def others(ready: dict[str, Any], lost: str) -> list[int]:
@@ -75,27 +74,23 @@ def others(ready: dict[str, Any], lost: str) -> list[int]:
     return [member["pid"] for member in members if member["name"] != lost]
 
 
-def test_a_killed_stage_ends_running_answers_with_an_error_and_the_ring_serves_again(up: Up) -> None:
-    first = ask(up)
+def test_a_killed_stage_costs_running_answers_a_pause(up: Up) -> None:
+    undisturbed = LongAnswer(up).text()
     before = up.ready
     stage = before["stages"][1]
     running = LongAnswer(up)
 
-    killed_at = time.monotonic()
     os.kill(stage["pid"], signal.SIGKILL)
-    running.join()
 
-    assert running.ended_at - killed_at < 2.0
-    assert isinstance(running.error, openai.APIError)
-    assert "ring" in str(running.error).lower()
-    assert ask_until_answered(up, 60) == first
+    assert running.text() == undisturbed
     after = up.wait_ready(before=before)
     assert others(after, stage["name"]) == others(before, stage["name"])
     assert after["stages"][1]["pid"] != stage["pid"]
+    assert up.metric(after["end_model"], "languagepipes_replays_total") == 1
 
 
-def test_a_stage_that_falls_silent_is_noticed_and_serves_on_when_it_speaks_again(up: Up) -> None:
-    first = ask(up)
+def test_a_stage_that_falls_silent_is_noticed_and_answers_go_on_when_it_speaks_again(up: Up) -> None:
+    undisturbed, first = LongAnswer(up).text(), ask(up)
     before = up.ready
     stage = before["stages"][0]
     running = LongAnswer(up)
@@ -103,19 +98,20 @@ def test_a_stage_that_falls_silent_is_noticed_and_serves_on_when_it_speaks_again
     stopped_at = time.monotonic()
     os.kill(stage["pid"], signal.SIGSTOP)
     try:
-        running.join()
-        assert running.ended_at - stopped_at < 3.0
-        assert running.error is not None
-        with pytest.raises(openai.InternalServerError) as refused:
-            ask(up)
-        assert refused.value.status_code == 503
-        assert refused.value.response.headers["retry-after"]
-        ready = httpx.get(f"http://127.0.0.1:{up.port}/readyz")
-        assert ready.status_code == 503
+        eventually(lambda: httpx.get(f"http://127.0.0.1:{up.port}/readyz").status_code == 503, seconds=10)
+        got = len(running.chunks)
+        waiting = threading.Thread(target=lambda: answers.append(ask(up)))
+        answers: list[str] = []
+        waiting.start()
+        time.sleep(max(0.0, stopped_at + 4 - time.monotonic()))
+        assert (len(running.chunks), answers) == (got, [])
     finally:
         os.kill(stage["pid"], signal.SIGCONT)
 
-    assert ask_until_answered(up, 20) == first
+    assert running.text() == undisturbed
+    waiting.join(timeout=60)
+    assert answers == [first]
+    assert up.metric(before["end_model"], "languagepipes_replays_total") == 0
     after = up.wait_ready()
     assert others(after, "") == others(before, "")
 
