@@ -100,6 +100,12 @@ class OneFrame:
         time.sleep(0.01)
         return self.frames.pop() if self.frames else None
 
+    def computes(self, inbound: Any) -> bool:
+        return True
+
+    def rows_forward(self, inbound: Any) -> int:
+        return 1
+
     def forward(self, inbound: Any, hidden: Any, busy_microseconds: int) -> None:
         pass
 
