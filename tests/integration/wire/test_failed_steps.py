@@ -197,7 +197,9 @@ def test_a_gpu_that_takes_no_more_work_ends_the_stage_since_a_new_process_gets_a
     told: list[str] = []
     inbound = SimpleNamespace(step=3, hidden=memoryview(bytearray(8)), batch=None)
     communicator = SimpleNamespace(
-        receive=lambda seconds: inbound, fail=lambda inbound, message: told.append(f"{inbound.step} {message}")
+        receive=lambda seconds: inbound,
+        computes=lambda inbound: True,
+        fail=lambda inbound, message: told.append(f"{inbound.step} {message}"),
     )
     stack = SimpleNamespace(device=torch.device("cuda"), run=None)
     loop = StageLoop(stack, communicator, hidden_size=2, dtype=torch.float32, rows_only=False)  # type: ignore[arg-type]
