@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -215,6 +216,7 @@ def make_rig_of(
 
 
 MakeRig = Callable[..., Rig]
+RunThread = Callable[[Rig], threading.Thread]
 
 
 def preemptions() -> float:

@@ -102,7 +102,7 @@ class RingCost:
         """Other machines may stand in these places now: nothing is known of them, nor of the links to them."""
         for member in members:
             self.members[member] = MemberCost()
-            self.hops = MemberCost()
+        self.hops = MemberCost()
 
     def slowest(self, tokens: float) -> float:
         """t_max: the busiest member's time for one frame."""

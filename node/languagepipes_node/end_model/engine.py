@@ -151,7 +151,6 @@ class Engine:
         self._step = 0
         self._arrivals = 0
         self._epoch = 0
-        self._epoch_before = 0  # the last one that was joined
         self._outputs: list[EngineOutput] = []
         self._tokens = 0  # sampled, and not counted yet: that is done once the next frame is out
 
@@ -218,10 +217,9 @@ class Engine:
             self._refusal = None
         waited = len(self._sequences)
         seconds = self._outage.end(now=time.monotonic())
-        if self._epoch_before:
+        if self._outage.code != "start":
             metrics.REQUESTS_WAITED.inc(waited)
             metrics.RING_DOWN_SECONDS.inc(seconds)
-        self._epoch_before = self._epoch
         self._publish()
         log.info("ring joined: epoch=%d after %.1f s, %d requests waited", self._epoch, seconds, waited)
 
@@ -556,13 +554,17 @@ class Engine:
 
     def _give_up(self) -> None:
         """Once there has been no ring for too long, nobody waits: who did fails, and who comes is refused."""
-        if not self._outage.expire(now=time.monotonic()):
+        if not self._outage.expired(now=time.monotonic()):
             return
+        self._refuse(self._outage.reason)
+
+    def _refuse(self, reason: str) -> None:
+        """No request is taken from now on; each that is open fails with the reason."""
         with self._gate:
-            self._refusal = self._outage.reason
+            self._refusal = reason
         self._take_commands()
         for sequence in self._sequences.everyone():
-            self._fail(sequence, "ring_down", self._outage.reason)
+            self._fail(sequence, "ring_down", reason)
 
     def _wait_without_ring(self, seconds: float) -> None:
         """Between two attempts to join: requests that come are queued, cancelled ones leave."""
@@ -580,15 +582,11 @@ class Engine:
             self._sequences.lost(frame.shares, frame.leases)
 
     def end(self, reason: str) -> None:
-        """No request is taken any more; each that is open fails with the reason."""
-        with self._gate:
-            self._refusal = reason
+        """This engine serves nothing any more: `run_forever` ends."""
         self._outage.begin(reason, "stopped", now=time.monotonic())
         metrics.RING_READY.set(0)
-        self._take_commands()
         self._forget_frames()
-        for sequence in self._sequences.everyone():
-            self._fail(sequence, "ring_down", reason)
+        self._refuse(reason)
         self._hand_over()
 
     # Handing over.

@@ -62,7 +62,6 @@ class Outage:
         self._since: float | None = now
         self.reason = "the ring has not been joined yet"
         self.code = "start"
-        self.expired = False
 
     @property
     def down(self) -> bool:
@@ -79,11 +78,9 @@ class Outage:
     def end(self, *, now: float) -> float:
         """The ring is whole; how long it was not, in seconds."""
         seconds = 0.0 if self._since is None else now - self._since
-        self._since, self.reason, self.expired = None, "", False
+        self._since, self.reason = None, ""
         return seconds
 
-    def expire(self, *, now: float) -> bool:
+    def expired(self, *, now: float) -> bool:
         """Whether nobody waits any longer."""
-        if self._since is not None and now - self._since >= self._max_wait_seconds:
-            self.expired = True
-        return self.expired
+        return self._since is not None and now - self._since >= self._max_wait_seconds

@@ -41,10 +41,6 @@ class SequenceView(Protocol):
     @property
     def streaming(self) -> bool: ...
     @property
-    def client(self) -> str: ...
-    @property
-    def passed_by(self) -> int: ...
-    @property
     def next_stop(self) -> int: ...
     @property
     def last_member(self) -> int: ...
@@ -183,7 +179,7 @@ def schedule(now: Snapshot[S]) -> Decision[S]:
 
 def _apart(now: Snapshot[S], suspect: S) -> Decision[S]:
     """A frame of one sequence, which may be the one that breaks the ring."""
-    if suspect.replaying or not suspect.streaming:
+    if not suspect.streaming:
         return Decision(shares=(_chunk(suspect, _most_tokens(now)),))
     rows, preempt, _ = _make_room(now, [suspect])
     return Decision(tuple(preempt), (), tuple(Share(row, row.sent, 1, True) for row in rows), decode_rows=len(rows))
@@ -219,9 +215,7 @@ def _ready_rows(now: Snapshot[S], streams: int, micro_batches: int) -> list[S]:
     decode_frames = sum(1 for frame in now.frames if frame.decode_rows)
     if not streams or decode_frames >= micro_batches:
         return []
-    ready = [
-        sequence for sequence in now.running if sequence.streaming and sequence.remaining and not sequence.replaying
-    ]
+    ready = [sequence for sequence in now.running if sequence.streaming and sequence.remaining]
     ready.sort(key=lambda sequence: (sequence.last_step, sequence.arrival))
     return ready[: min(-(-streams // micro_batches), _most_tokens(now))]
 

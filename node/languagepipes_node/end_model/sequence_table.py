@@ -46,11 +46,6 @@ class SequenceTable:
     def start(self, sequence: Sequence) -> None:
         """Blocks for all tokens known, next to each other if possible, with room for those to come."""
         self.waiting.remove(sequence)
-        sequence.passed_by = 0
-        for earlier in self.waiting:
-            if earlier.arrival > sequence.arrival:
-                break
-            earlier.passed_by += 1
         sequence.lease = self.blocks.lease(
             blocks_for(sequence.length, self._block_tokens),
             expected=blocks_for(sequence.token_limit, self._block_tokens),

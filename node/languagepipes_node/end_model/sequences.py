@@ -22,8 +22,8 @@ class Sequence:
     returned; never falling along the ring, since a stage computes from what those before it computed. in_flight: frames
     that name this sequence, of any session.
 
-    arrival: a running number, so that order of arrival is total. client: who asked, for fairness; not for logs.
-    last_step: the step that last held it (0: none). passed_by: how many that arrived later were let in first. counts:
+    arrival: a running number, so that order of arrival is total.
+    last_step: the step that last held it (0: none). counts:
     how often each generated token occurred; kept only if a penalty needs it. setbacks: what lost epochs did to it."""
 
     arrival: int
@@ -36,11 +36,9 @@ class Sequence:
     logprobs: int | None
     seed: int
     kv: list[int]
-    client: str = ""
     sent: int = 0
     in_flight: int = 0
     last_step: int = 0
-    passed_by: int = 0
     setbacks: Setbacks = field(default_factory=Setbacks)
     lease: BlockLease | None = None
     ended: bool = False
@@ -72,7 +70,6 @@ class Sequence:
             logprobs=submission.logprobs,
             seed=secrets.randbits(63) if seed is None else seed,
             kv=[0] * stages,
-            client=submission.client,
         )
 
     @property
@@ -92,7 +89,8 @@ class Sequence:
 
     @property
     def streaming(self) -> bool:
-        """Its prompt is computed: it waits for its next token, and the client sees each delay."""
+        """Its prompt is computed, and nothing is to be computed again: it waits for its next token, and the client sees
+        each delay."""
         return len(self.tokens) > self.prompt_length and self.remaining <= 1
 
     @property

@@ -1,7 +1,7 @@
-"""Which rings are down although all their pods are Ready: a network cut between two healthy nodes shows nowhere else.
+"""Which rings are down although all their pods are Ready, as after a network was cut between two healthy nodes.
 
-While requests wait for a ring, the End Model's pod stays Ready, so that its Service keeps it. So each Ready End Model
-is asked for its /status every few seconds; one whose ring is down every second, until it is up again.
+An End Model turns unready with its ring, but Kubernetes knows that only after the kubelet's next probe. So each Ready
+End Model is asked for its /status every few seconds; one whose ring is down every second, until it is up again.
 """
 
 from __future__ import annotations

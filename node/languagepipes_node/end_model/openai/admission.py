@@ -100,7 +100,7 @@ class FairWorkers:
     async def run_for(self, request: Request, work: Callable[[], T]) -> T:
         """`run` for the request's client. Raises ClientGone if that leaves before."""
         job = asyncio.ensure_future(self.run(Asker.of(request.scope).client, work))
-        gone = asyncio.ensure_future(_disconnected(request.receive))
+        gone = asyncio.ensure_future(disconnected(request.receive))
         try:
             await asyncio.wait((job, gone), return_when=asyncio.FIRST_COMPLETED)
             if not job.done():
@@ -146,6 +146,7 @@ class FairWorkers:
                 del self._waiting[client]
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Returns once the client has closed its connection."""
     while (await receive())["type"] != "http.disconnect":
         pass

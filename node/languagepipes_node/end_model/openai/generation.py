@@ -25,7 +25,7 @@ from fastapi import Depends, Request, Response
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from languagepipes_node.end_model.openai.admission import Asker, FairWorkers
+from languagepipes_node.end_model.openai.admission import Asker, FairWorkers, disconnected
 from languagepipes_node.end_model.openai.answers import Answer, Piece, ScoredToken
 from languagepipes_node.end_model.openai.bridge import (
     ClientGone,
@@ -314,8 +314,7 @@ def _watch_client(receive: Receive, exchange: Exchange) -> Iterator[None]:
     """While this lasts, a client that closes its connection ends the exchange at once."""
 
     async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await disconnected(receive)
         exchange.disconnect()
 
     watcher = asyncio.create_task(watch())

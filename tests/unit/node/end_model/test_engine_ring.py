@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,28 +15,11 @@ from languagepipes_node.end_model.openai.bridge import EngineBridge, EngineGone
 from languagepipes_node.end_model.requests import Failure
 from languagepipes_node.wire.errors import RingDown
 from support.loopback_ring import LoopbackFrame
-from support.toy_engine import MakeRig, Rig, alone
+from support.toy_engine import MakeRig, RunThread, alone
 from support.waiting import eventually
 
 PROMPT = list(range(10))
 QUICK = EngineSettings(reconnect_first_seconds=0.01, reconnect_most_seconds=0.02)
-
-
-@pytest.fixture
-def run_thread() -> Iterator[Callable[[Rig], threading.Thread]]:
-    started: list[tuple[Rig, threading.Thread]] = []
-
-    def start(rig: Rig) -> threading.Thread:
-        thread = threading.Thread(target=rig.engine.run_forever, daemon=True)
-        started.append((rig, thread))
-        thread.start()
-        return thread
-
-    yield start
-    for rig, thread in started:
-        rig.engine.stop()
-        thread.join(timeout=10)
-        assert not thread.is_alive()
 
 
 def test_a_submission_waits_for_the_ring_to_be_joined(make_rig: MakeRig) -> None:
@@ -50,9 +32,7 @@ def test_a_submission_waits_for_the_ring_to_be_joined(make_rig: MakeRig) -> None
     assert rig.answer(1) == alone(PROMPT, 8)
 
 
-def test_an_idle_engine_notices_a_lost_ring_and_joins_it_again(
-    make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]
-) -> None:
+def test_an_idle_engine_notices_a_lost_ring_and_joins_it_again(make_rig: MakeRig, run_thread: RunThread) -> None:
     rig = make_rig(threads=True, join=False, settings=QUICK)
     run_thread(rig)
     eventually(lambda: rig.engine.status.epoch == 1)
@@ -60,9 +40,7 @@ def test_an_idle_engine_notices_a_lost_ring_and_joins_it_again(
     eventually(lambda: rig.engine.status.epoch == 2, seconds=1)
 
 
-def test_an_idle_engine_sleeps_and_wakes_at_once(
-    make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]
-) -> None:
+def test_an_idle_engine_sleeps_and_wakes_at_once(make_rig: MakeRig, run_thread: RunThread) -> None:
     rig = make_rig(threads=True, join=False)
     thread = run_thread(rig)
     eventually(lambda: rig.engine.status.ring_ready)
@@ -74,7 +52,7 @@ def test_an_idle_engine_sleeps_and_wakes_at_once(
     assert thread.is_alive()
 
 
-def test_stopping_answers_what_is_left(make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]) -> None:
+def test_stopping_answers_what_is_left(make_rig: MakeRig, run_thread: RunThread) -> None:
     rig = make_rig(threads=True, join=False, context=200)
     thread = run_thread(rig)
     eventually(lambda: rig.engine.status.ring_ready)
@@ -108,7 +86,7 @@ def test_a_frame_that_does_not_return_in_time_ends_the_epoch(make_rig: MakeRig) 
 
 
 def test_a_ring_that_has_become_much_slower_serves_again_after_one_lost_epoch(
-    make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]
+    make_rig: MakeRig, run_thread: RunThread
 ) -> None:
     pause = [0.0]
 
@@ -179,7 +157,7 @@ def test_outputs_come_in_one_list_a_step(make_rig: MakeRig) -> None:
 
 
 def test_a_prompt_that_arrives_while_a_frame_is_out_is_sent_before_that_has_returned(
-    make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]
+    make_rig: MakeRig, run_thread: RunThread
 ) -> None:
     may_return = threading.Event()
 

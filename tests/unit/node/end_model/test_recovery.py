@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,29 +11,12 @@ from languagepipes_node.end_model.recovery import Outage, Setbacks
 from languagepipes_node.end_model.requests import Cancellation, Failure
 from languagepipes_node.end_model.sequences import Sequence
 from languagepipes_node.wire.errors import RingDown
-from support.toy_engine import GREEDY, MakeRig, Rig, Submission, ToyLayer, alone
+from support.toy_engine import GREEDY, MakeRig, Rig, RunThread, Submission, ToyLayer, alone
 from support.waiting import eventually
 
 PROMPT = list(range(10))
 LONG = list(range(40, 60)) + list(range(20))
 QUICK = EngineSettings(reconnect_first_seconds=0.01, reconnect_most_seconds=0.02)
-
-
-@pytest.fixture
-def run_thread() -> Iterator[Callable[[Rig], threading.Thread]]:
-    started: list[tuple[Rig, threading.Thread]] = []
-
-    def start(rig: Rig) -> threading.Thread:
-        thread = threading.Thread(target=rig.engine.run_forever, daemon=True)
-        started.append((rig, thread))
-        thread.start()
-        return thread
-
-    yield start
-    for rig, thread in started:
-        rig.engine.stop()
-        thread.join(timeout=10)
-        assert not thread.is_alive()
 
 
 def lose(rig: Rig, *stages: int, code: str = "lost", step: int | None = None) -> None:
@@ -127,9 +108,7 @@ def test_what_a_sequence_must_compute_again_is_a_staircase() -> None:
     assert sequence.sent == 0
 
 
-def test_requests_that_come_while_the_ring_is_down_wait_for_it(
-    make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]
-) -> None:
+def test_requests_that_come_while_the_ring_is_down_wait_for_it(make_rig: MakeRig, run_thread: RunThread) -> None:
     rig = make_rig(threads=True, join=False, settings=QUICK, context=200)
     run_thread(rig)
     eventually(lambda: rig.engine.status.ring_ready)
@@ -151,7 +130,7 @@ def test_requests_that_come_while_the_ring_is_down_wait_for_it(
 
 
 def test_nobody_waits_longer_than_allowed_and_all_are_served_once_the_ring_is_back(
-    make_rig: MakeRig, run_thread: Callable[[Rig], threading.Thread]
+    make_rig: MakeRig, run_thread: RunThread
 ) -> None:
     rig = make_rig(threads=True, join=False, settings=replace(QUICK, max_wait_seconds=0.2), context=200)
     run_thread(rig)
@@ -289,13 +268,13 @@ def test_setbacks_are_forgotten_when_a_frame_returns() -> None:
 
 def test_an_outage_is_timed_from_its_beginning() -> None:
     outage = Outage(max_wait_seconds=10, now=0)
-    assert not outage.expire(now=9)
+    assert not outage.expired(now=9)
     assert outage.end(now=9) == 9
     assert outage.begin("silence", "silence", now=20)
     assert not outage.begin("silence", "unreachable", now=25)
     assert outage.begin("no answer", "unreachable", now=26)
     assert outage.code == "silence"
-    assert not outage.expire(now=29)
-    assert outage.expire(now=30)
+    assert not outage.expired(now=29)
+    assert outage.expired(now=30)
     outage.end(now=31)
-    assert not outage.expire(now=99)
+    assert not outage.expired(now=99)

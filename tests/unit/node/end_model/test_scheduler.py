@@ -22,8 +22,6 @@ class View:
     generated: bool = False
     kv: tuple[int, ...] = (0, 0)
     suspect: bool = False
-    client: str = ""
-    passed_by: int = 0
 
     @property
     def last_member(self) -> int:
