@@ -183,16 +183,20 @@ def test_changed_nodes_restart_no_pod_and_cause_no_write(smollm2: Kubectl, our_c
 
 
 def settle(kubectl: Kubectl) -> None:
-    """Until nothing has been written for a while: a pod's readiness is told a moment after the pipe's."""
+    """Until nothing has been written for a while: a pod's readiness is told a moment after the pipe's. And until no pod
+    is leaving, which a stage of an earlier test may do for as long as it serves on after SIGTERM."""
     seen: list[tuple[float, dict[str, str]]] = []
 
     def still() -> bool:
+        if any("deletionTimestamp" in pod["metadata"] for pod in kubectl.list("pods", OF_PIPE)):
+            seen.clear()
+            return False
         now = versions(kubectl)
         if not seen or seen[-1][1] != now:
             seen.append((time.monotonic(), now))
         return time.monotonic() - seen[-1][0] > 4
 
-    wait_for("a pipe at rest", still, timeout_seconds=60)
+    wait_for("a pipe at rest", still, timeout_seconds=90)
 
 
 def test_a_changed_spec_converges_and_answers(smollm2: Kubectl, client: Client) -> None:
