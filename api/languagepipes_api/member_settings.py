@@ -64,6 +64,9 @@ class MemberSettings(BaseModel):
     max_replays: int = Field(
         default=5, ge=0, description="How often a sequence is replayed without getting a token in between."
     )
+    drain_seconds: float = Field(
+        default=35.0, ge=0, description="How long after SIGTERM answers that were begun may go on."
+    )
 
     # store
     store_listen: str | None = None

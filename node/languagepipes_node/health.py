@@ -7,6 +7,7 @@ engine, those that accept, read and keep links, the API's event loop.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _LOADING_STALL_SECONDS = 60.0
+# A question and its answer take milliseconds.
+_CONNECTION_SECONDS = 30.0
 # A waiting thread reports to its watchdog at least five times a second, so this is ample.
 WAITING_SECONDS = 60.0
 # One frame's compute. The End Model gives a frame of a size never seen 120 s, since the first may page in all weights.
@@ -158,8 +161,32 @@ class MemberState:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """Closes a connection that is not through after `_CONNECTION_SECONDS`: each holds a thread, and a client that sends
+    a byte now and then would hold it for good.
+    """
+
     request_queue_size = 64
     daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        self._since: dict[Any, float] = {}  # by connection
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Called by `serve_forever`, twice a second."""
+        late = time.monotonic() - _CONNECTION_SECONDS
+        for request, since in list(self._since.items()):
+            if since < late:
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)  # the thread that reads from it ends
 
 
 class _ServerIPv6(_Server):

@@ -1,4 +1,5 @@
-"""The role `end-model`: load its layers, join the ring, serve the OpenAI API until SIGTERM.
+"""The role `end-model`: load its layers, join the ring, serve the OpenAI API until SIGTERM and until what was begun is
+answered.
 
 Two threads matter: the engine's, which does all torch work, and the API's event loop. They share two queues.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +27,13 @@ log = logging.getLogger(__name__)
 
 # An API thread that holds the interpreter for the default 5 ms would delay a token by as much.
 _SWITCH_INTERVAL_SECONDS = 0.0005
+_DRAIN_POLL_SECONDS = 0.05
 
 
 def run(settings: MemberSettings) -> int:
-    """Returns 0 after SIGTERM, 1 if this End Model can never serve; the reason is the last line on stderr."""
+    """Returns 0 after SIGTERM, once open requests are answered or `drain_seconds` are over; a second signal ends the
+    process at once. Returns 1 if this End Model can never serve; the reason is the last line on stderr.
+    """
     process.end_on_signals()
     sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
     state = MemberState("end-model")
@@ -57,7 +62,7 @@ def run(settings: MemberSettings) -> int:
 
 
 def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tuple[str, str] | None:
-    """Until SIGTERM: None, or (code, sentence) of what ended it."""
+    """Until SIGTERM and the drain after it: None, or (code, sentence) of what ended it."""
     startup = member.prepare(settings, state)
     plan = startup.plan
 
@@ -137,7 +142,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
         "running": engine.status.running,
         "waiting": engine.status.waiting,
     }
-    stopping = process.stop_on_signals()
+    stopping = process.leave_on_signals()
     ready.append(engine)
     state.enter("ready", "serving")
 
@@ -161,13 +166,28 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     api.start(on_end=api_ended)
     log.info("end-model ready, API on %s", api.address)
     stopping.wait()
-    state.enter("stopping", "shutting down")  # no longer ready, while running answers may end
+    state.enter("stopping", "shutting down")  # no longer ready
+    if not failures:
+        drain(bridge, until=stopping.since + settings.drain_seconds)
     api.stop()
     engine.stop()
     thread.join()
     state.watchdog.rest()
     communicator.close()
     return failures[0] if failures else None
+
+
+def drain(bridge: EngineBridge, *, until: float) -> None:
+    """Let answers end that were begun; new requests are refused meanwhile, on connections that are still accepted, so
+    that they learn why. What is left at `until` (time.monotonic()) ends with an error.
+    """
+    bridge.stop_admission("the server is shutting down: ask again")
+    log.info("shutting down: %d answers are to be completed", bridge.open_sequences)
+    while bridge.open_sequences and time.monotonic() < until:
+        time.sleep(_DRAIN_POLL_SECONDS)
+    if left := bridge.open_sequences:
+        log.warning("shutting down: %d answers were not complete in time", left)
+        bridge.end_open("the server is shutting down, and this answer was not complete in time: ask again")
 
 
 def drive(engine: Engine, bridge: EngineBridge) -> tuple[str, str] | None:

@@ -73,10 +73,10 @@ class TokenOutput:
 
 @dataclass(frozen=True)
 class Failure:
-    """The request ended without an answer. code: "ring_down" | "queue_full" | "internal"; message: for the client."""
+    """The request ended without an answer. message: for the client."""
 
     request_id: int
-    code: Literal["ring_down", "queue_full", "internal"]
+    code: Literal["ring_down", "queue_full", "shutting_down", "internal"]
     message: str
 
 

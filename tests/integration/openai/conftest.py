@@ -54,7 +54,7 @@ def serve(codec: TextCodec) -> Iterator[Callable[..., Served]]:
             system_fingerprint="fp_test",
             **options,
         )
-        server = ApiServer(app, "127.0.0.1:0", drain_seconds=1)
+        server = ApiServer(app, "127.0.0.1:0", close_seconds=1)
         server.start()
         servers.append(served := Served(codec, engine, bridge, server))
         return served

@@ -60,10 +60,13 @@ class LongAnswer:
         except openai.APIError as error:
             self.error = error
 
-    def text(self) -> str:
-        """All of it, once it has ended by itself."""
+    def join(self) -> None:
         self._thread.join(timeout=120)
         assert not self._thread.is_alive()
+
+    def text(self) -> str:
+        """All of it, once it has ended by itself."""
+        self.join()
         assert self.error is None
         assert self.finish == "length"
         return "".join(self.chunks)
@@ -132,6 +135,31 @@ def test_a_client_that_goes_away_stops_costing_compute(up: Up) -> None:
     assert up.metric(end_model, "languagepipes_kv_blocks_used") == 0
 
 
+def test_an_end_model_that_is_to_end_refuses_what_comes_and_ends_late_answers_with_an_error(up: Up) -> None:
+    before = up.ready
+    running = LongAnswer(up)
+
+    os.kill(before["end_model"]["pid"], signal.SIGTERM)
+
+    refused: list[httpx.Response] = []
+
+    def is_refused() -> bool:
+        answer = httpx.post(
+            f"http://127.0.0.1:{up.port}/v1/completions", json={"model": "smollm2", "prompt": "Hi", "max_tokens": 1}
+        )
+        refused.append(answer)
+        return answer.status_code == 503
+
+    eventually(is_refused, seconds=5)
+    assert refused[-1].json()["error"]["code"] == "shutting_down"
+    running.join()
+    assert running.finish is None
+    assert "this answer was not complete in time" in str(running.error)
+    after = up.wait_ready(before=before)
+    assert others(after, "end-model") == others(before, "end-model")
+    assert ask(up)
+
+
 def test_ctrl_c_leaves_nothing_behind(model_file: Path, tmp_path: Path) -> None:
     up = Up(pipe(f"file://{model_file}", name="smollm2", stages={"count": 1}), tmp_path)
     with up:
@@ -140,3 +168,13 @@ def test_ctrl_c_leaves_nothing_behind(model_file: Path, tmp_path: Path) -> None:
     assert up.process.returncode == 0
     assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
     assert not up.ready_file.exists()
+
+
+def test_ctrl_c_ends_running_answers_with_an_error(model_file: Path, tmp_path: Path) -> None:
+    resource = pipe(f"file://{model_file}", name="smollm2", model={"maxContextLength": 1024}, stages={"count": 1})
+    with Up(resource, tmp_path) as up:
+        running = LongAnswer(up)
+        os.kill(up.process.pid, signal.SIGINT)
+        running.join()
+    assert "this answer was not complete in time" in str(running.error)
+    assert up.process.returncode == 0

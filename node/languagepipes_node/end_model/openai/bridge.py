@@ -49,6 +49,10 @@ class EngineGone(Exception):
     """The engine will not answer any more; the message says why."""
 
 
+class Draining(Exception):
+    """The server ends what it has begun and takes no new requests; the message says why."""
+
+
 class TooManySequences(Exception):
     """The server has as many sequences as it admits: `open_sequences` of at most `limit`, and `asked` more."""
 
@@ -114,6 +118,8 @@ class EngineBridge:
         self._reserved = 0
         self._request_ids = itertools.count(1)
         self._gone: str | None = None
+        # Why no request is taken any more, if so.
+        self.draining: str | None = None
 
     def attach(self, engine: EngineHandle) -> None:
         """Name the engine that commands go to; `create_app` does so."""
@@ -153,13 +159,31 @@ class EngineBridge:
         reason = self._gone or ""
         self._dispatch([Failure(request_id, "ring_down", reason) for request_id in self._routes])
 
+    def stop_admission(self, reason: str) -> None:
+        """Refuse every request that comes from now on; those with seats go on. Any thread."""
+        self.draining = reason
+
+    def end_open(self, reason: str) -> None:
+        """Fail every open request with "shutting_down". Any thread."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._end_open, reason)
+
+    def _end_open(self, reason: str) -> None:
+        for request_id in list(self._routes):
+            self.engine.submit(Cancellation(request_id))
+            self._dispatch([Failure(request_id, "shutting_down", reason)])
+
     def reserve(self, sequences: int) -> Reservation:
         """Seats for so many sequences, before their prompts are known.
 
-        Raises TooManySequences if they would exceed `max_sequences`, and EngineGone after `engine_gone`.
+        Raises TooManySequences if they would exceed `max_sequences`, Draining after `stop_admission`, and EngineGone
+        after `engine_gone`.
         """
         if self._gone is not None:
             raise EngineGone(self._gone)
+        if self.draining is not None:
+            raise Draining(self.draining)
         if self.max_sequences is not None and self.open_sequences + sequences > self.max_sequences:
             raise TooManySequences(asked=sequences, open_sequences=self.open_sequences, limit=self.max_sequences)
         return Reservation(self, sequences)
@@ -167,7 +191,7 @@ class EngineBridge:
     def open(self, sequences: Sequence[SequenceRequest], reservation: Reservation | None = None) -> Exchange:
         """Submit `sequences` as one HTTP request's choices 0, 1, …, in seats that were reserved for them or are free.
 
-        Raises as `reserve`; then none is submitted.
+        Raises as `reserve`, but with seats not Draining; then none is submitted.
         """
         if self._gone is not None:
             raise EngineGone(self._gone)
@@ -238,7 +262,8 @@ class Exchange:
         self._client_gone = False
 
     async def take(self) -> list[tuple[int, TokenOutput | Failure]]:
-        """Everything that arrived since the last call as (choice, output), at least one; waits for it.
+        """Everything that arrived since the last call as (choice, output), at least one; waits for it. Nothing if
+        `nudge` was called meanwhile.
 
         Raises ClientGone once `disconnect` was called.
         """
@@ -252,6 +277,10 @@ class Exchange:
             raise ClientGone
         arrived, self._arrived = self._arrived, []
         return arrived
+
+    def nudge(self) -> None:
+        """Let whoever waits in `take` go on, although nothing arrived."""
+        self._wake()
 
     def cancel(self, index: int) -> None:
         """Stop choice `index`: its text hit a stop string."""

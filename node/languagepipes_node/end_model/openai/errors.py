@@ -9,8 +9,10 @@
     ├── RequestTimeout            408
     ├── BodyTooLarge              413
     ├── UnsupportedMediaType      415
+    ├── HeadTooLarge              431
     ├── QueueFull                 429, with Retry-After
     ├── RingDown                  503, with Retry-After
+    ├── ShuttingDown              503, with Retry-After, and the connection is closed
     └── InternalError             500
 
 The object is `{"error": {"message", "type", "param", "code"}}`
@@ -152,6 +154,17 @@ class BodyTooLarge(ApiError):
         return [(b"connection", b"close")]
 
 
+class HeadTooLarge(ApiError):
+    status = 431
+    type = "invalid_request_error"
+    code = "request_too_large"
+    outcome = "invalid"
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"connection", b"close")]
+
+
 class UnsupportedMediaType(ApiError):
     status = 415
     type = "invalid_request_error"
@@ -179,6 +192,18 @@ class RingDown(_RetryLater):
     outcome = "ring_down"
 
 
+class ShuttingDown(_RetryLater):
+    status = 503
+    type = "server_error"
+    code = "shutting_down"
+    outcome = "shutting_down"
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        # The next attempt needs a new connection to reach another replica, or the process that follows this one.
+        return [*super().headers, (b"connection", b"close")]
+
+
 class InternalError(ApiError):
     code = "internal_error"
 
@@ -204,7 +229,7 @@ _MEANINGS: dict[type[ApiError], str] = {
     UnsupportedMediaType: "The body is not plain JSON.",
     QueueFull: "The server has as many requests as it admits.",
     InternalError: "The server failed to handle the request.",
-    RingDown: "The model is not being served at the moment.",
+    RingDown: "The model is not being served at the moment, or the server is being shut down.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer"}}}
 _HEADERS: dict[type[ApiError], dict[str, Any]] = {
@@ -221,5 +246,7 @@ def from_failure(failure: Failure) -> ApiError:
             return QueueFull(failure.message)
         case "ring_down":
             return RingDown(f"the ring of stages is down, ask again in a moment: {failure.message}")
+        case "shutting_down":
+            return ShuttingDown(failure.message)
         case _:
             return InternalError(failure.message)

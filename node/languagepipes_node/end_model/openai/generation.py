@@ -1,7 +1,8 @@
 """From a validated request to its answer: admit, wait for the engine, send. The same for both routes.
 
-The status line is not sent before the engine's first output, so that whatever goes wrong until then has its proper
-status; what goes wrong later is an SSE event with the error object, after which the stream ends without [DONE].
+The status line is not sent before the engine's first output or 10 s of silence, so that whatever goes wrong until then
+has its proper status; what goes wrong later is an SSE event with the error object, after which the stream ends without
+[DONE]. A stream that has nothing to say for another 10 s sends a comment, so that proxies keep its connection.
 
 A stream is a `Response` that speaks ASGI itself, one `send` a step; docs/decisions/0004-fastapi.md has the figures of
 Starlette's StreamingResponse beside it. A whole answer is written token by token too, as they arrive, and sent in
@@ -16,7 +17,7 @@ import functools
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -29,6 +30,7 @@ from languagepipes_node.end_model.openai.admission import Asker, FairWorkers, di
 from languagepipes_node.end_model.openai.answers import Answer, Piece, ScoredToken
 from languagepipes_node.end_model.openai.bridge import (
     ClientGone,
+    Draining,
     EngineBridge,
     EngineGone,
     Exchange,
@@ -47,6 +49,7 @@ from languagepipes_node.end_model.openai.errors import (
     QueueFull,
     RequestTimeout,
     RingDown,
+    ShuttingDown,
     UnsupportedMediaType,
     documented,
     from_failure,
@@ -61,6 +64,9 @@ from languagepipes_node.end_model.text import TextCodec
 
 # A client that reads nothing for this long has gone, whatever its TCP says.
 _STALL_SECONDS = 60.0
+# A stream that was silent for so long sends a comment: proxies close what is silent for 30 to 60 s (nginx: 60).
+_SILENCE_SECONDS = 10.0
+_COMMENT = b": waiting for the next token\n\n"
 # Microseconds of work, roughly, after which whoever else waits for the event loop gets it.
 _WORK_AT_ONCE = 1000
 _PART_WORK = 50
@@ -76,7 +82,11 @@ GENERATION_ERRORS = documented(
     InternalError,
     RingDown,
 )
-_STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx in front passes events on as they come
+]
 
 
 @dataclass(frozen=True)
@@ -208,7 +218,8 @@ def event_end(usage_field: bytes) -> bytes:
 def reserve_seats(
     service: Service, asker: Asker, request: ChatCompletionRequest | CompletionRequest, *, prompts: int
 ) -> Reservation:
-    """Admit a request before anything is done for it that takes long. Raises InvalidRequest, QueueFull, RingDown."""
+    """Admit a request before anything is done for it that takes long. Raises InvalidRequest, QueueFull, RingDown,
+    ShuttingDown."""
     if prompts * request.n > MAX_CHOICES:
         raise InvalidRequest(
             f"'n' asks for {request.n} answers to each of {prompts} prompts, at most {MAX_CHOICES} in all.",
@@ -218,6 +229,8 @@ def reserve_seats(
         return asker.reserve(service.bridge, prompts * request.n)
     except EngineGone as error:
         raise RingDown(f"The model is not being served any more: {error}") from None
+    except Draining as error:
+        raise ShuttingDown(str(error)) from None
     except TooManySequences as error:
         if error.asked > error.limit:
             raise InvalidRequest(
@@ -421,6 +434,7 @@ async def _stream(
     started = False
     open_answers = len(answers)
     stall = _StallGuard()
+    silence = _Silence(exchange.nudge)
     turns = _Turns()
 
     async def send_events() -> None:
@@ -433,6 +447,7 @@ async def _stream(
         if body:
             with stall:
                 await send({"type": "http.response.body", "body": body, "more_body": open_answers > 0})
+            silence.broken()
 
     try:
         while open_answers:
@@ -465,9 +480,44 @@ async def _stream(
                 if format.include_usage:
                     events.append(format.usage_event(_usage(generation, answers)))
                 events.append(_DONE)
+            elif not events and silence.due:
+                events.append(_COMMENT)
             await send_events()
     finally:
         stall.close()
+        silence.close()
+
+
+class _Silence:
+    """Whether a stream has sent nothing for `_SILENCE_SECONDS`. nudge: called when it is so.
+
+    One timer for a whole stream, as in `_StallGuard`.
+    """
+
+    def __init__(self, nudge: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._nudge = nudge
+        self._since = self._loop.time()
+        self._timer = self._loop.call_later(_SILENCE_SECONDS, self._look)
+
+    @property
+    def due(self) -> bool:
+        return self._loop.time() - self._since >= _SILENCE_SECONDS
+
+    def broken(self) -> None:
+        """Something was sent."""
+        self._since = self._loop.time()
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        quiet = now - self._since
+        if quiet >= _SILENCE_SECONDS:
+            self._nudge()
+            quiet = 0.0
+        self._timer = self._loop.call_at(now + _SILENCE_SECONDS - quiet, self._look)
 
 
 class _StallGuard:

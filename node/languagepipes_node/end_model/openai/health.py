@@ -18,8 +18,9 @@ async def healthz() -> Health:
 
 @router.get("/readyz", response_model=Readiness, responses={503: {"model": NotReady}})
 async def readyz(service: CurrentService) -> Readiness | Response:
-    """200 while the ring is joined; 503 with the reason otherwise."""
+    """200 while the ring is joined and requests are taken; 503 with the reason otherwise."""
     status = service.bridge.engine.status
-    if status.ring_ready:
+    reason = service.bridge.draining or (None if status.ring_ready else status.ring_error)
+    if reason is None:
         return Readiness()
-    return Response(NotReady(reason=status.ring_error).model_dump_json(), 503, media_type="application/json")
+    return Response(NotReady(reason=reason).model_dump_json(), 503, media_type="application/json")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
+from languagepipes_node.end_model.openai.connections import BoundedHeadProtocol
 from languagepipes_node.health import WAITING_SECONDS, Watchdog
 from languagepipes_node.net.addresses import address_family
 
@@ -24,7 +25,7 @@ _KEEP_ALIVE_SECONDS = 75
 
 class _Server(uvicorn.Server):
     """Shows its watchdog ten times a second that the event loop runs. While it shuts down nothing is expected of it:
-    then it is the drain time that ends it.
+    then it is `close_seconds` that ends it.
     """
 
     def __init__(self, config: uvicorn.Config, watchdog: Watchdog) -> None:
@@ -43,11 +44,11 @@ class _Server(uvicorn.Server):
 class ApiServer:
     """Binds at once, so that a wrong or taken address is an OSError here and `address` is known from the start.
 
-    listen: `host:port`, an IPv6 host in brackets; port 0 picks a free one. drain_seconds: how long answers that are
-    under way may go on after `stop`; then their connections are closed. watchdog: notices an event loop that hangs.
+    listen: `host:port`, an IPv6 host in brackets; port 0 picks a free one. close_seconds: how long clients have after
+    `stop` to read what was answered; then their connections are closed. watchdog: notices an event loop that hangs.
     """
 
-    def __init__(self, app: FastAPI, listen: str, *, drain_seconds: int = 25, watchdog: Watchdog | None = None) -> None:
+    def __init__(self, app: FastAPI, listen: str, *, close_seconds: int = 2, watchdog: Watchdog | None = None) -> None:
         host, _, port = listen.rpartition(":")
         host = host.strip("[]") or "0.0.0.0"  # noqa: S104 (a pod serves its network)
         # All addresses means both families, as for every other port of a member.
@@ -58,7 +59,7 @@ class ApiServer:
         config = uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=BoundedHeadProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -68,11 +69,11 @@ class ApiServer:
             proxy_headers=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=drain_seconds,
+            timeout_graceful_shutdown=close_seconds,
         )
         self._server = _Server(config, watchdog or Watchdog())
         self._thread: threading.Thread | None = None
-        self._drain_seconds = drain_seconds
+        self._close_seconds = close_seconds
 
     @property
     def address(self) -> str:
@@ -105,8 +106,8 @@ class ApiServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Accept no more, let answers that are under way end, and wait for that. Safe from any thread."""
+        """Accept no more, and wait until connections are closed. Safe from any thread."""
         self._server.should_exit = True
         if self._thread is not None:
-            self._thread.join(self._drain_seconds + 5)
+            self._thread.join(self._close_seconds + 2)
         self._socket.close()

@@ -21,6 +21,8 @@ from languagepipes_operator.cli.up.snapshot import END_MODEL, STORE
 
 # The store alone may talk to the Hub.
 _HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# At the end of `up` answers that are under way get so long, then an error, within `processes.GRACE_SECONDS`.
+_DRAIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ def member_processes(
             max_queued_requests=server.max_queued_requests,
             max_wait_seconds=pipe.spec.recovery.max_wait_seconds,
             max_replays=pipe.spec.recovery.max_replays,
+            drain_seconds=_DRAIN_SECONDS,
             **common,
         ),
         end_model_text(plan),

@@ -103,13 +103,15 @@ def test_probes_ask_the_pod_itself_on_its_telemetry_port() -> None:
 def test_the_end_model_outlives_its_last_answers() -> None:
     from inspect import signature
 
+    from languagepipes_api.member_settings import MemberSettings
     from languagepipes_node.end_model.openai.server import ApiServer
 
-    drain = signature(ApiServer).parameters["drain_seconds"].default
+    drain = MemberSettings.model_fields["drain_seconds"].default
+    close = signature(ApiServer).parameters["close_seconds"].default
     (end_model,) = of_kind(rendered(pipe_snapshot()), "Deployment", "end-model")
     leave = container_of(end_model)["lifecycle"]["preStop"]["sleep"]["seconds"]
 
-    assert leave + drain + 5 < pod_of(end_model)["terminationGracePeriodSeconds"]
+    assert leave + drain + close + 2 < pod_of(end_model)["terminationGracePeriodSeconds"]
 
 
 def test_a_stage_leaves_before_its_pod_is_killed() -> None:

@@ -1,0 +1,120 @@
+"""Request lines and headers that never end, or end too late."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+
+import pytest
+from languagepipes_node.end_model.openai import connections
+
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.fixture
+def connect(serve):
+    served = serve()
+    host, port = served.address.split(":")
+    open_connections = []
+
+    def start():
+        connection = socket.create_connection((host, int(port)), timeout=10)
+        open_connections.append(connection)
+        return connection
+
+    yield start
+    for connection in open_connections:
+        connection.close()
+
+
+@pytest.fixture
+def in_a_moment(monkeypatch):
+    monkeypatch.setattr(connections, "_HEAD_SECONDS", 0.5)
+
+
+def everything(connection):
+    received = b""
+    while part := connection.recv(1 << 16):
+        received += part
+    return received
+
+
+def error_of(answer):
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" in head
+    assert f"content-length: {len(body)}".encode() in head
+    return head.split(b" ")[1], json.loads(body)["error"]
+
+
+def test_a_head_that_trickles_in_is_a_408(in_a_moment, connect):
+    connection = connect()
+    started = time.monotonic()
+    connection.sendall(HEAD)
+    for _ in range(4):
+        time.sleep(0.1)
+        connection.sendall(b"X-More: 1\r\n")
+    status, error = error_of(everything(connection))
+    assert 0.4 < time.monotonic() - started < 3
+    assert (status, error["code"]) == (b"408", "request_timeout")
+    assert error["message"] == "The request's headers did not arrive within 0.5 s."
+
+
+def test_a_connection_without_a_request_is_closed(in_a_moment, connect):
+    connection = connect()
+    started = time.monotonic()
+    assert everything(connection) == b""
+    assert 0.4 < time.monotonic() - started < 3
+
+
+def test_empty_lines_are_no_request(in_a_moment, connect):
+    connection = connect()
+    for _ in range(4):
+        connection.sendall(b"\r\n")
+        time.sleep(0.1)
+    assert error_of(everything(connection))[0] == b"408"
+
+
+def test_a_second_request_on_the_connection_must_arrive_in_time_too(in_a_moment, connect):
+    connection = connect()
+    connection.sendall(HEAD + b"\r\n")
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    time.sleep(0.8)  # an idle connection is kept for longer
+    connection.sendall(HEAD)
+    assert error_of(everything(connection))[0] == b"408"
+
+
+def test_a_body_may_take_longer_than_the_head(in_a_moment, connect):
+    connection = connect()
+    body = json.dumps({"model": "tiny", "prompt": "hi", "max_tokens": 1}).encode()
+    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+    time.sleep(0.8)
+    connection.sendall(body)
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_without_end_is_a_431(connect):
+    connection = connect()
+    connection.sendall(HEAD)
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        for _ in range(1000):
+            connection.sendall(b"X-More: " + b"1" * 1000 + b"\r\n")
+            sent += 1
+            time.sleep(0.001)
+    assert 60 < sent < 200
+
+
+def test_a_large_head_is_told_its_limit(connect):
+    connection = connect()
+    connection.sendall(HEAD + b"X-More: " + b"1" * (connections._HEAD_BYTES + 1))
+    status, error = error_of(everything(connection))
+    assert (status, error["code"]) == (b"431", "request_too_large")
+    assert error["message"] == f"The request's headers are larger than {connections._HEAD_BYTES} bytes."
+
+
+def test_a_head_of_usual_size_is_served(connect):
+    connection = connect()
+    connection.sendall(HEAD + b"Cookie: " + b"1" * 30_000 + b"\r\n\r\n")
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
