@@ -27,7 +27,7 @@ def _of_the_pipe(snapshot: Snapshot, decision: Decision, settings: OperatorSetti
     """What a pipe has before there is a plan and as long as it exists: the weights store, and the Services."""
     found = [
         services.store_service(snapshot),
-        services.api_service(snapshot),
+        services.api_service(snapshot, publish_unready=decision.publish_unready),
         store.cache_claim(snapshot),
         store.hub_authorities(snapshot, settings),
         policies.store_policy(snapshot, settings) if snapshot.pipe.spec.network_policy.enabled else None,

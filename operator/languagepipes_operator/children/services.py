@@ -12,8 +12,11 @@ from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.snapshot import Snapshot
 
 
-def api_service(snapshot: Snapshot) -> Manifest:
-    """Every End Model that is ready, of any replica and plan: ready means that its ring's health check passed."""
+def api_service(snapshot: Snapshot, *, publish_unready: bool) -> Manifest:
+    """Every End Model that is ready, of any replica and plan: ready means that its ring's health check passed.
+
+    publish_unready: and those that are not.
+    """
     return _service(
         snapshot,
         names.api_service(snapshot.pipe.name),
@@ -21,6 +24,7 @@ def api_service(snapshot: Snapshot) -> Manifest:
         {**labels_of_pipe(snapshot.pipe.name), LABEL_ROLE: "end-model"},
         [{"name": "http", "port": 80, "targetPort": API_PORT, "protocol": "TCP", "appProtocol": "http"}],
         type="ClusterIP",
+        **({"publishNotReadyAddresses": True} if publish_unready else {}),
     )
 
 

@@ -17,6 +17,7 @@ from languagepipes_operator.decide.inputs import store_inputs
 from languagepipes_operator.decide.last_applied import inputs_of
 from languagepipes_operator.decide.plan_choice import PlanChoice, choose_plan
 from languagepipes_operator.decide.replicas import replica_numbers
+from languagepipes_operator.observe.endpoint import publishes_unready
 from languagepipes_operator.observe.ownership import identity_of
 from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.observe.stored_plans import StoredPlan
@@ -51,6 +52,7 @@ def decide_with_plan(snapshot: Snapshot, settings: OperatorSettings, choice: Pla
         replicas=replicas,
         members=members,
         identities=_in_order({*wanted, *_existing(snapshot)}),
+        publish_unready=publishes_unready(snapshot),
         paused=snapshot.pipe.spec.paused,
     )
 

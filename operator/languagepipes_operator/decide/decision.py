@@ -35,6 +35,7 @@ class Decision:
     whether it was made by this decision. store_revision: which revision of the model the store
     serves. replicas: their numbers. members: of all replicas, in the order of the ring, the End Model last; empty
     without a plan. identities: all that need a certificate: the members that are wanted, and those that still exist.
+    publish_unready: whether the API's Service leads to End Models that are not Ready too.
     paused: the children are left as they are.
     """
 
@@ -46,4 +47,5 @@ class Decision:
     replicas: tuple[int, ...] = ()
     members: tuple[DeploymentDecision, ...] = ()
     identities: tuple[Identity, ...] = ()
+    publish_unready: bool = False
     paused: bool = False

@@ -193,7 +193,7 @@ class Observer:
     async def _report(self, pod: Manifest) -> MemberStatus | None:
         """Of an End Model whose ring was down and that does not answer now, what it answered last."""
         report = await ask_member(self._http, _ip(pod))
-        if label(pod, LABEL_ROLE) != "end-model" or not is_ready(pod):
+        if label(pod, LABEL_ROLE) != "end-model":
             return report
         self._rings.note(pod, report)
         return report or self._rings.down.get(pod["metadata"]["uid"])

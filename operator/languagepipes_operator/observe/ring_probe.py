@@ -71,7 +71,7 @@ class RingProbe:
         """What the End Model of that pod answered to a question of another part of the operator."""
         if report is None:
             return
-        if ring_is_down(report):
+        if ring_is_down(report) and (is_ready(pod) or report.recovering):
             self._down[_uid(pod)] = report
         else:
             self._down.pop(_uid(pod), None)
@@ -79,9 +79,9 @@ class RingProbe:
         self._metrics.rings_down.set(len(self._down))
 
     async def _look(self, tick: int) -> None:
-        pods = {_uid(pod): pod for pod in self._pods() if _serves(pod)}
+        pods = {_uid(pod): pod for pod in self._pods() if self._is_asked(pod)}
         for uid in self._down.keys() - pods.keys():
-            del self._down[uid]  # the pod's own state says it now
+            del self._down[uid]
         self._suspected &= pods.keys()
         due = (
             pod
@@ -92,6 +92,12 @@ class RingProbe:
         )
         await asyncio.gather(*map(self._question, due))
         self._metrics.rings_down.set(len(self._down))
+
+    def _is_asked(self, pod: Manifest) -> bool:
+        """Of one that is not Ready its pod says enough, but for when its ring is up again."""
+        address = pod.get("status", {}).get("podIP")
+        serves = label(pod, LABEL_ROLE) == "end-model" and bool(address) and is_active(pod)
+        return serves and (is_ready(pod) or _uid(pod) in self._down)
 
     async def _question(self, pod: Manifest) -> None:
         async with self._slots:
@@ -111,12 +117,6 @@ class RingProbe:
 def ring_is_down(report: MemberStatus) -> bool:
     """Of an End Model: it has loaded its own weights, and its ring health check does not pass."""
     return report.state == "ready" and not report.ring_ready
-
-
-def _serves(pod: Manifest) -> bool:
-    """Of one that is not Ready, its pod says enough."""
-    address = pod.get("status", {}).get("podIP")
-    return label(pod, LABEL_ROLE) == "end-model" and bool(address) and is_active(pod) and is_ready(pod)
 
 
 def _uid(pod: Manifest) -> str:

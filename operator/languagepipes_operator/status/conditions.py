@@ -221,9 +221,9 @@ def _recovering(snapshot: Snapshot, found: Diagnosis) -> ConditionState:
 
 
 def _endpoint_ready(found: Diagnosis, ready: ConditionState, url: str | None) -> ConditionState:
-    if not found.answering:
+    if not found.accepting:
         return ConditionState("False", ready.reason, ready.message)
-    where, answering = url or "no Service yet", found.answering - len(found.recovering)
+    where, answering = url or "no Service yet", found.answering
     if not answering:
         return ConditionState(
             "True", "EndpointReady", bounded(f"requests are accepted at {where}, and wait: {ready.message}")

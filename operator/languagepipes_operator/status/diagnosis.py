@@ -12,10 +12,10 @@ from languagepipes_api.plan import Plan
 
 from languagepipes_operator.decide.replicas import replica_numbers as replica_numbers
 from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.endpoint import takes_requests
 from languagepipes_operator.observe.ownership import (
     Member,
     end_models,
-    is_ready,
     label,
     other_plans,
     replica_of,
@@ -36,8 +36,8 @@ MISSES_THAT_COUNT = 6
 @dataclass(frozen=True)
 class Diagnosis:
     """plan: the one in force. replicas: of `spec.replicas`, each its stages in order and its End Model last; empty
-    without a plan. recovering: those of them whose requests wait until they are whole again. answering: replicas of any
-    plan whose End Model is Ready: they answer requests, or let them wait. existing: those with an End Model at all.
+    without a plan. recovering: those of them whose requests wait until they are whole again. accepting: replicas of any
+    plan that the Service leads to: they answer requests, or let them wait. existing: those with an End Model at all.
     replaced: whether Deployments of another plan are still there.
     non_blocking: what the API server refuses and no member needs in order to run.
     """
@@ -46,7 +46,7 @@ class Diagnosis:
     plan: Plan | None
     replicas: tuple[tuple[Member, ...], ...]
     recovering: tuple[Recovery, ...]
-    answering: int
+    accepting: int
     existing: int
     replaced: bool
     of_names: tuple[Failure, ...]
@@ -68,7 +68,13 @@ class Diagnosis:
     @property
     def ready_replicas(self) -> int:
         """Replicas that run the plan, whose members are ready, and whose ring is not known to be down."""
-        return sum(replica[-1].ready for replica in self.replicas) - len(self.recovering)
+        waiting = {each.replica for each in self.recovering}
+        return sum(replica[-1].ready and replica[-1].replica not in waiting for replica in self.replicas)
+
+    @property
+    def answering(self) -> int:
+        """Replicas of any plan that answer requests at once."""
+        return self.accepting - len(self.recovering)
 
     @property
     def needing_a_person(self) -> tuple[Failure, ...]:
@@ -98,7 +104,7 @@ def diagnose(snapshot: Snapshot, outcome: Outcome) -> Diagnosis:
         plan=plan,
         replicas=replicas,
         recovering=recoveries(replicas, plan, snapshot),
-        answering=len({label(pod, LABEL_REPLICA) for pod in pods if is_ready(pod)}),
+        accepting=len({label(pod, LABEL_REPLICA) for pod in pods if takes_requests(pod, snapshot)}),
         existing=len({label(pod, LABEL_REPLICA) for pod in pods}),
         replaced=plan is not None and bool(other_plans(children, plan)),
         of_names=_of_names(snapshot, outcome),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.plan import Plan
 
+from languagepipes_operator.observe.endpoint import takes_requests
 from languagepipes_operator.observe.ownership import Member, container_state, container_statuses, name_of
 from languagepipes_operator.observe.ring_probe import ring_is_down
 from languagepipes_operator.observe.snapshot import Snapshot
@@ -20,7 +21,7 @@ _PROGRESS_STEPS = 10
 
 @dataclass(frozen=True)
 class Recovery:
-    """A replica whose End Model is ready, so that requests wait there, and whose ring is not whole.
+    """A replica that takes requests, so that they wait there, and whose ring is not whole.
 
     awaits: "stage gpu to load its weights (2.9/4.2 GiB)".
     """
@@ -46,7 +47,7 @@ def words_of(found: Sequence[Recovery], snapshot: Snapshot) -> str:
 
 def _recovery(replica: tuple[Member, ...], plan: Plan, snapshot: Snapshot) -> Recovery | None:
     end, stages = replica[-1], replica[:-1]
-    if not end.ready:
+    if end.pod is None or not end.rolled_out or not takes_requests(end.pod, snapshot):
         return None
     report = _report(end, snapshot)
     joined = report is not None and not ring_is_down(report)

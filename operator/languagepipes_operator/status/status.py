@@ -60,7 +60,7 @@ def status_of(
         ),
         stages_ready=None if found.plan is None else f"{pods_ready if found.replicas else 0}/{len(found.plan.stages)}",
         replicas=found.existing,
-        ready_replicas=found.answering - len(found.recovering),
+        ready_replicas=found.answering,
         selector=selector_of(snapshot.pipe),
         stages=stage_statuses(found),
         conditions=conditions,
@@ -102,7 +102,7 @@ def _phase(snapshot: Snapshot, found: Diagnosis, states: Mapping[ConditionType, 
     if states["Degraded"].status == "True":
         return "Degraded"
     first = next(iter(found.causes), None)
-    if first is not None and not first.waits and not found.answering:
+    if first is not None and not first.waits and not found.accepting:
         return "Pending" if first.reason in ("Unschedulable", "QuotaExceeded") else "Failed"
     if found.plan is None:
         return "Planning" if found.store.ready else "Pending"

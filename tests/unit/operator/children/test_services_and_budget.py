@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 from languagepipes_operator import names
+from languagepipes_operator.children.services import api_service
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.snapshot import Children
 from support.example_pipes import of_kind, pipe_snapshot, rendered
@@ -42,8 +43,9 @@ def test_clients_reach_the_api_at_the_pipes_own_name_on_port_80() -> None:
     assert names.api_url("qwen3", "models") == "http://qwen3.models.svc/v1"
     assert service["metadata"]["name"] == "qwen3"
     assert [(port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [(80, 8000)]
-    # Only End Models whose ring is up are asked.
-    assert not service["spec"].get("publishNotReadyAddresses")
+    # Only End Models whose ring is up are asked, but for the only one (tests/unit/operator/observe/test_endpoint.py).
+    assert "publishNotReadyAddresses" not in service["spec"]
+    assert api_service(pipe_snapshot(), publish_unready=True)["spec"]["publishNotReadyAddresses"] is True
 
 
 def test_members_find_each_other_and_the_store_before_they_are_ready() -> None:

@@ -226,3 +226,28 @@ def test_an_operator_that_leads_no_more_knows_of_no_ring() -> None:
         assert (dict(world.probe.down), world.sample("rings_down")) == ({}, 0)
 
     asyncio.run(scene())
+
+
+def test_a_ring_that_was_down_is_asked_about_until_it_is_up_although_its_pod_is_not_ready() -> None:
+    async def scene() -> None:
+        world = Scene(end_model())
+        world.says["ip-of-u1"] = DOWN
+        async with world.running():
+            await world.until(lambda: bool(world.probe.down))
+            world.pods[:] = [end_model(ready=False)]
+            await world.asked_on(5)
+            assert world.probe.down == {"u1": DOWN}
+            world.says["ip-of-u1"] = UP
+            await world.until(lambda: not world.probe.down)
+            assert world.changed == [PIPE, PIPE]
+
+    asyncio.run(scene())
+
+
+def test_what_an_end_model_that_is_not_ready_answers_to_others_counts_if_requests_wait_there() -> None:
+    world = Scene()
+    starts = MemberStatus(state="ready", ring_ready=False, ring_error="the ring has not been joined yet")
+    world.probe.note(end_model(ready=False), starts)
+    assert world.probe.down == {}
+    world.probe.note(end_model(ready=False), DOWN)
+    assert world.probe.down == {"u1": DOWN}

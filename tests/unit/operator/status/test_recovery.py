@@ -14,7 +14,7 @@ from languagepipes_api.member_status import MemberStatus
 from languagepipes_operator.status.conditions import condition_in
 from languagepipes_operator.status.events import Event, events_of
 from support.failure_cases import END_MODEL, STAGE_2
-from support.pipe_worlds import NOW, World, ended, later, triple, turns, unready, unscheduled, waiting
+from support.pipe_worlds import NOW, World, ended, later, member_name, triple, turns, unready, unscheduled, waiting
 
 GIB = 2**30
 URL = "http://smol.models.svc/v1"
@@ -301,16 +301,44 @@ def test_a_store_that_needs_a_person_matters_only_to_a_stage_that_must_load() ->
 
 
 def test_an_end_model_that_lets_nobody_wait_any_more_is_told_as_before() -> None:
-    """After `maxWaitSeconds` it is not ready."""
+    """After `maxWaitSeconds` the Service does not lead to it."""
     world = World.ready()
     before = world.status()
     unready(world.pod("end-model"))
-    world.members[END_MODEL] = DOWN
+    world.members[END_MODEL] = DOWN.model_copy(update={"recovering": False})
 
     status = later(world, seconds=400).status(before)
 
     assert triple(status, "Ready")[1] == "RingDown"
     assert turns(status)["EndpointReady"] == "False"
+
+
+def test_the_only_end_model_recovers_although_its_pod_is_not_ready() -> None:
+    """Its readiness follows the ring, and the Service leads to it all the same."""
+    world = World.ready()
+    before = world.status()
+    unready(world.pod("end-model"))
+    world.members[END_MODEL] = DOWN
+
+    status = later(world, seconds=6).status(before)
+
+    assert triple(status, "Ready")[:2] == ("False", "Recovering")
+    assert triple(status, "EndpointReady")[0] == "True"
+    assert triple(status, "EndpointReady")[2].startswith(f"requests are accepted at {URL}, and wait: replica 0 is")
+    assert (status["phase"], status["readyReplicas"]) == ("Recovering", 0)
+
+
+def test_beside_another_replica_an_end_model_that_is_not_ready_takes_no_requests() -> None:
+    world = World.ready({"replicas": 2})
+    before = world.status()
+    unready(world.pod("end-model", replica=1))
+    world.members[member_name("end-model", 1)] = DOWN
+
+    status = later(world, seconds=6).status(before)
+
+    assert triple(status, "Ready")[1] != "Recovering"
+    assert triple(status, "EndpointReady")[2] == f"1 replica answers at {URL}"
+    assert status["readyReplicas"] == 1
 
 
 def test_how_long_requests_wait_is_as_the_spec_has_it() -> None:
