@@ -91,6 +91,11 @@ class Snapshot(Generic[S]):
     limits: Limits
     costs: RingCost
 
+    @property
+    def chunk_frames(self) -> int:
+        """Frames in flight with prompt chunks."""
+        return sum(1 for frame in self.frames if frame.chunk_tokens)
+
 
 @dataclass(frozen=True)
 class Share(Generic[S]):
@@ -157,11 +162,9 @@ def schedule(now: Snapshot[S]) -> Decision[S]:
     admit: list[S] = []
     # The usual step has no prompt; then there is no budget to work out.
     budget = _chunk_budget(now, streams, micro_batches, rows=len(rows)) if prompts or now.waiting else 0
-    for sequence in prompts:
-        if budget < 1:
-            break
-        shares.append(_chunk(sequence, budget))
-        budget -= shares[-1].count
+    chunks = _fill(prompts, budget)
+    shares += chunks
+    budget -= sum(chunk.count for chunk in chunks)
     if not preempt:
         running = len(now.running)
         for sequence in now.waiting:
@@ -190,19 +193,13 @@ def _replay(now: Snapshot[S]) -> Decision[S]:
 
     A frame goes to one last member, so it holds the sequences that go as far as the oldest does."""
     behind = [sequence for sequence in now.running if sequence.replaying]
-    if not behind or sum(1 for frame in now.frames if frame.chunk_tokens) >= now.limits.prefill_frames:
+    if not behind or now.chunk_frames >= now.limits.prefill_frames:
         return Decision()
     alike = [sequence for sequence in behind if sequence.last_member == behind[0].last_member]
     pending = sum(sequence.next_stop - sequence.sent for sequence in alike)
     most = _most_tokens(now)
     budget = min(most, now.costs.best_chunk(pending, most=most, in_flight=now.limits.prefill_frames))
-    shares: list[Share[S]] = []
-    for sequence in alike:
-        if budget < 1:
-            break
-        shares.append(_chunk(sequence, budget))
-        budget -= shares[-1].count
-    return Decision(shares=tuple(shares))
+    return Decision(shares=tuple(_fill(alike, budget)))
 
 
 def _most_tokens(now: Snapshot[S]) -> int:
@@ -258,8 +255,7 @@ def _chunk_budget(now: Snapshot[S], streams: int, micro_batches: int, *, rows: i
     limits, costs = now.limits, now.costs
     most = _most_tokens(now)
     room = most - rows
-    chunk_frames = sum(1 for frame in now.frames if frame.chunk_tokens)
-    if room < 1 or chunk_frames >= limits.prefill_frames:
+    if room < 1 or now.chunk_frames >= limits.prefill_frames:
         return 0
     if not streams:
         pending = sum(sequence.remaining for sequence in (*now.running, *now.waiting))
@@ -290,6 +286,17 @@ def _chunk_budget(now: Snapshot[S], streams: int, micro_batches: int, *, rows: i
 def _blocks_to_start(sequence: SequenceView, limits: Limits) -> int:
     """Blocks for its tokens and for the next one, so that a new stream does not give way at its first step."""
     return blocks_for(sequence.length + 1, limits.block_tokens)
+
+
+def _fill(sequences: Sequence[S], budget: int) -> list[Share[S]]:
+    """Chunks of these, in this order, as long as the budget lasts."""
+    shares: list[Share[S]] = []
+    for sequence in sequences:
+        if budget < 1:
+            break
+        shares.append(_chunk(sequence, budget))
+        budget -= shares[-1].count
+    return shares
 
 
 def _chunk(sequence: S, budget: int) -> Share[S]:
