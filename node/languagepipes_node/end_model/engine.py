@@ -310,6 +310,8 @@ class Engine:
         for sequence in decision.preempt:
             self._sequences.preempt(sequence)
             metrics.PREEMPTIONS.inc()
+        for sequence in decision.passed:
+            sequence.passed += 1
         for sequence in decision.admit:
             self._sequences.start(sequence)
         if not decision.shares:

@@ -5,8 +5,10 @@ docs/scheduling.md."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 from languagepipes_node.end_model.costs import RingCost
@@ -19,6 +21,8 @@ CHUNK_MEMBER_SECONDS = 0.25
 LEAST_CHUNK = 4
 # Chunk beside streams while no frame has been measured.
 UNMEASURED_CHUNK = 32
+# So many sequences are admitted before one whose turn was earlier and that did not fit; then all behind it wait.
+MOST_PASSES = 8
 
 
 class SequenceView(Protocol):
@@ -26,6 +30,10 @@ class SequenceView(Protocol):
 
     @property
     def arrival(self) -> int: ...
+    @property
+    def client(self) -> str: ...
+    @property
+    def passed(self) -> int: ...
     @property
     def length(self) -> int: ...
     @property
@@ -91,6 +99,27 @@ class Snapshot(Generic[S]):
     limits: Limits
     costs: RingCost
 
+    @property
+    def chunk_frames(self) -> int:
+        """Frames in flight with prompt chunks."""
+        return sum(1 for frame in self.frames if frame.chunk_tokens)
+
+    @cached_property
+    def turns(self) -> dict[int, int]:
+        """The place of each open sequence, by its arrival: each client's oldest comes before any client's second, and
+        so on; among equals, the one that arrived first.
+
+        The oldest of all is first, and stays first until it ends. Worked out only when asked for."""
+        everyone = sorted((*self.running, *self.waiting), key=lambda sequence: sequence.arrival)
+        return {sequence.arrival: place for place, sequence in enumerate(take_turns(everyone))}
+
+    def in_turn(self, sequences: Sequence[S]) -> list[S]:
+        """These, first the one whose turn it is first."""
+        if len(sequences) < 2:
+            return list(sequences)
+        turns = self.turns
+        return sorted(sequences, key=lambda sequence: turns[sequence.arrival])
+
 
 @dataclass(frozen=True)
 class Share(Generic[S]):
@@ -106,10 +135,13 @@ class Share(Generic[S]):
 @dataclass(frozen=True)
 class Decision(Generic[S]):
     """Carried out in this order: put back `preempt` (they are recomputed later), start `admit` (blocks for
-    all of their tokens), send one frame of `shares` (none: send nothing)."""
+    all of their tokens), send one frame of `shares` (none: send nothing).
+
+    passed: those whose turn was before that of an admitted one, and that did not fit; each once for every such one."""
 
     preempt: tuple[S, ...] = ()
     admit: tuple[S, ...] = ()
+    passed: tuple[S, ...] = ()
     shares: tuple[Share[S], ...] = ()
     decode_rows: int = 0
 
@@ -126,6 +158,19 @@ class Decision(Generic[S]):
 def blocks_for(tokens: int, block_tokens: int) -> int:
     """Blocks that hold `tokens` tokens."""
     return -(-tokens // block_tokens)
+
+
+def take_turns(sequences: Iterable[S]) -> list[S]:
+    """In the order given, but each client's first before any client's second, and so on."""
+    rounds: list[list[S]] = []
+    next_round: dict[str, int] = {}
+    for sequence in sequences:
+        place = next_round.get(sequence.client, 0)
+        next_round[sequence.client] = place + 1
+        if place == len(rounds):
+            rounds.append([])
+        rounds[place].append(sequence)
+    return list(chain.from_iterable(rounds))
 
 
 def schedule(now: Snapshot[S]) -> Decision[S]:
@@ -154,27 +199,17 @@ def schedule(now: Snapshot[S]) -> Decision[S]:
         for sequence in now.running
         if sequence.remaining and not sequence.streaming and not sequence.replaying and sequence not in preempt
     ]
-    admit: list[S] = []
-    # The usual step has no prompt; then there is no budget to work out.
-    budget = _chunk_budget(now, streams, micro_batches, rows=len(rows)) if prompts or now.waiting else 0
-    for sequence in prompts:
-        if budget < 1:
-            break
-        shares.append(_chunk(sequence, budget))
-        budget -= shares[-1].count
-    if not preempt:
-        running = len(now.running)
-        for sequence in now.waiting:
-            needed = _blocks_to_start(sequence, limits)
-            # A block in hand for each running sequence: who is let in must not drive out who runs.
-            if budget < 1 or running >= limits.max_running or free < needed + running or sequence.in_flight:
-                break
-            free -= blocks_for(sequence.length, limits.block_tokens)
-            running += 1
-            admit.append(sequence)
-            shares.append(_chunk(sequence, budget))
-            budget -= shares[-1].count
-    return Decision(tuple(preempt), tuple(admit), tuple(shares), decode_rows=len(rows))
+    # The usual step has no prompt, and nobody who could start; then there is nothing to work out.
+    may_start = not preempt and _room_to_start(now, free)
+    budget = _chunk_budget(now, streams, micro_batches, rows=len(rows)) if prompts or may_start else 0
+    if budget < 1:
+        return Decision(preempt=tuple(preempt), shares=tuple(shares), decode_rows=len(rows))
+    fitting, unfit = _who_may_start(now, free) if may_start else ([], [])
+    chunks = _share_out(budget, now.in_turn([*prompts, *fitting]))
+    served = {chunk.sequence.arrival for chunk in chunks}
+    admit = [sequence for sequence in fitting if sequence.arrival in served]
+    passed = [one for one in unfit for other in admit if now.turns[one.arrival] < now.turns[other.arrival]]
+    return Decision(tuple(preempt), tuple(admit), tuple(passed), (*shares, *chunks), decode_rows=len(rows))
 
 
 def _apart(now: Snapshot[S], suspect: S) -> Decision[S]:
@@ -182,7 +217,8 @@ def _apart(now: Snapshot[S], suspect: S) -> Decision[S]:
     if not suspect.streaming:
         return Decision(shares=(_chunk(suspect, _most_tokens(now)),))
     rows, preempt, _ = _make_room(now, [suspect])
-    return Decision(tuple(preempt), (), tuple(Share(row, row.sent, 1, True) for row in rows), decode_rows=len(rows))
+    shares = tuple(Share(row, row.sent, 1, True) for row in rows)
+    return Decision(preempt=tuple(preempt), shares=shares, decode_rows=len(rows))
 
 
 def _replay(now: Snapshot[S]) -> Decision[S]:
@@ -190,19 +226,13 @@ def _replay(now: Snapshot[S]) -> Decision[S]:
 
     A frame goes to one last member, so it holds the sequences that go as far as the oldest does."""
     behind = [sequence for sequence in now.running if sequence.replaying]
-    if not behind or sum(1 for frame in now.frames if frame.chunk_tokens) >= now.limits.prefill_frames:
+    if not behind or now.chunk_frames >= now.limits.prefill_frames:
         return Decision()
     alike = [sequence for sequence in behind if sequence.last_member == behind[0].last_member]
     pending = sum(sequence.next_stop - sequence.sent for sequence in alike)
     most = _most_tokens(now)
     budget = min(most, now.costs.best_chunk(pending, most=most, in_flight=now.limits.prefill_frames))
-    shares: list[Share[S]] = []
-    for sequence in alike:
-        if budget < 1:
-            break
-        shares.append(_chunk(sequence, budget))
-        budget -= shares[-1].count
-    return Decision(shares=tuple(shares))
+    return Decision(shares=tuple(_fill(alike, budget)))
 
 
 def _most_tokens(now: Snapshot[S]) -> int:
@@ -223,14 +253,17 @@ def _ready_rows(now: Snapshot[S], streams: int, micro_batches: int) -> list[S]:
 def _make_room(now: Snapshot[S], rows: list[S]) -> tuple[list[S], list[S], int]:
     """(rows that have a block for their token, sequences to put back, blocks free afterwards).
 
-    The oldest rows get blocks first, and the youngest running sequence gives way: so the oldest always goes
-    forward."""
+    Where blocks are short, rows get them in turn, and the running sequence whose turn is last gives way: so the first
+    always goes forward."""
     block_tokens = now.limits.block_tokens
     free, returning = now.free_blocks, now.returning_blocks
-    candidates = sorted(now.running, key=lambda sequence: sequence.arrival)
+    missing = sum(max(0, blocks_for(row.sent + 1, block_tokens) - row.blocks) for row in rows)
+    if missing <= free:
+        return rows, [], free - missing
+    candidates = now.in_turn(now.running)
     preempt: list[S] = []
     served: list[S] = []
-    for row in sorted(rows, key=lambda sequence: sequence.arrival):
+    for row in now.in_turn(rows):
         if row in preempt:
             continue
         needed = max(0, blocks_for(row.sent + 1, block_tokens) - row.blocks)
@@ -258,8 +291,7 @@ def _chunk_budget(now: Snapshot[S], streams: int, micro_batches: int, *, rows: i
     limits, costs = now.limits, now.costs
     most = _most_tokens(now)
     room = most - rows
-    chunk_frames = sum(1 for frame in now.frames if frame.chunk_tokens)
-    if room < 1 or chunk_frames >= limits.prefill_frames:
+    if room < 1 or now.chunk_frames >= limits.prefill_frames:
         return 0
     if not streams:
         pending = sum(sequence.remaining for sequence in (*now.running, *now.waiting))
@@ -287,9 +319,71 @@ def _chunk_budget(now: Snapshot[S], streams: int, micro_batches: int, *, rows: i
     return budget
 
 
+def _room_to_start(now: Snapshot[S], free: int) -> bool:
+    """Whether there is a seat, and blocks for at least the shortest one that waits."""
+    running = len(now.running)
+    if not now.waiting or running >= now.limits.max_running or free <= running:
+        return False
+    shortest = min(sequence.length for sequence in now.waiting)
+    return free >= blocks_for(shortest + 1, now.limits.block_tokens) + running
+
+
+def _who_may_start(now: Snapshot[S], free: int) -> tuple[list[S], list[S]]:
+    """(waiting sequences that fit, those that do not and are passed if a later one starts), both in turn.
+
+    A seat and blocks are counted for each that fits, whether this frame has a chunk for it or not. So a short prompt
+    that starts before a long one leaves it room, and only those that do not fit are passed: MOST_PASSES times."""
+    limits = now.limits
+    running, passes_left = len(now.running), len(now.waiting)
+    fitting: list[S] = []
+    unfit: list[S] = []
+    for sequence in now.in_turn(now.waiting):
+        if passes_left < 1 or running >= limits.max_running or free <= running:
+            break
+        # A block in hand for each running sequence: who is let in must not drive out who runs.
+        if sequence.in_flight or free < _blocks_to_start(sequence, limits) + running:
+            unfit.append(sequence)
+            passes_left = min(passes_left, MOST_PASSES - sequence.passed)
+            continue
+        free -= blocks_for(sequence.length, limits.block_tokens)
+        running += 1
+        passes_left -= 1
+        fitting.append(sequence)
+    return fitting, unfit
+
+
+def _share_out(budget: int, prompts: list[S]) -> list[Share[S]]:
+    """Chunks of prompts that are in turn. The first is sure of half the budget, and of all if none is shorter than what
+    it would have left. The rest goes to the shortest prompts: one of each client, then a second of each, and so on; the
+    first counts as its client's one. What they do not want goes back to the first.
+
+    So a short prompt passes a long one, which goes forward all the same, and one client's short prompts do not keep
+    another's prompt waiting."""
+    if not prompts:
+        return []
+    first, others = prompts[0], sorted(prompts[1:], key=lambda sequence: sequence.remaining)
+    sure = min(first.remaining, budget, max(budget // 2, LEAST_CHUNK))
+    if others and others[0].remaining < first.remaining - sure:
+        chunk = _chunk(first, max(sure, budget - sum(other.remaining for other in others)))
+    else:
+        chunk = _chunk(first, budget)
+    return [chunk, *_fill(take_turns([first, *others])[1:], budget - chunk.count)]
+
+
 def _blocks_to_start(sequence: SequenceView, limits: Limits) -> int:
     """Blocks for its tokens and for the next one, so that a new stream does not give way at its first step."""
     return blocks_for(sequence.length + 1, limits.block_tokens)
+
+
+def _fill(sequences: Sequence[S], budget: int) -> list[Share[S]]:
+    """Chunks of these, in this order, as long as the budget lasts."""
+    shares: list[Share[S]] = []
+    for sequence in sequences:
+        if budget < 1:
+            break
+        shares.append(_chunk(sequence, budget))
+        budget -= shares[-1].count
+    return shares
 
 
 def _chunk(sequence: S, budget: int) -> Share[S]:

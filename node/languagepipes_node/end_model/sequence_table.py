@@ -53,7 +53,7 @@ class SequenceTable:
         insort(self.running, sequence, key=_arrival)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Give its blocks back; it is computed again once there is room, before all that arrived later."""
+        """Give its blocks back; it keeps its turn, and is computed again once there is room."""
         self.running.remove(sequence)
         self._give_back(sequence)
         sequence.forget()

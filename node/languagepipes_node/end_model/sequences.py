@@ -22,11 +22,13 @@ class Sequence:
     returned; never falling along the ring, since a stage computes from what those before it computed. in_flight: frames
     that name this sequence, of any session.
 
-    arrival: a running number, so that order of arrival is total.
+    arrival: a running number, so that order of arrival is total. client: who asked, as in its Submission. passed: how
+    many sequences were admitted before it although its turn was earlier; it did not fit then.
     last_step: the step that last held it (0: none). counts:
     how often each generated token occurred; kept only if a penalty needs it. setbacks: what lost epochs did to it."""
 
     arrival: int
+    client: str
     request_id: int
     tokens: list[int]
     prompt_length: int
@@ -38,6 +40,7 @@ class Sequence:
     kv: list[int]
     sent: int = 0
     in_flight: int = 0
+    passed: int = 0
     last_step: int = 0
     setbacks: Setbacks = field(default_factory=Setbacks)
     lease: BlockLease | None = None
@@ -61,6 +64,7 @@ class Sequence:
         seed = submission.sampling.seed
         return cls(
             arrival=arrival,
+            client=submission.client,
             request_id=submission.request_id,
             tokens=list(submission.prompt),
             prompt_length=length,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from languagepipes_node.end_model.blocks import BlockLease
 from languagepipes_node.end_model.engine import Engine, EngineSettings
 from languagepipes_node.end_model.requests import Cancellation
+from languagepipes_node.end_model.scheduler import MOST_PASSES
 from languagepipes_node.wire.errors import RingDown
 from support.loopback_ring import LoopbackRing
 from support.toy_engine import VOCABULARY, Client, Rig, ToyEnd, ToyLayer, alone, make_plan
@@ -74,7 +75,10 @@ class InvariantChecker:
                 assert share.sequence.kv[0] <= share.start + share.count
                 self.computed[share.sequence.arrival] = (lease, share.start + share.count)
 
-        # Order of arrival is kept, so the oldest is never overtaken for blocks.
+        # Nobody is passed for ever.
+        assert all(s.passed <= MOST_PASSES for s in sequences.everyone())
+
+        # Both lists are in order of arrival, as the scheduler is promised.
         for group in (sequences.running, sequences.waiting):
             assert [s.arrival for s in group] == sorted(s.arrival for s in group)
         assert len(sequences.running) <= self.rig.engine._settings.max_running
@@ -125,7 +129,8 @@ def test_random_lives_keep_the_rules_and_give_every_request_its_tokens(data: st.
             length = data.draw(st.sampled_from([1, 3, 4, 5, 8, 13, 20]), label="prompt length")
             prompt = tuple(random.Random(length).choices(range(VOCABULARY), k=length))
             asked[request] = (prompt, data.draw(st.sampled_from([1, 2, 5, 11]), label="max tokens"))
-            rig.submit(request, list(prompt), max_tokens=asked[request][1])
+            by = data.draw(st.sampled_from("abc"), label="client")
+            rig.submit(request, list(prompt), max_tokens=asked[request][1], client=by)
         elif move == "cancel" and asked:
             request = data.draw(st.sampled_from(sorted(asked)), label="cancelled")
             if rig.client.finish(request) is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 from languagepipes_node.end_model.costs import RingCost
-from languagepipes_node.end_model.scheduler import Decision, FrameView, Limits, Snapshot, schedule
+from languagepipes_node.end_model.scheduler import MOST_PASSES, Decision, FrameView, Limits, Snapshot, schedule
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class View:
     generated: bool = False
     kv: tuple[int, ...] = (0, 0)
     suspect: bool = False
+    client: str = ""
+    passed: int = 0
 
     @property
     def last_member(self) -> int:
@@ -142,10 +144,58 @@ def test_a_suspect_is_alone_on_the_ring() -> None:
     assert decide(running=(stream(1),), frames=(FrameView(1, 0, apart=True),), frames_in_flight=4) == Decision()
 
 
-def test_prompts_share_a_frame_in_order_of_arrival() -> None:
+def test_prompts_of_one_length_share_a_frame_in_order_of_arrival() -> None:
     decision = decide(waiting=(View(1, 30), View(2, 30), View(3, 30)), ring=costs())
     assert shares(decision) == [(1, 0, 30, True), (2, 0, 30, True), (3, 0, 4, False)]
     assert [s.arrival for s in decision.admit] == [1, 2, 3]
+
+
+def test_a_prompt_is_not_cut_in_favour_of_one_that_is_no_shorter() -> None:
+    assert shares(decide(waiting=(View(1, 99), View(2, 99)), ring=costs())) == [(1, 0, 64, False)]
+    assert shares(decide(running=(View(1, 140, 100, 35),), waiting=(View(2, 99),), ring=costs())) == [
+        (1, 100, 40, True),
+        (2, 0, 24, False),
+    ]
+
+
+def test_a_short_prompt_passes_a_long_one_that_keeps_half_of_the_frame() -> None:
+    long = View(1, 1000, 64, 250)
+    decision = decide(running=(long,), waiting=(View(2, 500), View(3, 10)), free=1000, ring=costs())
+    assert shares(decision) == [(1, 64, 32, False), (3, 0, 10, True), (2, 0, 22, False)]
+    # What nobody wants goes back to the long one.
+    rest = decide(running=(long,), waiting=(View(3, 10),), ring=costs())
+    assert shares(rest) == [(1, 64, 54, False), (3, 0, 10, True)]
+
+
+def test_half_of_a_small_budget_is_still_the_least_that_goes_forward() -> None:
+    running = (stream(1), View(2, 1000, 64, 250))
+    decision = decide(running=running, waiting=(View(3, 2),), ring=costs(fixed=0.3, token=0.5))
+    assert shares(decision) == [(1, 9, 1, True), (2, 64, 4, False)]
+
+
+def test_a_clients_short_prompts_do_not_keep_another_clients_long_one_waiting() -> None:
+    long = View(1, 1000, 64, 250, client="a")
+    waiting = (View(2, 20, client="a"), View(3, 20, client="a"), View(4, 500, client="b"), View(5, 9, client="c"))
+    decision = decide(running=(long,), waiting=waiting, free=1000, ring=costs())
+    assert shares(decision) == [(1, 64, 32, False), (5, 0, 9, True), (4, 0, 23, False)]
+
+
+def test_a_short_prompt_does_not_take_the_seat_of_a_long_one() -> None:
+    running = (View(1, 1000, 64, 250), View(2, 400, 64, 100))
+    waiting = (View(3, 500), View(4, 10))
+    one_seat = decide(running=running, waiting=waiting, free=1000, max_running=3, ring=costs())
+    assert shares(one_seat) == [(1, 64, 32, False), (2, 64, 32, False)]
+    two_seats = decide(running=running, waiting=waiting, free=1000, max_running=4, ring=costs())
+    assert shares(two_seats) == [(1, 64, 32, False), (4, 0, 10, True), (2, 64, 22, False)]
+    assert two_seats.passed == ()
+
+
+def test_seats_go_to_each_clients_first_before_any_clients_second() -> None:
+    waiting = (*(View(n, 4, client="a") for n in range(4)), View(4, 4, client="b"), View(5, 4, client="c"))
+    assert [s.arrival for s in decide(waiting=waiting, max_running=4).admit] == [0, 4, 5, 1]
+    # Who runs has had a turn, whatever the order of arrival.
+    running = (View(0, 10, 9, 4, generated=True, client="a"),)
+    assert [s.arrival for s in decide(running=running, waiting=waiting[1:], max_running=3).admit] == [4, 5]
 
 
 def test_all_ready_streams_and_a_chunk_travel_together() -> None:
@@ -238,6 +288,16 @@ def test_the_youngest_gives_way_when_a_stream_needs_a_block() -> None:
     assert shares(decision) == [(1, 16, 1, True), (2, 9, 1, True)]
 
 
+def test_a_clients_second_gives_way_before_another_clients_first() -> None:
+    clients = {1: "a", 2: "a", 3: "b"}
+    running = tuple(
+        View(n, 17 if n == 3 else 10, 16 if n == 3 else 9, 4, generated=True, client=clients[n]) for n in clients
+    )
+    decision = decide(running=running, free=0)
+    assert [s.arrival for s in decision.preempt] == [2]
+    assert sorted(shares(decision)) == [(1, 9, 1, True), (3, 16, 1, True)]
+
+
 def test_the_youngest_itself_gives_way_if_it_is_the_one_in_need() -> None:
     decision = decide(running=(stream(1), stream(2, length=17)), free=0)
     assert [s.arrival for s in decision.preempt] == [2]
@@ -278,8 +338,20 @@ def test_nobody_is_let_in_who_would_drive_out_who_runs() -> None:
     assert len(decide(running=(stream(1), stream(2)), waiting=waiting, free=6).admit) == 1
 
 
-def test_nobody_overtakes_the_first_in_the_queue() -> None:
-    assert decide(waiting=(View(1, 100), View(2, 4)), free=10).admit == ()
+def test_one_that_does_not_fit_is_passed_by_those_that_do() -> None:
+    first = View(1, 100)
+    decision = decide(waiting=(first, View(2, 4), View(3, 4)), free=10)
+    assert [s.arrival for s in decision.admit] == [2, 3]
+    assert decision.passed == (first, first)
+
+
+def test_nobody_passes_one_that_was_passed_often_enough() -> None:
+    others = (View(2, 4), View(3, 4))
+    nearly, enough = View(1, 100, passed=MOST_PASSES - 1), View(1, 100, passed=MOST_PASSES)
+    assert [s.arrival for s in decide(waiting=(nearly, *others), free=10).admit] == [2]
+    assert decide(waiting=(enough, *others), free=10) == Decision()
+    # Those before it in turn do not pass it.
+    assert [s.arrival for s in decide(waiting=(View(0, 4), enough, *others), free=10).admit] == [0]
 
 
 def test_blocks_are_promised_to_one_newcomer_only() -> None:
@@ -293,7 +365,10 @@ def test_no_more_run_than_allowed() -> None:
 
 
 def test_a_sequence_put_back_waits_until_its_frames_have_returned() -> None:
-    assert decide(waiting=(View(1, 10, in_flight=1),), frames=(FrameView(1, 0),), prefill_frames=2).admit == ()
+    put_back = View(1, 10, in_flight=1)
+    assert decide(waiting=(put_back,), frames=(FrameView(1, 0),), prefill_frames=2).admit == ()
+    decision = decide(waiting=(put_back, View(2, 10)), frames=(FrameView(1, 0),), prefill_frames=2)
+    assert ([s.arrival for s in decision.admit], decision.passed) == ([2], (put_back,))
 
 
 @pytest.mark.parametrize(
