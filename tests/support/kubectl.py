@@ -50,6 +50,12 @@ class Kubectl:
             check=False,
         )
 
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The command, running; its stdout is a pipe."""
+        place = ("--namespace", self.namespace) if self.namespace else ()
+        environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+        return subprocess.Popen([self.program, *place, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+
     def apply(self, *manifests: dict[str, Any]) -> None:
         self("apply", "--server-side", "--validate=strict", "-f", "-", stdin=_documents(manifests))
 

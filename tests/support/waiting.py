@@ -14,13 +14,13 @@ def eventually(
     condition: Callable[[], T | None],
     *,
     seconds: float = 10.0,
-    what: str = "",
+    what: str | Callable[[], str] = "",
     every_seconds: float = 0.02,
     not_yet: tuple[type[Exception], ...] = (),
 ) -> T:
     """The first answer of `condition` that is true. Raises AssertionError after `seconds`.
 
-    not_yet: exceptions that count as false until the time is up; any other fails the test at once.
+    what: is awaited, or tells it once the time is up. not_yet: exceptions that count as false until the time is up; any other fails the test at once.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -32,7 +32,8 @@ def eventually(
         except not_yet as error:
             last, problem = repr(error), error
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {what or condition}; last: {last}") from problem
+            awaited = what() if callable(what) else what
+            raise AssertionError(f"not within {seconds:g} s: {awaited or condition}; last: {last}") from problem
         time.sleep(every_seconds)
 
 
