@@ -20,7 +20,8 @@ def eventually(
 ) -> T:
     """The first answer of `condition` that is true. Raises AssertionError after `seconds`.
 
-    what: is awaited, or tells it once the time is up. not_yet: exceptions that count as false until the time is up; any other fails the test at once.
+    what: is awaited, or tells it once the time is up. not_yet: exceptions that count as false until the time is up; any
+    other fails the test at once.
     """
     deadline = time.monotonic() + seconds
     while True:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +29,26 @@ def test_health_is_served_on_ipv4_and_ipv6(host: str) -> None:
     server = health.serve(f"{host}:0", MemberState("stage"))
     try:
         with urllib.request.urlopen(f"http://{host}:{server.server_port}/healthz", timeout=5) as response:
+            assert response.read() == b"ok\n"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_client_that_sends_a_byte_now_and_then_holds_no_thread_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_CONNECTION_SECONDS", 0.5)
+    server = health.serve("127.0.0.1:0", MemberState("stage"))
+    try:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=5) as slow:
+            started = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                slow.sendall(b"GET /healthz HTTP/1.1\r\n")
+                while not select.select([slow], [], [], 0.1)[0]:
+                    assert time.monotonic() - started < 5
+                    slow.sendall(b"X: 1\r\n")
+                slow.recv(1)
+        assert 0.4 < time.monotonic() - started < 3
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/healthz", timeout=5) as response:
             assert response.read() == b"ok\n"
     finally:
         server.shutdown()

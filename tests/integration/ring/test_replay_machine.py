@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from languagepipes_api.plan import Plan
 from languagepipes_node.end_model.engine import Engine, EngineSettings
 from languagepipes_node.end_model.requests import Cancellation, Submission
+from languagepipes_node.model.batch import Batch
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.stage.loop import StageLoop
 from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
@@ -39,13 +40,21 @@ def expected(prompt: tuple[int, ...], max_tokens: int, tail: int) -> list[int]:
     return alone(list(prompt), max_tokens, stages=STAGES, tail=tail)
 
 
+class SlowLayer(ToyLayer):
+    """So slow that something is in flight at most moments."""
+
+    def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        time.sleep(0.004)
+        return super().run(hidden, batch)
+
+
 class Stage:
     """One process of a stage, so to speak: it begins with an empty KV cache."""
 
     def __init__(self, number: int, plan: Plan, files: TlsFiles, listen: str, successor: str) -> None:
         self.communicator = StageCommunicator(identity(number), plan, files, listen, successor, timing=FAST)
         loop = StageLoop(
-            ToyLayer(plan.stages[number - 1].layers.start, plan),  # type: ignore[arg-type]
+            SlowLayer(plan.stages[number - 1].layers.start, plan),  # type: ignore[arg-type]
             self.communicator,
             hidden_size=HIDDEN,
             dtype=torch.float32,
@@ -107,6 +116,7 @@ class ReplayMachine(RuleBasedStateMachine):
         thread = threading.Thread(target=self.engine.run_forever, name="engine")
         thread.start()
         self.exits.callback(lambda: (self.engine.stop(), thread.join(20)))
+        self.submit(9, 30, "a")
 
     def start(self, number: int) -> None:
         successor = self.links[(number + 1) % (STAGES + 1)].address
@@ -119,18 +129,16 @@ class ReplayMachine(RuleBasedStateMachine):
         self.asked[request] = (prompt, max_tokens)
         self.engine.submit(Submission(request, prompt, max_tokens, GREEDY, client=by))
 
-    @precondition(lambda self: self.asked)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(sorted(self.asked)))
         self.cancelled.add(request)
         self.engine.submit(Cancellation(request))
 
-    @rule(seconds=st.sampled_from([0.0, 0.003, 0.02]))
+    @rule(seconds=st.sampled_from([0.0, 0.01, 0.05]))
     def go_on(self, seconds: float) -> None:
         time.sleep(seconds)
 
-    @precondition(lambda self: self.asked)
     @rule(
         faults=st.lists(
             st.tuples(st.sampled_from(["stage", "link"]), st.integers(0, STAGES), st.sampled_from([0.0, 0.01, 0.05])),
@@ -138,6 +146,9 @@ class ReplayMachine(RuleBasedStateMachine):
             max_size=2,
         )
     )
+    def lose_any(self, faults: list[tuple[str, int, float]]) -> None:
+        self.lose(faults)
+
     def lose(self, faults: list[tuple[str, int, float]]) -> None:
         """Two at a time at most, and then something must come of it: whoever is in flight at four losses in a row, with
         nothing returned in between, counts as the one that breaks the ring."""
@@ -158,6 +169,12 @@ class ReplayMachine(RuleBasedStateMachine):
             every_seconds=0.005,
         )
 
+    @rule(place=st.integers(1, STAGES), pause=st.sampled_from([0.0, 0.01, 0.05]))
+    def lose_kv(self, place: int, pause: float) -> None:
+        self.submit(4, 30, "a")
+        time.sleep(pause)
+        self.lose([("stage", place, pause)])
+
     def is_idle(self) -> bool:
         status = self.engine.status
         return status.ring_ready and status.running + status.waiting == 0
@@ -169,8 +186,6 @@ class ReplayMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            if not self.asked:
-                return
             eventually(
                 lambda: not self.missing(), what=lambda: f"ends of {self.missing()}: {self.engine.status}", seconds=30
             )
