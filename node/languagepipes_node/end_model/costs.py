@@ -75,11 +75,15 @@ class MemberCost:
 class RingCost:
     """All members of a ring: the End Model first, then the stages in ring order. Times in seconds.
 
-    hops: a hop's own cost by a frame's tokens, once measured (wire, framing, wake-up).
+    hops: a hop's own cost by a frame's tokens, once measured (wire, framing, wake-up). turns: how long a frame is the
+    oldest on the ring, and replay_turns of replays: where frames follow each other closely, that is what the slowest
+    member or link takes for it, which no busy time shows if it is a link.
     """
 
     members: list[MemberCost]
     hops: MemberCost = field(default_factory=MemberCost)
+    turns: MemberCost = field(default_factory=MemberCost)
+    replay_turns: MemberCost = field(default_factory=MemberCost)
 
     @classmethod
     def of(cls, stages: int) -> RingCost:
@@ -98,11 +102,15 @@ class RingCost:
         """What each hop of a frame took that was alone on the ring, besides compute."""
         self.hops.add(tokens, seconds)
 
+    def add_turn(self, tokens: int, seconds: float, *, replay: bool) -> None:
+        """From when a frame was the oldest on the ring (sent, or the one before it returned) until it returned."""
+        (self.replay_turns if replay else self.turns).add(tokens, seconds)
+
     def forget(self, members: Iterable[int]) -> None:
         """Other machines may stand in these places now: nothing is known of them, nor of the links to them."""
         for member in members:
             self.members[member] = MemberCost()
-        self.hops = MemberCost()
+        self.hops, self.turns, self.replay_turns = MemberCost(), MemberCost(), MemberCost()
 
     def slowest(self, tokens: float) -> float:
         """t_max: the busiest member's time for one frame."""
@@ -114,9 +122,15 @@ class RingCost:
         hop = self.hops.seconds(tokens) if self.hops.measured else 0.0
         return busy + hop * len(self.members)
 
-    def trusted(self, tokens: int) -> bool:
-        """Whether an estimate for that many tokens rests on frames of comparable size."""
-        return self.measured and all(tokens <= _TRUSTED_MULTIPLE * member.largest for member in self.members)
+    def expected(self, tokens: int, *, replay: bool = False) -> float | None:
+        """How long a frame takes once it is the oldest on the ring; None unless frames of comparable size, and of its
+        kind, were measured.
+        """
+        turns = self.replay_turns if replay else self.turns
+        measured = min(turns.largest, *(member.largest for member in self.members))
+        if tokens > _TRUSTED_MULTIPLE * measured:
+            return None
+        return max(self.round(tokens), turns.seconds(tokens))
 
     @property
     def largest_frame(self) -> int:

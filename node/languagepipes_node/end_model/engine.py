@@ -148,6 +148,7 @@ class Engine:
         self._costs = RingCost.of(len(plan.stages))
         self._sampler = Sampler()
         self._in_flight: deque[InFlightBatch] = deque()
+        self._returned_at = 0.0  # when the last frame did, on the clock of time.perf_counter
         self._step = 0
         self._arrivals = 0
         self._epoch = 0
@@ -343,7 +344,7 @@ class Engine:
             view=FrameView(decision.decode_rows, decision.tokens - decision.decode_rows, apart=decision.apart),
             front_seconds=sent_at - started,
             sent_at=sent_at,
-            deadline=sent_at + self._allowed_seconds(decision.tokens),
+            deadline=sent_at + self._allowed_seconds(decision.tokens, replay=self._is_replay(last_member)),
             alone=not self._in_flight,
         )
         try:
@@ -354,14 +355,19 @@ class Engine:
         self._sequences.sent(decision.shares, leases, step=self._step)
         self._in_flight.append(frame)
 
-    def _allowed_seconds(self, tokens: int) -> float:
+    def _allowed_seconds(self, tokens: int, *, replay: bool) -> float:
         """How long a frame sent now may take: it queues behind those in flight."""
         settings = self._settings
-        ahead = [frame.batch.tokens for frame in self._in_flight] + [tokens]
-        if not all(self._costs.trusted(count) for count in ahead):
+        expected = self._costs.expected(tokens, replay=replay)
+        for ahead in self._in_flight:
+            seconds = self._costs.expected(ahead.batch.tokens, replay=self._is_replay(ahead.last_member))
+            expected = None if expected is None or seconds is None else expected + seconds
+        if expected is None:
             return settings.deadline_unmeasured_seconds
-        expected = sum(self._costs.round(count) for count in ahead)
         return settings.deadline_factor * expected + settings.deadline_slack_seconds
+
+    def _is_replay(self, last_member: int) -> bool:
+        return last_member < self._hops - 1
 
     # Waiting.
 
@@ -407,7 +413,7 @@ class Engine:
             if not self._in_flight:
                 raise RowsError(f"step {returned.step} returned, none was due")
             frame = self._in_flight[0]
-            replay = frame.last_member < self._hops - 1
+            replay = self._is_replay(frame.last_member)
             rows = frame.batch.tokens if self._tail_layers and not replay else len(frame.batch.rows)
             frame.check(returned, rows=rows, row_bytes=self._hidden_size * self._dtype.itemsize)
             sampled = [] if replay else self._sample(frame, returned)
@@ -485,12 +491,15 @@ class Engine:
         stages = [microseconds * 1e-6 for microseconds in busy_microseconds]
         if len(stages) + 1 == len(self._costs.members):
             self._costs.add(frame.batch.tokens, [own_seconds, *stages[: frame.last_member]])
+        replay = self._is_replay(frame.last_member)
+        self._costs.add_turn(frame.batch.tokens, returned_at - max(frame.sent_at, self._returned_at), replay=replay)
+        self._returned_at = returned_at
         ring_seconds = returned_at - frame.sent_at
         metrics.STEP.observe(own_seconds)
         metrics.RING_STEP.observe(ring_seconds)
         if frame.alone and not self._in_flight:
             hop_seconds = max(0.0, ring_seconds - sum(stages)) / self._hops
-            if frame.last_member == self._hops - 1:
+            if not replay:
                 self._costs.add_hop(frame.batch.tokens, hop_seconds)
             metrics.HOP.observe(hop_seconds)
 

@@ -394,14 +394,32 @@ def test_one_micro_batch_until_costs_are_measured() -> None:
 
 def test_estimates_follow_what_is_measured() -> None:
     ring = RingCost.of(1)
-    assert not ring.trusted(1)
+    assert ring.expected(1) is None
     ring.add(1, [0.01, 0.02])
+    ring.add_turn(1, 0.03, replay=False)
     ring.add(100, [0.1, 0.4])
     assert ring.slowest(1) == pytest.approx(0.02)
     assert ring.slowest(50) == pytest.approx(0.02 + 0.38 * 49 / 99)
     assert ring.round(200) == pytest.approx(1.0)
-    assert ring.trusted(200)
-    assert not ring.trusted(300)
+    assert ring.expected(200) is None, "no frame of about that size has returned"
+    ring.add_turn(100, 0.5, replay=False)
+    assert ring.expected(200) == pytest.approx(1.0)
+    assert ring.expected(300) is None
+    assert ring.expected(100, replay=True) is None
     for _ in range(40):
         ring.add(1, [0.01, 0.04])
     assert ring.slowest(1) == pytest.approx(0.04, rel=0.01)
+
+
+def test_what_is_expected_of_a_frame_follows_a_slow_link_that_no_busy_time_shows() -> None:
+    ring = RingCost.of(2)
+    for tokens in (32, 64):
+        ring.add(tokens, [0.001, 0.001, 0.001])
+        ring.add_turn(tokens, 0.01 * tokens, replay=False)
+        ring.add_turn(tokens, 0.005 * tokens, replay=True)
+    assert ring.round(64) == pytest.approx(0.003)
+    assert ring.expected(64) == pytest.approx(0.64)
+    assert ring.expected(128) == pytest.approx(1.28)
+    assert ring.expected(64, replay=True) == pytest.approx(0.32)
+    ring.forget([1])
+    assert ring.expected(32) is None
