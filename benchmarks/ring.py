@@ -105,6 +105,7 @@ class Ring:
         self.ready: dict[str, Any] = {}
         self._timeout_seconds = timeout_seconds
         _HOME.mkdir(parents=True, exist_ok=True)
+        self.ready_file = _HOME / "ready.json"
         self.pipe_file = _HOME / "pipe.yaml"
         self.pipe_file.write_text(
             _PIPE.format(
@@ -118,7 +119,7 @@ class Ring:
         self._server: Server | None = None
 
     def __enter__(self) -> Ring:
-        ready_file = _HOME / "ready.json"
+        ready_file = self.ready_file
         ready_file.unlink(missing_ok=True)
         shutil.rmtree(_HOME / "logs", ignore_errors=True)
         command = [str(Path(sys.executable).with_name("languagepipes")), "up", str(self.pipe_file)]
@@ -150,6 +151,29 @@ class Ring:
         """Seconds since `up` was started."""
         assert self._server is not None
         return time.perf_counter() - self._server.started
+
+    @property
+    def process_id(self) -> int:
+        """Of `up` itself."""
+        assert self._server is not None
+        return self._server.pid
+
+    def log_of(self, member: str) -> Path:
+        """What that member printed: all its processes, one after the other."""
+        return _HOME / "logs" / f"{member}.log"
+
+    def wait_ready(self, *, for_seconds: float, timeout_seconds: float) -> None:
+        """Until every member has been ready for so long, whatever was restarted meanwhile. Raises ServerFailed."""
+        assert self._server is not None
+
+        def ready() -> bool:
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                since = self.ready_file.stat().st_mtime  # it is there exactly while the pipe is ready
+                self.ready = json.loads(self.ready_file.read_text())
+                return time.time() - since >= for_seconds
+            return False
+
+        self._server.wait_until(ready, what="languagepipes up", timeout_seconds=timeout_seconds)
 
     def plan(self) -> str:
         """The members and their layers, as the ready file has them."""
