@@ -10,7 +10,8 @@ ring lost    SIGKILL to the End Model and all stages, as where nothing is replay
 
 "ring lost" is spared what would come on top: nobody has to notice the loss, and the clients ask again at the moment
 that the ring serves. A step takes longer the more context there is, so tokens a second are compared with those of the
-undisturbed part between the same tokens. Members, `up` and the client share this machine's cores.
+undisturbed part between the same tokens; so is the CPU time that members take for a token, which other programs on the
+machine change less. Members, `up` and the client share this machine's cores.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ _RATE = Target("higher", 0.95)
 _LIMIT_SECONDS = 600.0
 _ASK_SECONDS = 0.01
 
+# How often the members' CPU time is read while streams run: after each of so many parts of all tokens.
+_CPU_READINGS = 64
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+Reading = tuple[int, float]  # tokens that had arrived, and the CPU seconds of all members by then
 Times = Sequence[Sequence[float]]  # for each stream, when each of its tokens arrived, by time.perf_counter()
 
 
@@ -106,17 +112,30 @@ class Recovery:
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Tokens a second of all streams in the part "stage lost", and in "undisturbed" between the same tokens.
+class Windows:
+    """From which to which token, all streams' counted as one: what rates are taken over.
 
     before: from the moment when every stream has its first token to the fault. after: from the moment when every stream
     has its next token to the end of the first stream.
     """
 
+    before: tuple[int, int]
+    after: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Tokens a second of all streams in the part "stage lost", and in "undisturbed" between the same tokens.
+
+    cpu: milliseconds of CPU time that all members took for a token of the window `after`.
+    """
+
     before: float
     after: float
+    cpu: float
     undisturbed_before: float
     undisturbed_after: float
+    undisturbed_cpu: float
 
 
 @dataclass
@@ -203,19 +222,19 @@ def _measure(ring: Ring, prompts: list[Messages], new_tokens: int, result: Resul
     """One repeat. Raises StreamFailed if an answer is not complete."""
     streams = len(prompts)
     _say(f"{name}: {streams} streams undisturbed")
-    undisturbed = _run(ring, prompts, [new_tokens] * streams)
+    undisturbed, undisturbed_cpu = _run(ring, prompts, [new_tokens] * streams)
 
     _say(f"{name}: SIGKILL to a stage under {streams} streams")
     _wait_steady(ring)
     stages = ring.ready["stages"]
     watch = _Watch(ring, [stages[len(stages) // 2]])
     replayed = _recomputed(ring)
-    disturbed = _run(ring, prompts, [new_tokens] * streams, watch=watch, strike_at=streams * new_tokens // 2)
+    disturbed, cpu = _run(ring, prompts, [new_tokens] * streams, watch=watch, strike_at=streams * new_tokens // 2)
     fault = watch.fault()
     times = token_times(disturbed)
     had, waits = delays(times, fault)
     result.stage_lost.append(Recovery(fault, waits))
-    result.rates.append(rates(times, token_times(undisturbed), fault))
+    result.rates.append(rates(times, token_times(undisturbed), windows(times, fault), cpu, undisturbed_cpu))
     result.recomputed.append(_recomputed(ring) - replayed)
     pairs = zip(disturbed.streams, undisturbed.streams, strict=True)
     result.equal.append(sum(ours.text == theirs.text for ours, theirs in pairs))
@@ -225,7 +244,7 @@ def _measure(ring: Ring, prompts: list[Messages], new_tokens: int, result: Resul
     watch = _Watch(ring, [*ring.ready["stages"], ring.ready["end_model"]])
     watch.strike()
     _wait_serving(ring)
-    again = _run(ring, prompts, [count + 1 for count in had])
+    again, _ = _run(ring, prompts, [count + 1 for count in had])
     fault = watch.fault()
     result.ring_lost.append(Recovery(fault, tuple(of_stream[-1] - fault.killed for of_stream in token_times(again))))
 
@@ -247,22 +266,43 @@ def delays(times: Times, fault: Fault) -> tuple[list[int], tuple[float, ...]]:
     return had, tuple(of_stream[count] - fault.killed for count, of_stream in zip(had, times, strict=True))
 
 
-def rates(disturbed: Times, undisturbed: Times, fault: Fault) -> Rates:
-    """Tokens a second before and after the fault, and undisturbed between the same tokens."""
-    had, waits = delays(disturbed, fault)
-    arrived = sorted(moment for of_stream in disturbed for moment in of_stream)
+def windows(times: Times, fault: Fault) -> Windows:
+    """Raises StreamFailed if there are no tokens on one side of the fault."""
+    had, waits = delays(times, fault)
 
     def count(until: float) -> int:
-        return sum(moment <= until for moment in arrived)
+        return sum(moment <= until for of_stream in times for moment in of_stream)
 
-    all_started = count(max(of_stream[0] for of_stream in disturbed))
-    all_back = count(fault.killed + max(waits))
-    first_ended = count(min(of_stream[-1] for of_stream in disturbed))
-    if not all_started < sum(had) or not all_back < first_ended:
+    before = count(max(of_stream[0] for of_stream in times)), sum(had)
+    after = count(fault.killed + max(waits)), count(min(of_stream[-1] for of_stream in times))
+    if not before[0] < before[1] or not after[0] < after[1]:
         raise StreamFailed("nothing to compare before or after the fault: ask for more tokens")
-    reference = sorted(moment for of_stream in undisturbed for moment in of_stream)
-    before, after = (all_started, sum(had)), (all_back, first_ended)
-    return Rates(rate(arrived, *before), rate(arrived, *after), rate(reference, *before), rate(reference, *after))
+    return Windows(before, after)
+
+
+def rates(
+    disturbed: Times, undisturbed: Times, over: Windows, cpu: Sequence[Reading], undisturbed_cpu: Sequence[Reading]
+) -> Rates:
+    """Tokens a second and CPU time a token, in both parts over the same tokens."""
+    ours, theirs = (sorted(moment for of_stream in times for moment in of_stream) for times in (disturbed, undisturbed))
+    return Rates(
+        before=rate(ours, *over.before),
+        after=rate(ours, *over.after),
+        cpu=cpu_of_a_token(cpu, *over.after),
+        undisturbed_before=rate(theirs, *over.before),
+        undisturbed_after=rate(theirs, *over.after),
+        undisturbed_cpu=cpu_of_a_token(undisturbed_cpu, *over.after),
+    )
+
+
+def cpu_of_a_token(readings: Sequence[Reading], first: int, last: int) -> float:
+    """Milliseconds of CPU time between the readings that lie in a window of tokens, for each token between them.
+    Raises StreamFailed if there are not two."""
+    inside = [reading for reading in readings if first <= reading[0] <= last]
+    if len(inside) < 2:
+        raise StreamFailed("too few tokens after the fault to tell what a token costs: ask for more")
+    (tokens, seconds), (more_tokens, more_seconds) = inside[0], inside[-1]
+    return 1000 * (more_seconds - seconds) / (more_tokens - tokens)
 
 
 def rate(moments: Sequence[float], first: int, last: int) -> float:
@@ -303,6 +343,12 @@ def markdown_report(result: Result, *, streams: int) -> str:
     beside = Spread.of([each.undisturbed_before for each in result.rates])
     noise = Spread.of([each.before / each.undisturbed_before for each in result.rates])
     compared.append(["before the fault, likewise", "tokens/s", str(before), str(beside), str(noise), "", ""])
+    cpu = Spread.of([each.cpu for each in result.rates])
+    undisturbed_cpu = Spread.of([each.undisturbed_cpu for each in result.rates])
+    more = Spread.of([each.cpu / each.undisturbed_cpu for each in result.rates])
+    compared.append(
+        ["members' CPU time after the fault, likewise", "ms a token", str(cpu), str(undisturbed_cpu), str(more), "", ""]
+    )
     return "\n".join(
         [
             "Seconds that each part took:",
@@ -406,13 +452,17 @@ class _Watch:
 
 def _run(
     ring: Ring, prompts: list[Messages], new_tokens: list[int], *, watch: _Watch | None = None, strike_at: int = 0
-) -> Round:
+) -> tuple[Round, list[Reading]]:
     """All streams to their end; `watch` strikes once that many tokens have arrived. Raises StreamFailed."""
     events, struck = 0, watch is None
+    readings: list[Reading] = []
+    every = max(1, sum(new_tokens) // _CPU_READINGS)
 
     def count(piece: bytes) -> None:
         nonlocal events, struck
         events += piece.count(b"data:")
+        if events >= every * (len(readings) + 1):
+            readings.append((events, _cpu_seconds(ring)))
         if watch is not None and not struck and events >= strike_at:
             struck = True
             watch.strike()
@@ -429,7 +479,17 @@ def _run(
     got = [stream.tokens for stream in round_.streams]
     if got != new_tokens:
         raise StreamFailed(f"answers of {got} tokens, asked were {new_tokens}")
-    return round_
+    return round_, readings
+
+
+def _cpu_seconds(ring: Ring) -> float:
+    """Of the members that run now."""
+    ticks = 0
+    for pid in children(ring.process_id):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # utime and stime, proc_pid_stat(5)
+    return ticks / _TICKS_PER_SECOND
 
 
 def _wait_serving(ring: Ring) -> None:

@@ -6,7 +6,19 @@ import time
 
 import pytest
 
-from benchmarks.recovery import Fault, Rates, Recovery, Result, delays, logged, markdown_report, rate, rates
+from benchmarks.recovery import (
+    Fault,
+    Rates,
+    Recovery,
+    Result,
+    cpu_of_a_token,
+    delays,
+    logged,
+    markdown_report,
+    rate,
+    rates,
+    windows,
+)
 from benchmarks.streams import StreamFailed
 
 FAULT = Fault(killed=10.0, noticed=10.1, started=10.5, imported=13.0, loaded=14.0, joined=14.5)
@@ -34,16 +46,29 @@ def test_rates_are_compared_between_the_same_tokens_so_that_longer_context_is_no
     undisturbed = [[1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 12.0]] * 2
     disturbed = [[6.0, 7.0, 8.0, 9.0, 20.0, 22.0, 24.0, 26.0]] * 2
 
-    found = rates(disturbed, undisturbed, FAULT)
+    readings = [(0, 0.0), (10, 1.0), (16, 2.2)]
+    found = rates(disturbed, undisturbed, windows(disturbed, FAULT), readings, readings)
 
     assert found.after == found.undisturbed_after
     assert found.before == found.undisturbed_before
     assert found.after < found.before
+    assert found.cpu == found.undisturbed_cpu
 
 
 def test_without_tokens_on_both_sides_of_the_fault_there_is_nothing_to_compare() -> None:
     with pytest.raises(StreamFailed, match="more tokens"):
-        rates([[9.0, 16.0]], [[1.0, 2.0]], FAULT)
+        windows([[9.0, 16.0]], FAULT)
+
+
+def test_the_cpu_time_of_a_token_is_that_between_readings_inside_the_window() -> None:
+    readings = [(10, 0.1), (20, 1.0), (30, 1.5), (40, 2.0), (50, 9.0)]
+
+    assert cpu_of_a_token(readings, 15, 45) == 50.0
+
+
+def test_one_reading_says_nothing_of_a_tokens_cost() -> None:
+    with pytest.raises(StreamFailed, match="too few"):
+        cpu_of_a_token([(10, 0.1), (20, 1.0)], 15, 45)
 
 
 def test_the_parts_of_a_recovery_add_up_to_the_last_streams_wait() -> None:
@@ -72,7 +97,7 @@ def test_only_what_was_logged_after_the_fault_counts() -> None:
 def test_the_report_says_what_was_asked_and_missed() -> None:
     lost = Recovery(FAULT, (11.0, 11.0))
     restarted = Recovery(Fault(0.0, None, 1.0, 2.0, 3.0, 4.0), (20.0, 30.0))
-    result = Result([lost], [restarted], [Rates(200.0, 90.0, 200.0, 100.0)], [4000.0], [15])
+    result = Result([lost], [restarted], [Rates(200.0, 90.0, 8.0, 200.0, 100.0, 8.0)], [4000.0], [15])
 
     waits = result.comparisons()
     assert [figure.met for figure in waits] == [False, True, False]
