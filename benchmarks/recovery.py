@@ -140,13 +140,18 @@ class Rates:
 
 @dataclass
 class Result:
-    """Samples by repeat. equal: answers of "stage lost" that are those of "undisturbed", to the letter."""
+    """Samples by repeat.
+
+    equal: answers of "stage lost" that are those of "undisturbed", to the letter. arithmetic: what the lost process and
+    the new one chose, each by its own measurement at its start.
+    """
 
     stage_lost: list[Recovery] = field(default_factory=list)
     ring_lost: list[Recovery] = field(default_factory=list)
     rates: list[Rates] = field(default_factory=list)
     recomputed: list[float] = field(default_factory=list)
     equal: list[int] = field(default_factory=list)
+    arithmetic: list[tuple[str, str]] = field(default_factory=list)
 
     def comparisons(self) -> list[Comparison]:
         """What was asked."""
@@ -227,7 +232,9 @@ def _measure(ring: Ring, prompts: list[Messages], new_tokens: int, result: Resul
     _say(f"{name}: SIGKILL to a stage under {streams} streams")
     _wait_steady(ring)
     stages = ring.ready["stages"]
-    watch = _Watch(ring, [stages[len(stages) // 2]])
+    stage = stages[len(stages) // 2]
+    watch = _Watch(ring, [stage])
+    chosen = _arithmetic(ring, stage["name"])
     replayed = _recomputed(ring)
     disturbed, cpu = _run(ring, prompts, [new_tokens] * streams, watch=watch, strike_at=streams * new_tokens // 2)
     fault = watch.fault()
@@ -236,6 +243,7 @@ def _measure(ring: Ring, prompts: list[Messages], new_tokens: int, result: Resul
     result.stage_lost.append(Recovery(fault, waits))
     result.rates.append(rates(times, token_times(undisturbed), windows(times, fault), cpu, undisturbed_cpu))
     result.recomputed.append(_recomputed(ring) - replayed)
+    result.arithmetic.append((chosen, _arithmetic(ring, stage["name"])))
     pairs = zip(disturbed.streams, undisturbed.streams, strict=True)
     result.equal.append(sum(ours.text == theirs.text for ours, theirs in pairs))
 
@@ -359,6 +367,7 @@ def markdown_report(result: Result, *, streams: int) -> str:
             if noticed
             else "- The End Model's log does not say when it noticed the loss.",
             f"- Computed again after the stage's loss: {significant(statistics.median(result.recomputed))} tokens.",
+            *(f"- The lost stage computed in {lost}; the new one in {new}." for lost, new in result.arithmetic),
             f"- Every answer was complete; equal to the undisturbed one: {min(result.equal)} of {streams} at least.",
             "",
             markdown_table(
@@ -382,6 +391,7 @@ def json_report(result: Result) -> dict[str, Any]:
         "rates": [vars(each) for each in result.rates],
         "recomputed_tokens": result.recomputed,
         "equal_answers": result.equal,
+        "arithmetic": result.arithmetic,
     }
 
 
@@ -490,6 +500,11 @@ def _cpu_seconds(ring: Ring) -> float:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])  # utime and stime, proc_pid_stat(5)
     return ticks / _TICKS_PER_SECOND
+
+
+def _arithmetic(ring: Ring, member: str) -> str:
+    lines = [line for line in ring.log_of(member).read_text().splitlines() if "arithmetic in " in line]
+    return lines[-1].partition("arithmetic in ")[2] if lines else "unknown"
 
 
 def _wait_serving(ring: Ring) -> None:
