@@ -29,13 +29,13 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "uvicorn", "fastapi
 _ROOT = Path(__file__).resolve().parent.parent
 
 
-def describe() -> dict[str, Any]:
+def describe(module: str = "benchmarks.run") -> dict[str, Any]:
     """Processor, flags, cores, memory, versions, revision, load and the exact command, as plain JSON."""
     cpuinfo = _cpuinfo()
     flags = set(cpuinfo.get("flags", cpuinfo.get("Features", "")).split())
     return {
         "taken_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "command": " ".join(["python -m benchmarks.run", *sys.argv[1:]]),
+        "command": " ".join([f"python -m {module}", *sys.argv[1:]]),
         "processor": cpuinfo.get("model name", platform.processor() or platform.machine()),
         "flags": [flag for flag in _TELLING_FLAGS if flag in flags],
         "cores": cores(),

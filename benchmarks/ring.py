@@ -26,6 +26,7 @@ from benchmarks.models import CACHE, ROOT, BenchmarkModel
 from benchmarks.processes import Server, free_port
 
 _HOME = CACHE / "ring"
+_STORE = _HOME / "store"
 _PIPE = """\
 apiVersion: languagepipes.io/v1alpha1
 kind: LanguagePipe
@@ -104,8 +105,11 @@ class Ring:
         self.start: Start
         self.ready: dict[str, Any] = {}
         self._timeout_seconds = timeout_seconds
-        _HOME.mkdir(parents=True, exist_ok=True)
-        self.pipe_file = _HOME / "pipe.yaml"
+        # Of this process alone: another run, or a ring that outlived its run, writes its own ready file.
+        self._home = _HOME / f"run-{os.getpid()}"
+        self._home.mkdir(parents=True, exist_ok=True)
+        self.ready_file = self._home / "ready.json"
+        self.pipe_file = self._home / "pipe.yaml"
         self.pipe_file.write_text(
             _PIPE.format(
                 source=source or model.directory,
@@ -118,14 +122,14 @@ class Ring:
         self._server: Server | None = None
 
     def __enter__(self) -> Ring:
-        ready_file = _HOME / "ready.json"
+        ready_file = self.ready_file
         ready_file.unlink(missing_ok=True)
-        shutil.rmtree(_HOME / "logs", ignore_errors=True)
+        shutil.rmtree(self._home / "logs", ignore_errors=True)
         command = [str(Path(sys.executable).with_name("languagepipes")), "up", str(self.pipe_file)]
         command += ["--port", str(free_port()), "--ready-file", str(ready_file)]
-        command += ["--log-dir", str(_HOME / "logs"), "--cache-dir", str(_HOME / "store")]
+        command += ["--log-dir", str(self._home / "logs"), "--cache-dir", str(_STORE)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LANGUAGEPIPES_")}
-        self._server = Server(command, log=_HOME / "up.log", environment=environment, directory=ROOT)
+        self._server = Server(command, log=self._home / "up.log", environment=environment, directory=ROOT)
         observer = _StartObserver(self._server)
         try:
             self._server.wait_until(
@@ -138,18 +142,44 @@ class Ring:
             self.start = observer.stop(ready)
         except BaseException:
             observer.stop(0.0)
-            self.__exit__()
+            self._server.stop()
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """What was logged stays where something went wrong."""
         if self._server is not None:
             self._server.stop()
+        if kind is None:
+            shutil.rmtree(self._home, ignore_errors=True)
 
     def since_start(self) -> float:
         """Seconds since `up` was started."""
         assert self._server is not None
         return time.perf_counter() - self._server.started
+
+    @property
+    def process_id(self) -> int:
+        """Of `up` itself."""
+        assert self._server is not None
+        return self._server.pid
+
+    def log_of(self, member: str) -> Path:
+        """What that member printed: all its processes, one after the other."""
+        return self._home / "logs" / f"{member}.log"
+
+    def wait_ready(self, *, for_seconds: float, timeout_seconds: float) -> None:
+        """Until every member has been ready for so long, whatever was restarted meanwhile. Raises ServerFailed."""
+        assert self._server is not None
+
+        def ready() -> bool:
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                since = self.ready_file.stat().st_mtime  # it is there exactly while the pipe is ready
+                self.ready = json.loads(self.ready_file.read_text())
+                return time.time() - since >= for_seconds
+            return False
+
+        self._server.wait_until(ready, what="languagepipes up", timeout_seconds=timeout_seconds)
 
     def plan(self) -> str:
         """The members and their layers, as the ready file has them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Round:
-    """Streams that ran at the same time."""
+    """Streams that ran at the same time. began: the moment that their times count from, by time.perf_counter()."""
 
     streams: tuple[Stream, ...]
+    began: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -75,17 +76,20 @@ def run_streams(
     prompts: Sequence[Messages],
     *,
     model: str,
-    new_tokens: int,
+    new_tokens: int | Sequence[int],
     extra: dict[str, Any] | None = None,
     stagger_seconds: float = 0.0,
     timeout_seconds: float = 300.0,
+    on_piece: Callable[[bytes], None] = lambda piece: None,
 ) -> Round:
     """Stream one greedy chat completion for each prompt, all at once.
 
-    extra: further fields of the request. stagger_seconds: between two requests' starts, for servers whose backlog
-    overflows. Raises StreamFailed for any stream that does not end as it should within timeout_seconds.
+    new_tokens: of each, or one number for all. extra: further fields of the request. stagger_seconds: between two
+    requests' starts, for servers whose backlog overflows. on_piece: called at once with each piece that arrives.
+    Raises StreamFailed for any stream that does not end as it should within timeout_seconds.
     """
-    body = {"model": model, "stream": True, "temperature": 0, "max_tokens": new_tokens, **(extra or {})}
+    asked = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else list(new_tokens)
+    body = {"model": model, "stream": True, "temperature": 0, **(extra or {})}
 
     async def one(
         client: httpx.AsyncClient, prompt: Messages, place: int, start: float
@@ -93,25 +97,27 @@ def run_streams(
         await asyncio.sleep(place * stagger_seconds)
         sent = time.perf_counter() - start
         pieces: _Pieces = []
-        async with client.stream("POST", f"{url}/chat/completions", json={**body, "messages": prompt}) as response:
+        request = {**body, "max_tokens": asked[place], "messages": prompt}
+        async with client.stream("POST", f"{url}/chat/completions", json=request) as response:
             if response.status_code != 200:
                 raise StreamFailed(f"HTTP {response.status_code}: {(await response.aread()).decode()[:300]}")
             async for piece in response.aiter_raw():
                 pieces.append((time.perf_counter() - start, piece))
+                on_piece(piece)
         return sent, pieces, time.perf_counter() - start
 
-    async def all_of_them() -> list[_Answer]:
+    async def all_of_them() -> tuple[list[_Answer], float]:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(timeout=timeout_seconds, limits=limits) as client:
             start = time.perf_counter()
             tasks = [one(client, prompt, place, start) for place, prompt in enumerate(prompts)]
-            return await asyncio.wait_for(asyncio.gather(*tasks), timeout_seconds)
+            return await asyncio.wait_for(asyncio.gather(*tasks), timeout_seconds), start
 
     try:
-        answers = asyncio.run(all_of_them())
+        answers, began = asyncio.run(all_of_them())
     except (httpx.HTTPError, TimeoutError) as error:
         raise StreamFailed(f"{type(error).__name__}: {error} (limit: {timeout_seconds} s)") from error
-    return Round(tuple(_read_stream(*answer) for answer in answers))
+    return Round(tuple(_read_stream(*answer) for answer in answers), began)
 
 
 _Pieces = list[tuple[float, bytes]]
