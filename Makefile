@@ -100,8 +100,12 @@ test-fast: install ## The inner loop: the unit tests
 e2e: ## All tests that need the cluster, its programs or the images: root, Debian, Go
 	$(call say,Parts (side by side): packages; images; programs of the test cluster; model)
 	$(MAKE) --no-print-directory --jobs=3 parts
-	$(call say,Tests on a real API server and on a real cluster of two nodes)
-	$(BIN)/pytest -m "e2e or control_plane" $(PYTEST_OPTIONS)
+	$(call say,Tests on a real cluster of two nodes; beside them those on a real API server alone)
+# The latter mostly wait, so they run meanwhile; what they print comes in the end.
+	log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	nice $(BIN)/pytest -m control_plane $(PYTEST_OPTIONS) >"$$log" 2>&1 & beside=$$!; \
+	$(BIN)/pytest -m e2e $(PYTEST_OPTIONS) && good=yes || good=no; \
+	wait $$beside || good=no; cat "$$log"; test $$good = yes
 
 .PHONY: test-gpu
 test-gpu: install ## The checks that need a CUDA device

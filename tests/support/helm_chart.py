@@ -102,7 +102,7 @@ def run(*arguments: str | Path, values: Values | None = None) -> subprocess.Comp
 
 def render(values: Values | None = None, *, release: str = RELEASE) -> Objects:
     """The objects of a release in NAMESPACE; an AssertionError carries helm's words."""
-    return Objects(yaml.safe_load_all(text(values, release=release)))
+    return Objects(yaml.load_all(text(values, release=release), Loader=yaml.CSafeLoader))  # in C: a CRD is long
 
 
 def text(values: Values | None = None, *, release: str = RELEASE) -> str:
