@@ -59,6 +59,8 @@ def _recovery(replica: tuple[Member, ...], plan: Plan, snapshot: Snapshot) -> Re
     if lost:
         more = f" and {len(lost) - 3} more stages" if len(lost) > 3 else ""
         return Recovery(end.replica, ", ".join(lost[:3]) + more)
+    if report is not None and joined and not end.ready and (report.epoch or 0) > 1:
+        return Recovery(end.replica, "the End Model's readiness probe to pass")
     if report is None or joined:
         return None
     why = f" ({quoted(report.ring_error)})" if report.ring_error else ""

@@ -1,7 +1,7 @@
 """Record what kubectl prints in a pipe's life, into docs/cluster.md, and what a client and kubectl see of a stage that
 is killed under a stream, into docs/recovery.md.
 
-    KUBECONFIG=… .venv/bin/python tests/e2e/pipes/transcript.py [cluster | recovery]
+    PYTHONPATH=tests KUBECONFIG=… .venv/bin/python tests/e2e/pipes/transcript.py [cluster | recovery]
 
 Needs the operator and the claim `models`, as README's "On a cluster" makes them, and no pipe `smollm2`.
 Applies that pipe, kills one of its stages, and deletes it in the end.

@@ -328,6 +328,29 @@ def test_the_only_end_model_recovers_although_its_pod_is_not_ready() -> None:
     assert (status["phase"], status["readyReplicas"]) == ("Recovering", 0)
 
 
+def test_it_recovers_until_the_probe_of_the_only_end_model_passes_again() -> None:
+    """Its ring is up, and the kubelets have not looked yet."""
+    world = World.ready()
+    before = world.status()
+    unready(world.pod("end-model"))
+    unready(world.pod("stage", stage=2))
+    world.members[END_MODEL] = UP
+
+    status = later(world, seconds=6).status(before)
+
+    assert triple(status, "Ready")[:2] == ("False", "Recovering")
+    assert triple(status, "Ready")[2].startswith("replica 0 is recovering: waiting for the End Model's readiness probe")
+    assert turns(status)["EndpointReady"] == "True"
+
+
+def test_a_first_start_is_no_recovery() -> None:
+    world = World.ready()
+    unready(world.pod("end-model"))
+    world.members[END_MODEL] = UP.model_copy(update={"epoch": 1})
+
+    assert triple(world.status(), "Ready")[1] == "JoiningRing"
+
+
 def test_beside_another_replica_an_end_model_that_is_not_ready_takes_no_requests() -> None:
     world = World.ready({"replicas": 2})
     before = world.status()
