@@ -5,6 +5,7 @@
     processes.py    the members' processes by way of it; what ended is started again at once
     members.py      one replica: store, stages, End Model, a relay in each link
     requests.py     what is asked, and the answer as an API client sees it, to the byte
+    comparison.py   whether an answer is that of the undisturbed run, in float32 and in bfloat16
     faults.py       what is broken and when, from a seed
     leaks.py        what must be as before when all is over
     run.py          one run: answers without faults, answers with faults, the report

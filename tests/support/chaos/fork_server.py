@@ -131,6 +131,21 @@ class Server:
             os.write(1, json.dumps(fields).encode() + b"\n")
 
 
+def _compute_in_float32() -> None:
+    """Let members choose among the ways that compute in float32, whatever the dtype of weights, keys and values.
+
+    A member measures at each start which way is fastest. With weights in bfloat16 one that computes in bfloat16, and
+    then starts again and does not, moves log-probabilities by up to 0.6: far more than the company in a frame does
+    (see comparison.py). A bound as wide as that would hide a lost key.
+    """
+    import torch
+    from languagepipes_node.model import attention_plan, linear
+
+    every = linear.candidates
+    linear.candidates = lambda storage: [way for way in every(storage) if way.dtype == torch.float32]
+    attention_plan.quick_products = lambda dtype, device: False
+
+
 def main() -> int:
     # Before torch is imported, as languagepipes_node.process does it: these members have one thread each.
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000"}
@@ -139,6 +154,7 @@ def main() -> int:
     for module in _MODULES:
         importlib.import_module(module)
     assert len(os.listdir("/proc/self/task")) == 1, "a module started a thread; members would miss it"
+    _compute_in_float32()
     gc.collect()
     gc.freeze()  # members share these pages
     server = Server()

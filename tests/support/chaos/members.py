@@ -24,7 +24,7 @@ from languagepipes_operator.cli.model_facts import read_facts
 from languagepipes_operator.planning.plan import plan
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.chaos.model import CONTEXT, write_model
+from support.chaos.model import CONTEXT, Dtype, write_model
 from support.chaos.processes import Processes, Program
 from support.ports import free_address
 from support.relayed_link import RelayedLink
@@ -36,12 +36,16 @@ END_MODEL, STORE = "end-model", "store"
 
 @dataclass(frozen=True)
 class Shape:
-    """A replica. kv_blocks of block_tokens each: fewer than the streams want, so that some are pre-empted."""
+    """A replica. kv_blocks of block_tokens each: fewer than the streams want, so that some are pre-empted.
+
+    dtype: of weights, keys and values, and frames.
+    """
 
     model: str
     stages: int
     local_layers: int = 1
     tail_layers: int = 0
+    dtype: Dtype = "float32"
     kv_blocks: int = 64
     block_tokens: int = 16
     frame_tokens: int = 96
@@ -54,7 +58,7 @@ class Shape:
                 "kind": "LanguagePipe",
                 "metadata": {"name": PIPE},
                 "spec": {
-                    "model": {"source": f"file://{source}", "dtype": "float32", "maxContextLength": CONTEXT},
+                    "model": {"source": f"file://{source}", "dtype": self.dtype, "maxContextLength": CONTEXT},
                     "endModel": {"localLayers": self.local_layers, "tailLayers": self.tail_layers},
                     "stages": {"count": self.stages},
                 },
@@ -77,6 +81,7 @@ class Shape:
 SHAPES = {
     "experts, sliding windows, tail layers": Shape("moe", stages=3, tail_layers=1),
     "full and sliding attention, two stages": Shape("sliding", stages=2),
+    "bfloat16, a tail layer": Shape("sliding", stages=2, tail_layers=1, dtype="bfloat16"),
 }
 
 
@@ -198,7 +203,7 @@ class Members:
                 telemetry_listen=free_address(),
                 store_listen=store,
                 source=f"file://{source}",
-                dtype="float32",
+                dtype=self.shape.dtype,
                 cache_dir=self.directory / "cache",
             ),
             END_MODEL: MemberSettings(

@@ -1,10 +1,10 @@
-"""Random models of a few kilobytes in float32 whose text shows every token: each token is one character of its own."""
+"""Random models of a few kilobytes whose text shows every token: each token is one character of its own."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from languagepipes_node.model import names
@@ -12,17 +12,19 @@ from languagepipes_node.model.architecture import Architecture
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models
 
+Dtype = Literal["float32", "bfloat16"]
 CONTEXT = 512
 LAYERS = 6
 # Printable ASCII, which chat templates need, and then one letter a token.
 CHARACTERS = ["\n", *map(chr, range(0x20, 0x7F)), *map(chr, range(0x4E00, 0x4E00 + 96))]
 _END = "<|end|>"
+END_TOKEN = len(CHARACTERS)
 _TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 _SIZES: dict[str, Any] = {
-    "vocab_size": len(CHARACTERS) + 1,
+    "vocab_size": END_TOKEN + 1,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": LAYERS,
@@ -32,7 +34,7 @@ _SIZES: dict[str, Any] = {
     "max_position_embeddings": CONTEXT,
     "rope_theta": 10000.0,
     "rms_norm_eps": 1e-6,
-    "eos_token_id": len(CHARACTERS),
+    "eos_token_id": END_TOKEN,
     "dtype": "float32",
     "use_sliding_window": True,
     "sliding_window": 48,

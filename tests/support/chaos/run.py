@@ -13,11 +13,12 @@ from pathlib import Path
 
 import httpx
 
+from support.chaos.comparison import Comparison, compare
 from support.chaos.faults import Fault, inject, schedule
 from support.chaos.leaks import Usage, leaks, usage, wait_idle
 from support.chaos.members import END_MODEL, Members, Shape
 from support.chaos.processes import Processes
-from support.chaos.requests import Answer, AnswerFailed, Request, ask, difference, make_requests
+from support.chaos.requests import Answer, AnswerFailed, Request, ask, make_requests
 
 _REQUESTS_A_STREAM = 1.25
 # A stream whose next text takes longer than this has failed, whatever comes then. Wider than any recovery on a loaded
@@ -41,6 +42,33 @@ class Options:
 
 
 @dataclass
+class Answers:
+    """What comparing answers has come to. rounded: of other texts, within the bound. moved: see Comparison."""
+
+    equal: int = 0
+    rounded: int = 0
+    tokens: int = 0
+    moved: list[float] = field(default_factory=list)
+
+    def add(self, comparison: Comparison) -> None:
+        """One answer that is as it must be."""
+        self.equal += comparison.equal
+        self.rounded += not comparison.equal
+        self.tokens += comparison.compared_tokens
+        self.moved += comparison.moved
+
+    def lines(self, when: str) -> list[str]:
+        """Rows of the report's table."""
+        lines = [
+            f"| {when}: equal, other within rounding, tokens compared | {self.equal}, {self.rounded}, {self.tokens} |"
+        ]
+        if self.moved:
+            off = _quantiles(self.moved, high=0.999, digits=".2g")
+            lines.append(f"| {when}: log-probabilities off by, p50 / p99.9 / most | {off} |")
+        return lines
+
+
+@dataclass
 class Report:
     """What a run found. problems: empty if it is good."""
 
@@ -48,8 +76,8 @@ class Report:
     problems: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     joined: Counter[str] = field(default_factory=Counter)
-    answers: int = 0
-    tokens: int = 0
+    undisturbed: Answers = field(default_factory=Answers)
+    disturbed: Answers = field(default_factory=Answers)
     pauses: list[float] = field(default_factory=list)
     resumed: list[float] = field(default_factory=list)
     counted: dict[str, float] = field(default_factory=dict)
@@ -69,10 +97,11 @@ class Report:
             "| --- | --- |",
             *(f"| {kind} | {count} |" for kind, count in sorted(self.faults.items())),
             *(f"| of them {when} | {count} |" for when, count in sorted(self.joined.items())),
-            f"| answers equal to the undisturbed run's | {self.answers} ({self.tokens} tokens) |",
+            *self.undisturbed.lines("asked again without faults"),
+            *self.disturbed.lines("asked under faults"),
             *(f"| {name.replace('_', ' ')} | {value:.0f} |" for name, value in self.counted.items()),
-            f"| longest pause within an answer, p50 / p99 / most | {_quantiles(self.pauses)} |",
-            f"| from a fault to the next token of any stream, p50 / p99 / most | {_quantiles(self.resumed)} |",
+            f"| longest pause within an answer, p50 / p99 / most | {_quantiles(self.pauses)} s |",
+            f"| from a fault to the next token of any stream, p50 / p99 / most | {_quantiles(self.resumed)} s |",
         ]
         for name, was in self.before.items():
             now = self.after.get(name)
@@ -89,12 +118,12 @@ class Report:
         return "\n".join(lines)
 
 
-def _quantiles(seconds: Sequence[float]) -> str:
-    if not seconds:
+def _quantiles(values: Sequence[float], high: float = 0.99, digits: str = ".2f") -> str:
+    if not values:
         return "-"
-    ordered = sorted(seconds)
-    high = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    return f"{statistics.median(ordered):.2f} / {high:.2f} / {ordered[-1]:.2f} s"
+    ordered = sorted(values)
+    shown = (statistics.median(ordered), ordered[min(len(ordered) - 1, int(high * len(ordered)))], ordered[-1])
+    return " / ".join(format(value, digits) for value in shown)
 
 
 def run(
@@ -119,7 +148,7 @@ def run(
 class _Run:
     def __init__(self, options: Options, members: Members, report: Report, say: Callable[[str], None]) -> None:
         self._options, self._members, self._report, self._say = options, members, report, say
-        self._requests = make_requests(options.seed, int(_REQUESTS_A_STREAM * options.streams))
+        self._requests = make_requests(options.seed, int(_REQUESTS_A_STREAM * options.streams), options.shape.dtype)
         self._expected: dict[str, Answer] = {}
         self._lock = threading.Lock()
         self._texts = 0
@@ -139,15 +168,24 @@ class _Run:
             self._report.counted[name] = after.get(f"languagepipes_{name}_total", 0.0)
 
     def _undisturbed(self) -> bool:
-        """Twice, so that an answer which depends on who shares its frames shows before anything is broken."""
-        for _ in range(2):
-            answers = self._ask_all(self._requests)
-            for request, answer in answers.items():
-                expected = self._expected.setdefault(request, answer)
-                if (found := difference(expected, answer)) is not None:
-                    self._problem(f"undisturbed: {request}: {found}")
+        """Twice, so that an answer which depends on who shares its frames shows before anything is broken.
+
+        The second time in reverse order: in other company.
+        """
+        self._expected = self._ask_all(self._requests)
+        for name, answer in self._ask_all(self._requests[::-1]).items():
+            if name in self._expected:
+                self._compare(name, answer, self._report.undisturbed, "undisturbed: ")
         self._say(f"{len(self._expected)} requests were answered twice without faults")
         return not self._report.problems
+
+    def _compare(self, name: str, answer: Answer, answers: Answers, when: str = "") -> None:
+        comparison = compare(self._expected[name], answer, self._options.shape.dtype)
+        if comparison.problem is not None:
+            self._problem(f"{when}{name}: {comparison.problem}")
+            return
+        with self._lock:
+            answers.add(comparison)
 
     def _ask_all(self, requests: Sequence[Request]) -> dict[str, Answer]:
         answers: dict[str, Answer] = {}
@@ -229,14 +267,9 @@ class _Run:
                 except AnswerFailed as error:
                     self._problem(f"{request.name}: {error}")
                     return  # one failed request fails the run
-                found = difference(self._expected[request.name], answer)
                 with self._lock:
                     self._report.pauses.append(answer.longest_pause_seconds)
-                    if found is None:
-                        self._report.answers += 1
-                        self._report.tokens += answer.usage["completion_tokens"]
-                if found is not None:
-                    self._problem(f"{request.name}: {found}")
+                self._compare(request.name, answer, self._report.disturbed)
 
     def _text(self) -> None:
         with self._lock:
