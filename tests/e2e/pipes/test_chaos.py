@@ -238,3 +238,26 @@ def test_streams_outlive_every_loss_of_a_stage(
     with capsys.disabled():
         pauses = sorted(answer["pause"] for answer in answers)
         print(f"\n{len(answers)} answers over {len(kinds)} faults, longest pause {pauses[-1]:.1f} s", end=" ")
+
+
+def test_an_end_model_that_is_deleted_completes_what_it_has_begun(smollm2: Kubectl, client: Client) -> None:
+    """As at an eviction, or when its node is drained: a new End Model starts beside the one that ends."""
+    url = smollm2.get("languagepipe", "smollm2")["status"]["url"]
+    (before,) = smollm2.list("pods", f"{OF_PIPE},languagepipes.io/role=end-model")
+    running = Load(smollm2, url, streams=1)
+    wait_for("a first answer", lambda: running.answers, timeout_seconds=60, every_seconds=0.1)
+
+    smollm2("delete", "pod", before["metadata"]["name"], "--wait=false")
+    smollm2("exec", "client", "--", "touch", "/tmp/stop")
+    running.wait(60)
+
+    assert [answer["error"] for answer in running.answers] == [None] * len(running.answers)
+    assert {answer["finish"] for answer in running.answers} <= {"stop", "length"}
+    wait_for(
+        "another End Model",
+        lambda: (
+            [pod["metadata"]["uid"] for pod in smollm2.list("pods", f"{OF_PIPE},languagepipes.io/role=end-model")]
+            not in ([], [before["metadata"]["uid"]])
+        ),
+    )
+    wait_ready(smollm2)
