@@ -161,7 +161,7 @@ class MemberState:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Closes a connection that is not through after `_CONNECTION_SECONDS`: each holds a thread, and a client that sends
+    """Closes a connection that is still open after `_CONNECTION_SECONDS`: each holds a thread, and a client that sends
     a byte now and then would hold it for good.
     """
 

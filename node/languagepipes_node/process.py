@@ -71,7 +71,9 @@ def end_on_signals() -> None:
 
 
 class LeaveRequest(threading.Event):
-    """Set by the first signal. since: when that was, on the monotonic clock; infinity until then."""
+    """Set by the first signal, or by the process itself. since: when that signal came, on the monotonic clock; infinity
+    until then.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +85,7 @@ def leave_on_signals() -> LeaveRequest:
     request = LeaveRequest()
 
     def leave(number: int, frame: FrameType | None) -> None:
-        if request.is_set():
+        if request.since < math.inf:
             os._exit(0)
         request.since = time.monotonic()
         request.set()

@@ -57,13 +57,13 @@ class Metrics:
         )
         self.ring_questions = Counter(
             "languagepipes_operator_ring_questions",
-            "Questions to Ready End Models about their rings by outcome: answered or silent.",
+            "Questions to End Models about their rings by outcome: answered or silent.",
             ("outcome",),
             registry=self.registry,
         )
         self.rings_down = Gauge(
             "languagepipes_operator_rings_down",
-            "Rings that are down although the pod of their End Model is Ready.",
+            "Rings that were up, and are down by their End Model's own word.",
             registry=self.registry,
         )
         self.pipes = Gauge("languagepipes_operator_pipes", "Pipes by phase.", ("phase",), registry=self.registry)

@@ -84,7 +84,7 @@ class World:
     @classmethod
     def ready(cls, spec: dict[str, Any] | None = None, *, generation: int = 1) -> World:
         world = cls(raw=pipe_of(spec, generation=generation))
-        world.services["smol"] = {"kind": "Service", "metadata": {"name": "smol"}}
+        world.services["smol"] = {"kind": "Service", "metadata": {"name": "smol"}, "spec": {}}
         world.add("store", node="n1")
         for replica in range(world.raw["spec"].get("replicas", 1)):
             world.add_replica(replica)
@@ -109,6 +109,10 @@ class World:
 
     def drop(self, role: str, replica: int = 0, stage: int = 0) -> None:
         del self.pods[f"{member_name(role, replica, stage)}-7c9d-x2x4p"]
+
+    def publish_unready(self, published: bool = True) -> None:
+        """As the Service is once the only End Model has been Ready."""
+        self.services["smol"]["spec"] = {"publishNotReadyAddresses": published}
 
     @property
     def stored(self) -> StoredPlan:
@@ -281,6 +285,14 @@ def unready(pod: dict[str, Any]) -> dict[str, Any]:
             }
     for status in pod["status"]["containerStatuses"]:
         status |= {"ready": False}
+    return pod
+
+
+def never_ready(pod: dict[str, Any]) -> dict[str, Any]:
+    """Of a pod that is not ready: its process has not been, since it started."""
+    for condition in pod["status"]["conditions"]:
+        if condition["type"] in ("Ready", "ContainersReady"):
+            condition |= {"lastTransitionTime": at(seconds=600)}
     return pod
 
 

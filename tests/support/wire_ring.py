@@ -22,7 +22,9 @@ from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca
 
 from support.ports import free_address
 
-FAST = Timing(heartbeat_seconds=0.05, silence_seconds=0.4, handshake_seconds=1.0, connect_seconds=3.0)
+FAST = Timing(
+    heartbeat_seconds=0.05, silence_seconds=0.4, handshake_seconds=1.0, connect_seconds=3.0, patience_seconds=0.5
+)
 
 
 def make_plan(

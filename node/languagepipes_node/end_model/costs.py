@@ -76,14 +76,14 @@ class RingCost:
     """All members of a ring: the End Model first, then the stages in ring order. Times in seconds.
 
     hops: a hop's own cost by a frame's tokens, once measured (wire, framing, wake-up). turns: how long a frame is the
-    oldest on the ring, and replay_turns of replays: where frames follow each other closely, that is what the slowest
-    member or link takes for it, which no busy time shows if it is a link.
+    oldest on the ring, by its kind: (whether it is a replay, whether it was alone when it left). One that was alone
+    goes all the way in this time; of those that follow each other closely it is what the slowest member or link takes,
+    which no busy time shows if it is a link.
     """
 
     members: list[MemberCost]
     hops: MemberCost = field(default_factory=MemberCost)
-    turns: MemberCost = field(default_factory=MemberCost)
-    replay_turns: MemberCost = field(default_factory=MemberCost)
+    turns: dict[tuple[bool, bool], MemberCost] = field(default_factory=dict)
 
     @classmethod
     def of(cls, stages: int) -> RingCost:
@@ -102,15 +102,15 @@ class RingCost:
         """What each hop of a frame took that was alone on the ring, besides compute."""
         self.hops.add(tokens, seconds)
 
-    def add_turn(self, tokens: int, seconds: float, *, replay: bool) -> None:
+    def add_turn(self, tokens: int, seconds: float, *, replay: bool, alone: bool) -> None:
         """From when a frame was the oldest on the ring (sent, or the one before it returned) until it returned."""
-        (self.replay_turns if replay else self.turns).add(tokens, seconds)
+        self.turns.setdefault((replay, alone), MemberCost()).add(tokens, seconds)
 
     def forget(self, members: Iterable[int]) -> None:
         """Other machines may stand in these places now: nothing is known of them, nor of the links to them."""
         for member in members:
             self.members[member] = MemberCost()
-        self.hops, self.turns, self.replay_turns = MemberCost(), MemberCost(), MemberCost()
+        self.hops, self.turns = MemberCost(), {}
 
     def slowest(self, tokens: float) -> float:
         """t_max: the busiest member's time for one frame."""
@@ -122,21 +122,28 @@ class RingCost:
         hop = self.hops.seconds(tokens) if self.hops.measured else 0.0
         return busy + hop * len(self.members)
 
-    def expected(self, tokens: int, *, replay: bool = False) -> float | None:
+    def expected(self, tokens: int, *, replay: bool = False, alone: bool = True) -> float | None:
         """How long a frame takes once it is the oldest on the ring; None unless frames of comparable size, and of its
         kind, were measured.
         """
-        turns = self.replay_turns if replay else self.turns
-        measured = min(turns.largest, *(member.largest for member in self.members))
-        if tokens > _TRUSTED_MULTIPLE * measured:
-            return None
-        return max(self.round(tokens), turns.seconds(tokens))
+        for was_alone in (True,) if alone else (False, True):  # going all the way takes no less than a turn
+            turns = self.turns.get((replay, was_alone))
+            if turns is not None and tokens <= _TRUSTED_MULTIPLE * min(turns.largest, self._largest):
+                return max(self.round(tokens), turns.seconds(tokens))
+        return None
 
     @property
-    def largest_frame(self) -> int:
+    def _largest(self) -> float:
+        """Tokens of the largest frames that every member was measured with."""
+        return min(member.largest for member in self.members)
+
+    def largest_frame(self, *, replay: bool = False) -> int:
         """The most tokens that a frame may have now: sizes grow by doubling from FIRST_FRAME_TOKENS, so that no frame's
         time is a guess. (A ring that is slow by ten times would otherwise be given up for its first long prompt.)"""
-        measured = min(member.largest for member in self.members)
+        measured = self._largest
+        if self.turns:
+            kinds = (self.turns.get((replay, alone)) for alone in (True, False))
+            measured = min(measured, max(turns.largest if turns else 0.0 for turns in kinds))
         return max(FIRST_FRAME_TOKENS, int(_TRUSTED_MULTIPLE * measured))
 
     def micro_batches(self, rows: int, *, most: int) -> int:

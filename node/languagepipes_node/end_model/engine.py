@@ -358,9 +358,11 @@ class Engine:
     def _allowed_seconds(self, tokens: int, *, replay: bool) -> float:
         """How long a frame sent now may take: it queues behind those in flight."""
         settings = self._settings
-        expected = self._costs.expected(tokens, replay=replay)
+        expected = self._costs.expected(tokens, replay=replay, alone=not self._in_flight)
         for ahead in self._in_flight:
-            seconds = self._costs.expected(ahead.batch.tokens, replay=self._is_replay(ahead.last_member))
+            seconds = self._costs.expected(
+                ahead.batch.tokens, replay=self._is_replay(ahead.last_member), alone=ahead.alone
+            )
             expected = None if expected is None or seconds is None else expected + seconds
         if expected is None:
             return settings.deadline_unmeasured_seconds
@@ -492,7 +494,8 @@ class Engine:
         if len(stages) + 1 == len(self._costs.members):
             self._costs.add(frame.batch.tokens, [own_seconds, *stages[: frame.last_member]])
         replay = self._is_replay(frame.last_member)
-        self._costs.add_turn(frame.batch.tokens, returned_at - max(frame.sent_at, self._returned_at), replay=replay)
+        turn_seconds = returned_at - max(frame.sent_at, self._returned_at)
+        self._costs.add_turn(frame.batch.tokens, turn_seconds, replay=replay, alone=frame.alone)
         self._returned_at = returned_at
         ring_seconds = returned_at - frame.sent_at
         metrics.STEP.observe(own_seconds)

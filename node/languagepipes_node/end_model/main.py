@@ -22,6 +22,7 @@ from languagepipes_node.wire.errors import WireError
 if TYPE_CHECKING:
     from languagepipes_node.end_model.engine import Engine
     from languagepipes_node.end_model.openai.bridge import EngineBridge
+    from languagepipes_node.end_model.openai.server import ApiServer
 
 log = logging.getLogger(__name__)
 
@@ -133,15 +134,19 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     )
     api = ApiServer(app, member.required(settings.api_listen, "api_listen"), watchdog=state.watchdog.another())
 
-    state.extra = lambda: {
-        "epoch": engine.status.epoch,
-        "ring_ready": engine.status.ring_ready,
-        "ring_error": engine.status.ring_error,
-        "recovering": engine.status.recovering,
-        "replays": engine.status.replays,
-        "running": engine.status.running,
-        "waiting": engine.status.waiting,
-    }
+    def shown() -> dict[str, Any]:
+        status = engine.status  # once: it is replaced while this runs
+        return {
+            "epoch": status.epoch,
+            "ring_ready": status.ring_ready,
+            "ring_error": status.ring_error,
+            "recovering": status.recovering,
+            "replays": status.replays,
+            "running": status.running,
+            "waiting": status.waiting,
+        }
+
+    state.extra = shown
     stopping = process.leave_on_signals()
     ready.append(engine)
     state.enter("ready", "serving")
@@ -168,7 +173,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     stopping.wait()
     state.enter("stopping", "shutting down")  # no longer ready
     if not failures:
-        drain(bridge, until=stopping.since + settings.drain_seconds)
+        drain(bridge, api, until=stopping.since + settings.drain_seconds)
     api.stop()
     engine.stop()
     thread.join()
@@ -177,13 +182,13 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     return failures[0] if failures else None
 
 
-def drain(bridge: EngineBridge, *, until: float) -> None:
-    """Let answers end that were begun; new requests are refused meanwhile, on connections that are still accepted, so
-    that they learn why. What is left at `until` (time.monotonic()) ends with an error.
+def drain(bridge: EngineBridge, api: ApiServer, *, until: float) -> None:
+    """Let answers end that were begun, and clients read them; new requests are refused meanwhile, on connections that
+    are still accepted, so that they learn why. What is left at `until` (time.monotonic()) ends with an error.
     """
     bridge.stop_admission("the server is shutting down: ask again")
     log.info("shutting down: %d answers are to be completed", bridge.open_sequences)
-    while bridge.open_sequences and time.monotonic() < until:
+    while (bridge.open_sequences or api.answering) and time.monotonic() < until:
         time.sleep(_DRAIN_POLL_SECONDS)
     if left := bridge.open_sequences:
         log.warning("shutting down: %d answers were not complete in time", left)

@@ -230,14 +230,14 @@ def _replay(now: Snapshot[S]) -> Decision[S]:
         return Decision()
     alike = [sequence for sequence in behind if sequence.last_member == behind[0].last_member]
     pending = sum(sequence.next_stop - sequence.sent for sequence in alike)
-    most = _most_tokens(now)
+    most = _most_tokens(now, replay=True)
     budget = min(most, now.costs.best_chunk(pending, most=most, in_flight=now.limits.prefill_frames))
     return Decision(shares=tuple(_fill(alike, budget)))
 
 
-def _most_tokens(now: Snapshot[S]) -> int:
+def _most_tokens(now: Snapshot[S], *, replay: bool = False) -> int:
     """Of a frame: what the plan allows, and not far above what was measured."""
-    return min(now.limits.frame_tokens, now.costs.largest_frame)
+    return min(now.limits.frame_tokens, now.costs.largest_frame(replay=replay))
 
 
 def _ready_rows(now: Snapshot[S], streams: int, micro_batches: int) -> list[S]:
@@ -362,7 +362,7 @@ def _share_out(budget: int, prompts: list[S]) -> list[Share[S]]:
     if not prompts:
         return []
     first, others = prompts[0], sorted(prompts[1:], key=lambda sequence: sequence.remaining)
-    sure = min(first.remaining, budget, max(budget // 2, LEAST_CHUNK))
+    sure = min(first.remaining, -(-budget // 2))
     if others and others[0].remaining < first.remaining - sure:
         chunk = _chunk(first, max(sure, budget - sum(other.remaining for other in others)))
     else:

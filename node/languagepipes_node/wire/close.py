@@ -22,6 +22,7 @@ CloseCode = Literal[
     "dtype",
     "kv_blocks",
     "stale_epoch",
+    "held",
     "not_predecessor",
     "malformed",
     # ends of a link
@@ -58,8 +59,8 @@ class Close(Message):
     """Why a link ends: the last frame each way, handed on unchanged, so that the End Model learns the root
     cause.
 
-    member: who noticed, for people. seen_counter, seen_id: with stale_epoch and superseded, the epoch that
-    holds. step: with step_failed, the step that this member could not compute; 0 otherwise, and then not packed.
+    member: who noticed, for people. seen_counter, seen_id: with stale_epoch, held and superseded, the epoch
+    that holds. step: with step_failed, the step that this member could not compute; 0 otherwise, and then not packed.
     """
 
     code: CloseCode

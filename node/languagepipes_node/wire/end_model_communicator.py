@@ -110,7 +110,7 @@ class EndModelCommunicator(Communicator):
         """
         if identity.role != "end-model":
             raise ValueError(f"{identity} is not an End Model")
-        self._epochs = EndEpochs(os.urandom(8))
+        self._epochs = EndEpochs(os.urandom(8), patience_seconds=timing.patience_seconds)
         self._queue: SimpleQueue[Returned | _SessionLost | _HelloReturned] = SimpleQueue()
         super().__init__(
             identity, plan, tls, listen, successor, timing=timing, kv_id=kv_id, transport=transport, watchdog=watchdog
@@ -157,7 +157,7 @@ class EndModelCommunicator(Communicator):
             except LinkLost as lost:
                 self._end(session, lost.close_reason)
                 close_reason = session.lost or lost.close_reason
-            decision = self._epochs.decide(close_reason, opened=epoch)
+            decision = self._epochs.decide(close_reason, opened=epoch, now=time.monotonic())
             if decision is Decision.EXIT:
                 raise SupersededError(str(close_reason))
             if decision is Decision.GIVE_UP or time.monotonic() >= deadline:
@@ -292,7 +292,7 @@ class EndModelCommunicator(Communicator):
     def _raise(self, session: RingSession) -> NoReturn:
         self._joined = None
         close_reason = session.lost or self._close_reason("lost", "the ring was lost")
-        if self._epochs.decide(close_reason, opened=session.epoch) is Decision.EXIT:
+        if self._epochs.decide(close_reason, opened=session.epoch, now=time.monotonic()) is Decision.EXIT:
             raise SupersededError(str(close_reason))
         raise RingDown(str(close_reason), close_reason.code, close_reason.step or None)
 

@@ -73,29 +73,40 @@ class Decision(enum.Enum):
 
 @dataclass
 class EndEpochs:
-    """The epochs of one End Model process. `held`: whether it ever had the ring."""
+    """The epochs of one End Model process. `held`: whether it ever had the ring. patience_seconds: how long it leaves
+    the ring to another End Model that lives.
+    """
 
     id: bytes
     highest: int = 0
     held: bool = False
+    patience_seconds: float = 0.0
+    _waits_since: float | None = None
 
     def next(self) -> Epoch:
         """An epoch above all that this process opened or learned of."""
         self.highest += 1
         return Epoch(self.highest, self.id)
 
-    def decide(self, close_reason: Close, *, opened: Epoch) -> Decision:
+    def decide(self, close_reason: Close, *, opened: Epoch, now: float) -> Decision:
         """What to do now that an epoch of ours ended for this reason. Records the counter that the reason names.
 
         An End Model that held the ring and learns of a higher counter under another id has been replaced: a newer
         End Model of the replica runs. One that never held it was just started, so it is the newer one, and opens a
-        higher epoch.
+        higher epoch: at once if the older one's links are gone, else after `patience_seconds`, since that one may be
+        completing what it has begun. now: of time.monotonic().
         """
-        if close_reason.code not in ("stale_epoch", "superseded"):
+        if close_reason.code not in ("stale_epoch", "held", "superseded"):
             return Decision.GIVE_UP
         seen = close_reason.seen
         if seen.counter >= opened.counter and seen.id != self.id and self.held:
             return Decision.EXIT
+        if close_reason.code == "held":
+            if self._waits_since is None:
+                self._waits_since = now
+            if now - self._waits_since < self.patience_seconds:
+                self.highest = opened.counter - 1  # not above the other one's by mere attempts
+                return Decision.GIVE_UP
         self.highest = max(self.highest, seen.counter)
         return Decision.RETRY_ABOVE
 

@@ -52,13 +52,15 @@ class Timing:
 
     silence_seconds: no byte for so long, or no piece of PIECE_BYTES taken within so long, ends a link; how large a
     frame is does not matter. handshake_seconds: for TCP, TLS and hello of one link. connect_seconds: until the End
-    Model's hello must have returned.
+    Model's hello must have returned. patience_seconds: how long a new End Model leaves the ring to another one that
+    lives: as long as that may take to complete what it has begun, after it was told to end (its pod's 45 s).
     """
 
     heartbeat_seconds: float = 0.2
     silence_seconds: float = 1.0
     handshake_seconds: float = 2.0
     connect_seconds: float = 5.0
+    patience_seconds: float = 45.0
 
 
 class SendLink:

@@ -211,6 +211,8 @@ class StageCommunicator(Communicator):
                 return self._close_reason("shutdown", "is shutting down")
             seen = self._highest
             refusal = validate_hello(self._ring, hello, seen)
+            if refusal is not None and refusal.code == "stale_epoch" and self._is_open_to_another(hello):
+                return self._close_reason("held", f"refused: epoch {seen} of another End Model is open", seen)
             if refusal is not None:
                 return refusal
             self._highest = hello.epoch
@@ -219,6 +221,10 @@ class StageCommunicator(Communicator):
         if replaced is not None:
             replaced[0].close(0)
         return None
+
+    def _is_open_to_another(self, hello: Hello) -> bool:
+        session = self._session
+        return session is not None and session.lost is None and session.epoch.id != hello.epoch.id
 
     def _adopt(self) -> None:
         """Between steps: end the old epoch, begin the one that was offered, send its hello to the successor."""

@@ -16,8 +16,8 @@ from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.observe.stored_plans import StoredPlan
 from languagepipes_operator.settings import OperatorSettings
 
-# Until its address has left the Service everywhere, it goes on accepting; then answers that are under way may end
-# (25 s, `languagepipes_node.end_model.openai.server`), and connections close.
+# Until its address has left the Service everywhere, it goes on accepting. Then comes SIGTERM: answers that were begun
+# have 35 s (`MemberSettings.drain_seconds`), and connections and the ring are closed in at most 4 s more.
 _LEAVE_SERVICE_SECONDS = 5
 _GRACE_SECONDS = 45
 

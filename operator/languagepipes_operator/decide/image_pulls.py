@@ -14,9 +14,9 @@ from languagepipes_api.names import LABEL_ROLE
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import (
     container_state,
-    container_statuses,
     is_active,
     label,
+    own_container,
     pod_condition,
     time_of,
 )
@@ -57,17 +57,12 @@ def image_of(owner: Manifest, pod_spec: Any) -> str:
     return next((str(each.get("image", "")) for each in containers if each.get("name") == role), "")
 
 
-def _member_status(pod: Manifest) -> dict[str, Any]:
-    role = label(pod, LABEL_ROLE)
-    return next((status for status in container_statuses(pod) if status.get("name") == role), {})
-
-
 def _waits(pod: Manifest) -> bool:
-    return container_state(_member_status(pod), "waiting").get("reason") in _REASONS
+    return container_state(own_container(pod), "waiting").get("reason") in _REASONS
 
 
 def _has_run(pod: Manifest) -> bool:
-    status = _member_status(pod)
+    status = own_container(pod)
     started = container_state(status, "running") or container_state(status, "terminated")
     return bool(started or status.get("lastState") or status.get("restartCount"))
 

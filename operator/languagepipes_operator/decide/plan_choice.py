@@ -15,7 +15,8 @@ from languagepipes_api.names import LABEL_PLAN, WIRE_VERSION
 
 from languagepipes_operator.decide.image_pulls import cannot_be_pulled
 from languagepipes_operator.names import ANNOTATION_UPGRADE
-from languagepipes_operator.observe.ownership import end_models, is_ready, label
+from languagepipes_operator.observe.endpoint import takes_requests
+from languagepipes_operator.observe.ownership import end_models, label
 from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.observe.stored_plans import StoredPlan, pinned_facts, stored_plans
 from languagepipes_operator.planning.checks import check_templates
@@ -97,8 +98,8 @@ def _upgrade_asked(snapshot: Snapshot) -> str:
 
 
 def _cannot_start(stored: StoredPlan, snapshot: Snapshot) -> bool:
-    """Whether no replica answers and a member's image cannot be pulled."""
-    if any(map(is_ready, end_models(snapshot.children))):
+    """Whether no replica takes requests and a member's image cannot be pulled."""
+    if any(takes_requests(pod, snapshot) for pod in end_models(snapshot.children)):
         return False
     deployments, pods = (
         [item for item in items.values() if label(item, LABEL_PLAN) == stored.plan.hash]

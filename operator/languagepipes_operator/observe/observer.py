@@ -191,11 +191,13 @@ class Observer:
         return not ready or pod["metadata"]["uid"] in self._rings.down
 
     async def _report(self, pod: Manifest) -> MemberStatus | None:
-        """Of an End Model whose ring was down and that does not answer now, what it answered last."""
+        """Of a Ready End Model whose ring was down and that does not answer now, what it answered last."""
         report = await ask_member(self._http, _ip(pod))
         if label(pod, LABEL_ROLE) != "end-model":
             return report
         self._rings.note(pod, report)
+        if not is_ready(pod):
+            return report
         return report or self._rings.down.get(pod["metadata"]["uid"])
 
     async def _events(self, namespace: str, about: Sequence[str]) -> dict[str, tuple[Manifest, ...]]:

@@ -161,6 +161,19 @@ def container_statuses(pod: Manifest) -> tuple[dict[str, Any], ...]:
     return tuple(status.get("initContainerStatuses") or ()) + tuple(status.get("containerStatuses") or ())
 
 
+def own_container(pod: Manifest) -> dict[str, Any]:
+    """The status of the member's own container, which is named after its role; sidecars may be injected."""
+    role = label(pod, LABEL_ROLE)
+    return next((status for status in container_statuses(pod) if status.get("name") == role), {})
+
+
+def was_ready(pod: Manifest) -> bool:
+    """Of a pod that is not Ready: whether its process was, before. It is not Ready since the process started, else."""
+    turned = time_of(pod_condition(pod, "Ready").get("lastTransitionTime"))
+    started = time_of(container_state(own_container(pod), "running").get("startedAt"))
+    return turned is not None and started is not None and turned > started
+
+
 def container_state(status: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """Its state's "waiting", "running" or "terminated", or an empty mapping."""
     return dict((status.get("state") or {}).get(kind) or {})

@@ -1,4 +1,4 @@
-"""Which rings are down although all their pods are Ready, as after a network was cut between two healthy nodes.
+"""Which rings are down that were up, also where all their pods are Ready, as after a network was cut between two nodes.
 
 An End Model turns unready with its ring, but Kubernetes knows that only after the kubelet's next probe. So each Ready
 End Model is asked for its /status every few seconds; one whose ring is down every second, until it is up again.

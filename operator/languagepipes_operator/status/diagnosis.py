@@ -17,10 +17,12 @@ from languagepipes_operator.observe.ownership import (
     Member,
     end_models,
     label,
+    name_of,
     other_plans,
     replica_of,
     store_of,
 )
+from languagepipes_operator.observe.ring_probe import ring_is_down
 from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.status.failures import Failure, external_failure, failure, quoted, refusals, refused
 from languagepipes_operator.status.outcome import Outcome
@@ -37,8 +39,8 @@ MISSES_THAT_COUNT = 6
 class Diagnosis:
     """plan: the one in force. replicas: of `spec.replicas`, each its stages in order and its End Model last; empty
     without a plan. recovering: those of them whose requests wait until they are whole again. accepting: replicas of any
-    plan that the Service leads to: they answer requests, or let them wait. existing: those with an End Model at all.
-    replaced: whether Deployments of another plan are still there.
+    plan that the Service leads to. answering: those of them that answer at once. existing: those with an End Model at
+    all. replaced: whether Deployments of another plan are still there.
     non_blocking: what the API server refuses and no member needs in order to run.
     """
 
@@ -47,6 +49,7 @@ class Diagnosis:
     replicas: tuple[tuple[Member, ...], ...]
     recovering: tuple[Recovery, ...]
     accepting: int
+    answering: int
     existing: int
     replaced: bool
     of_names: tuple[Failure, ...]
@@ -72,11 +75,6 @@ class Diagnosis:
         return sum(replica[-1].ready and replica[-1].replica not in waiting for replica in self.replicas)
 
     @property
-    def answering(self) -> int:
-        """Replicas of any plan that answer requests at once."""
-        return self.accepting - len(self.recovering)
-
-    @property
     def needing_a_person(self) -> tuple[Failure, ...]:
         """Those of the causes that do not pass by themselves; of the store only while a stage needs it to load."""
         of_store = self.of_store if any(not member.ready for members in self.stages for member in members) else ()
@@ -99,12 +97,16 @@ def diagnose(snapshot: Snapshot, outcome: Outcome) -> Diagnosis:
         numbers = replica_numbers(children, spec.replicas)
         replicas = tuple(replica_of(children, plan, replica, replicas=spec.replicas) for replica in numbers)
     pods = end_models(children)
+    accepting = [pod for pod in pods if takes_requests(pod, snapshot)]
+    recovering = recoveries(replicas, plan, snapshot)
+    waiting = {str(each.replica) for each in recovering if each.pauses}
     return Diagnosis(
         store=(store := store_of(children)),
         plan=plan,
         replicas=replicas,
-        recovering=recoveries(replicas, plan, snapshot),
-        accepting=len({label(pod, LABEL_REPLICA) for pod in pods if takes_requests(pod, snapshot)}),
+        recovering=recovering,
+        accepting=len({label(pod, LABEL_REPLICA) for pod in accepting}),
+        answering=len({label(pod, LABEL_REPLICA) for pod in accepting if not _ring_is_down(pod, snapshot)} - waiting),
         existing=len({label(pod, LABEL_REPLICA) for pod in pods}),
         replaced=plan is not None and bool(other_plans(children, plan)),
         of_names=_of_names(snapshot, outcome),
@@ -116,6 +118,11 @@ def diagnose(snapshot: Snapshot, outcome: Outcome) -> Diagnosis:
         ),
         of_end_models=tuple(found for replica in replicas for found in _of_end_model(replica, snapshot)),
     )
+
+
+def _ring_is_down(end_model: Manifest, snapshot: Snapshot) -> bool:
+    report = snapshot.members.get(name_of(end_model))
+    return report is not None and ring_is_down(report)
 
 
 def _of_names(snapshot: Snapshot, outcome: Outcome) -> tuple[Failure, ...]:

@@ -9,7 +9,7 @@ from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.plan import Plan
 
 from languagepipes_operator.observe.endpoint import takes_requests
-from languagepipes_operator.observe.ownership import Member, container_state, container_statuses, name_of
+from languagepipes_operator.observe.ownership import Member, container_state, container_statuses, name_of, was_ready
 from languagepipes_operator.observe.ring_probe import ring_is_down
 from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.status.amounts import of_bytes
@@ -23,11 +23,12 @@ _PROGRESS_STEPS = 10
 class Recovery:
     """A replica that takes requests, so that they wait there, and whose ring is not whole.
 
-    awaits: "stage gpu to load its weights (2.9/4.2 GiB)".
+    awaits: "stage gpu to load its weights (2.9/4.2 GiB)". pauses: whether requests wait; else the ring is up again.
     """
 
     replica: int
     awaits: str
+    pauses: bool = True
 
 
 def recoveries(replicas: Sequence[tuple[Member, ...]], plan: Plan | None, snapshot: Snapshot) -> tuple[Recovery, ...]:
@@ -41,6 +42,8 @@ def recoveries(replicas: Sequence[tuple[Member, ...]], plan: Plan | None, snapsh
 def words_of(found: Sequence[Recovery], snapshot: Snapshot) -> str:
     """What is awaited, and for how long requests wait."""
     replicas = "; ".join(f"replica {each.replica} is recovering: waiting for {each.awaits}" for each in found)
+    if not any(each.pauses for each in found):
+        return replicas
     seconds = snapshot.pipe.spec.recovery.max_wait_seconds
     return f"{replicas}; {f'requests wait up to {seconds} s' if seconds else 'requests do not wait for it'}"
 
@@ -59,8 +62,8 @@ def _recovery(replica: tuple[Member, ...], plan: Plan, snapshot: Snapshot) -> Re
     if lost:
         more = f" and {len(lost) - 3} more stages" if len(lost) > 3 else ""
         return Recovery(end.replica, ", ".join(lost[:3]) + more)
-    if report is not None and joined and not end.ready and (report.epoch or 0) > 1:
-        return Recovery(end.replica, "the End Model's readiness probe to pass")
+    if joined and not end.ready and was_ready(end.pod):
+        return Recovery(end.replica, "the End Model's readiness probe to pass", pauses=False)
     if report is None or joined:
         return None
     why = f" ({quoted(report.ring_error)})" if report.ring_error else ""
@@ -68,11 +71,12 @@ def _recovery(replica: tuple[Member, ...], plan: Plan, snapshot: Snapshot) -> Re
 
 
 def _may_be_in_the_ring(stage: Member) -> bool:
-    """Of a stage that is not ready: if the ring is up, its kubelet's probe is late or failed once. But not while the
-    pod before it is still ending, since the ring may be up through that one.
+    """Of a stage that is not ready: if it was, and the ring is up, its kubelet's probe is late or failed once. But not
+    while the pod before it is still ending, since the ring may be up through that one; nor if it never was ready, since
+    a pod that was deleted by force is not seen ending.
     """
     ending = any(pod["metadata"].get("deletionTimestamp") for pod in stage.past)
-    return stage.rolled_out and not ending and _runs(stage)
+    return stage.rolled_out and not ending and _runs(stage) and stage.pod is not None and was_ready(stage.pod)
 
 
 def _runs(member: Member) -> bool:

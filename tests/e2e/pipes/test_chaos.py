@@ -50,7 +50,7 @@ def ask(question):
         with openai.OpenAI(base_url=task["url"], api_key="none", max_retries=0, timeout=120) as client:
             for chunk in client.chat.completions.create(
                 model="smollm2", messages=[{"role": "user", "content": question}], stream=True, temperature=0,
-                max_tokens=task["max_tokens"],
+                max_tokens=task["max_tokens"], extra_body={"ignore_eos": task["ignore_eos"]},
             ):
                 now = time.monotonic()
                 answer["pause"], last = max(answer["pause"], now - last), now
@@ -77,8 +77,16 @@ threads = [threading.Thread(target=stream, args=(number,)) for number in range(t
 class Load:
     """Streams from the client's pod. answers: those that are complete, or failed, so far."""
 
-    def __init__(self, kubectl: Kubectl, url: str, *, streams: int) -> None:
-        task = {"url": url, "streams": streams, "questions": QUESTIONS, "max_tokens": MAX_TOKENS}
+    def __init__(
+        self, kubectl: Kubectl, url: str, *, streams: int, max_tokens: int = MAX_TOKENS, ignore_eos: bool = False
+    ) -> None:
+        task = {
+            "url": url,
+            "streams": streams,
+            "questions": QUESTIONS,
+            "max_tokens": max_tokens,
+            "ignore_eos": ignore_eos,
+        }
         self.answers: list[dict[str, Any]] = []
         self._kubectl = kubectl
         self._process = kubectl.start("exec", "client", "--", "python", "-c", LOAD, json.dumps(task))
@@ -241,18 +249,24 @@ def test_streams_outlive_every_loss_of_a_stage(
 
 
 def test_an_end_model_that_is_deleted_completes_what_it_has_begun(smollm2: Kubectl, client: Client) -> None:
-    """As at an eviction, or when its node is drained: a new End Model starts beside the one that ends."""
+    """As at an eviction, or when its node is drained: a new End Model starts beside the one that ends, and leaves the ring
+    to it until then.
+    """
     url = smollm2.get("languagepipe", "smollm2")["status"]["url"]
     (before,) = smollm2.list("pods", f"{OF_PIPE},languagepipes.io/role=end-model")
-    running = Load(smollm2, url, streams=1)
-    wait_for("a first answer", lambda: running.answers, timeout_seconds=60, every_seconds=0.1)
+    running = Load(smollm2, url, streams=2, max_tokens=250, ignore_eos=True)
+    wait_for(
+        "two sequences that run",
+        lambda: end_model_metric(smollm2, "languagepipes_running_sequences") == 2,
+        timeout_seconds=60,
+        every_seconds=0.2,
+    )
 
-    smollm2("delete", "pod", before["metadata"]["name"], "--wait=false")
     smollm2("exec", "client", "--", "touch", "/tmp/stop")
-    running.wait(60)
+    smollm2("delete", "pod", before["metadata"]["name"], "--wait=false")
+    running.wait(90)
 
-    assert [answer["error"] for answer in running.answers] == [None] * len(running.answers)
-    assert {answer["finish"] for answer in running.answers} <= {"stop", "length"}
+    assert [(answer["error"], answer["finish"]) for answer in running.answers] == [(None, "length")] * 2
     wait_for(
         "another End Model",
         lambda: (

@@ -20,7 +20,9 @@ def draining():
     threads = []
 
     def start(served, seconds):
-        thread = threading.Thread(target=drain, args=(served.bridge,), kwargs={"until": time.monotonic() + seconds})
+        thread = threading.Thread(
+            target=drain, args=(served.bridge, served.server), kwargs={"until": time.monotonic() + seconds}
+        )
         thread.start()
         threads.append(thread)
         while served.bridge.draining is None:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from languagepipes_node.end_model.openai import connections
+from support.scripted_engine import forever
 
 HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
 
@@ -73,7 +74,66 @@ def test_empty_lines_are_no_request(in_a_moment, connect):
     for _ in range(4):
         connection.sendall(b"\r\n")
         time.sleep(0.1)
-    assert error_of(everything(connection))[0] == b"408"
+    assert everything(connection) == b""
+
+
+def test_empty_lines_after_an_answer_are_no_request_either(in_a_moment, connect):
+    connection = connect()
+    connection.sendall(HEAD + b"\r\n")
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    connection.sendall(b"\r\n")
+    time.sleep(0.8)
+    connection.sendall(HEAD + b"\r\n")
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_beside_an_answer_that_is_under_way_is_bounded_too(serve, codec, in_a_moment):
+    served = serve(forever(codec), pace_seconds=0.02, max_context_length=100_000)
+    host, port = served.address.split(":")
+    body = json.dumps({"model": "tiny", "prompt": "hi", "stream": True, "max_tokens": 10_000}).encode()
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
+        connection.sendall(body + HEAD)
+        received = everything(connection)
+    assert received.startswith(b"HTTP/1.1 200")
+    assert b"408" not in received
+    served.wait_until_idle()
+
+
+@pytest.mark.parametrize("after", [0, 20_000, 300_000])
+def test_the_body_of_a_request_that_was_answered_early_is_no_head(in_a_moment, connect, after):
+    """An unknown URL is answered before its body is read."""
+    connection = connect()
+    size = 1000 + after
+    connection.sendall(b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + b"x" * 1000)
+    answer = connection.recv(1 << 16)
+    assert answer.startswith(b"HTTP/1.1 404")
+    connection.sendall(b"x" * after)
+    time.sleep(0.8)
+    connection.sendall(HEAD + b"\r\n")
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+def test_trailers_without_end_are_refused(connect):
+    connection = connect()
+    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    time.sleep(0.1)
+    connection.sendall(b"2\r\n{}\r\n0\r\n")
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        for _ in range(1000):
+            connection.sendall(b"X-More: " + b"1" * 1000 + b"\r\n")
+            sent += 1
+            time.sleep(0.001)
+    assert sent < 200
+
+
+def test_a_body_in_chunks_of_one_byte_is_read(connect):
+    connection = connect()
+    body = json.dumps({"model": "tiny", "prompt": "hi", "max_tokens": 1, "user": "x" * 30_000}).encode()
+    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection.sendall(b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
 
 
 def test_a_second_request_on_the_connection_must_arrive_in_time_too(in_a_moment, connect):

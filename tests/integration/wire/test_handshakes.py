@@ -178,6 +178,7 @@ def test_a_new_end_model_goes_above_what_the_stages_have_seen(transports: Transp
         last = ring.end.connect().epoch
     address, first = ring.end.address, ring.loops[0].communicator.address
     ring.end.close()
+    eventually(lambda: ring.loops[0].communicator.state.epoch is None, seconds=3.0)
     end = EndModelCommunicator(identity(0), make_plan(), None, address, first, timing=FAST, transport=transports(0))
     stack.callback(end.close)
     info = end.connect()
@@ -187,7 +188,32 @@ def test_a_new_end_model_goes_above_what_the_stages_have_seen(transports: Transp
     assert end.receive(2.0) is not None
 
 
-def test_of_two_end_models_the_newer_wins_and_the_older_must_exit(stack: ExitStack) -> None:
+def test_a_new_end_model_leaves_the_ring_to_one_that_lives_until_that_is_gone(stack: ExitStack) -> None:
+    """The older one completes what it has begun."""
+    network = MemoryNetwork()
+    ring = build_ring(make_plan(), lambda index: network.transport(identity(index)), stack)
+    older = ring.end
+    held = older.connect().epoch
+    network.forget(network.find(older.address))
+    newer = EndModelCommunicator(
+        identity(0), make_plan(), None, older.address, ring.loops[0].communicator.address,
+        timing=dataclasses.replace(FAST, patience_seconds=60.0), transport=network.transport(identity(0)),
+    )  # fmt: skip
+    stack.callback(newer.close)
+    for step in range(1, 4):
+        with pytest.raises(RingDown, match=rf"refused: epoch {held} of another End Model is open") as refused:
+            newer.connect()
+        assert refused.value.code == "held"
+        older.send(step, one_token(), np.zeros((1, 8), np.float32), 1)
+        returned = older.receive(2.0)
+        assert returned is not None
+        returned.release()
+    older.close()
+    eventually(lambda: ring.loops[0].communicator.state.epoch is None, seconds=3.0)
+    assert newer.connect().epoch.counter > held.counter
+
+
+def test_of_two_end_models_the_newer_wins_in_the_end_and_the_older_must_exit(stack: ExitStack) -> None:
     network = MemoryNetwork()
     ring = build_ring(make_plan(), lambda index: network.transport(identity(index)), stack)
     older = ring.end
@@ -199,10 +225,13 @@ def test_of_two_end_models_the_newer_wins_and_the_older_must_exit(stack: ExitSta
         transport=network.transport(identity(0)),
     )  # fmt: skip
     stack.callback(newer.close)
+    with pytest.raises(RingDown, match="of another End Model is open"):
+        newer.connect()
+    time.sleep(FAST.patience_seconds)
     epoch = newer.connect().epoch
     with pytest.raises(SupersededError, match=rf"stage 1 \(s1\): epoch {epoch} replaces"):
         older.receive(2.0)
-    with pytest.raises(SupersededError, match=rf"refused: epoch .* is not above epoch {epoch}"):
+    with pytest.raises(SupersededError, match=rf"refused: epoch {epoch} of another End Model is open"):
         older.connect()
     newer.send(1, one_token(), np.zeros((1, 8), np.float32), 1)
     assert newer.receive(2.0) is not None

@@ -45,7 +45,7 @@ class Asker:
     def reserve(self, bridge: EngineBridge, sequences: int) -> Reservation:
         """Seats for so many sequences, given back when the request is over, however it ends.
 
-        Raises TooManySequences and EngineGone.
+        Raises TooManySequences, Draining and EngineGone.
         """
         return self.seats.enter_context(bridge.reserve(sequences))
 

@@ -105,7 +105,7 @@ class Reservation:
 
 
 class EngineBridge:
-    """One for each engine. `deliver` may be called from any thread; everything else belongs to the event loop.
+    """One for each engine. It belongs to the event loop, but for what says that it may be called from any thread.
 
     max_sequences: most sequences admitted at once (running and queued); None leaves the bound to the engine.
     """
@@ -118,8 +118,9 @@ class EngineBridge:
         self._reserved = 0
         self._request_ids = itertools.count(1)
         self._gone: str | None = None
-        # Why no request is taken any more, if so.
+        # Why no request is taken any more, if so; and why none is completed.
         self.draining: str | None = None
+        self._ended: str | None = None
 
     def attach(self, engine: EngineHandle) -> None:
         """Name the engine that commands go to; `create_app` does so."""
@@ -164,7 +165,8 @@ class EngineBridge:
         self.draining = reason
 
     def end_open(self, reason: str) -> None:
-        """Fail every open request with "shutting_down". Any thread."""
+        """Fail every open request with "shutting_down", and each that has seats and is opened later. Any thread."""
+        self._ended = reason
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._end_open, reason)
@@ -191,10 +193,12 @@ class EngineBridge:
     def open(self, sequences: Sequence[SequenceRequest], reservation: Reservation | None = None) -> Exchange:
         """Submit `sequences` as one HTTP request's choices 0, 1, …, in seats that were reserved for them or are free.
 
-        Raises as `reserve`, but with seats not Draining; then none is submitted.
+        Raises as `reserve`; with seats, Draining after `end_open` only. If it raises, nothing was submitted.
         """
         if self._gone is not None:
             raise EngineGone(self._gone)
+        if self._ended is not None:
+            raise Draining(self._ended)
         with reservation or self.reserve(len(sequences)):
             return self._open(sequences)
 

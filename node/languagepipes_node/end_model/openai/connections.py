@@ -1,6 +1,6 @@
 """One client's connection, below HTTP: a request's head must arrive in time and be of a sensible size.
 
-uvicorn bounds neither; what follows the head is bounded in `http.read_body`.
+uvicorn bounds neither. The body is bounded in `http.read_body`; what frames its chunks and follows it, here.
 """
 
 from __future__ import annotations
@@ -12,17 +12,25 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from languagepipes_node.end_model.openai.errors import ApiError, HeadTooLarge, RequestTimeout
 
 _HEAD_SECONDS = 30.0
+# Checked after each read of the socket, so a head of this size and one read more (256 kB) may get through.
 _HEAD_BYTES = 1 << 16
+# The framing of chunks of one byte takes five.
+_FRAMING_BYTES = 8
 _REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
     """uvicorn's protocol. A connection on which no head becomes complete in `_HEAD_SECONDS`, counted from its start or
-    from the first byte after an answer, is closed, after a 408 if anything had come.
+    from a request's first byte, is closed, after a 408 if a request had begun and no answer is under way.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    _in_message = False  # a request has begun, and its last byte has not come
+    _in_head = False
+    _messages = 0
+    _body_bytes = 0  # of the message
+    _other_bytes = 0  # of the message; within a read, what was parsed
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -33,20 +41,61 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._await_head()
+        if self._refused:
+            return
+        goes_on, messages = self._in_message, self._messages
+        body_bytes, other_bytes = (self._body_bytes, self._other_bytes) if goes_on else (0, 0)
         super().data_received(data)
-        if self._head_timer is not None:  # still not complete
-            self._head_bytes += len(data)
-            if self._head_bytes > _HEAD_BYTES:
-                self._refuse(HeadTooLarge(f"The request's headers are larger than {_HEAD_BYTES} bytes."))
+        if self._messages - messages == (0 if goes_on else 1):  # all of `data` is of this message
+            self._other_bytes = other_bytes + len(data) - (self._body_bytes - body_bytes)
+        if self._in_message and self._other_bytes > _HEAD_BYTES + _FRAMING_BYTES * self._body_bytes:
+            self._refuse(_too_large())
+        elif self._head_timer is None and self._answered() and self.timeout_keep_alive_task is None:
+            # uvicorn ends the wait for another request at any byte, also at one that begins none.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_message_begin(self) -> None:
+        self._in_message = self._in_head = True
+        self._messages += 1
+        self._body_bytes = self._other_bytes = 0
+        if self._head_timer is None:
+            self._await_head()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._other_bytes += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # what comes after the body is not read
+            self._other_bytes += len(name) + len(value)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._end_waiting()
-        super().on_headers_complete()
+        if self._other_bytes > _HEAD_BYTES:
+            self._refuse(_too_large())
+        if not self._refused:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        if not self._refused:
+            super().on_message_complete()
+
+    def _answered(self) -> bool:
+        """Whether no answer is under way."""
+        return self.cycle is None or self.cycle.response_complete
 
     def _await_head(self) -> None:
-        self._head_bytes = 0
         self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._late)
 
     def _end_waiting(self) -> None:
@@ -55,18 +104,24 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self._head_timer = None
 
     def _late(self) -> None:
-        if self._head_bytes:
+        if self._in_message:
             self._refuse(RequestTimeout(f"The request's headers did not arrive within {_HEAD_SECONDS:g} s."))
         elif not self.transport.is_closing():
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer without a request, and close."""
+        """Answer without a request, and close. Where the answer to an earlier request is under way, it ends there."""
+        self._refused = True
         self._end_waiting()
         if self.transport.is_closing():
             return
-        body = error.to_json()
-        headers = [*error.headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        lines = [b"HTTP/1.1 %d %s" % (error.status, _REASONS[error.status]), *(b": ".join(each) for each in headers)]
-        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        if self._answered():
+            body = error.to_json()
+            headers = [*error.headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            start = b"HTTP/1.1 %d %s" % (error.status, _REASONS[error.status])
+            self.transport.write(b"\r\n".join([start, *map(b": ".join, headers), b"", body]))
         self.transport.close()
+
+
+def _too_large() -> HeadTooLarge:
+    return HeadTooLarge(f"The request's headers are larger than {_HEAD_BYTES} bytes.")

@@ -320,6 +320,8 @@ def _open(bridge: EngineBridge, generation: Generation) -> Exchange:
         return bridge.open(generation.sequences, generation.seats)
     except EngineGone as error:
         raise RingDown(f"The model is not being served any more: {error}") from None
+    except Draining as error:
+        raise ShuttingDown(str(error)) from None
 
 
 @contextlib.contextmanager

@@ -81,6 +81,11 @@ class ApiServer:
         host, port = self._socket.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
+    @property
+    def answering(self) -> int:
+        """Requests that are being answered now. Any thread."""
+        return len(self._server.server_state.tasks)
+
     def run(self) -> None:
         """Serve until `stop`, or until SIGTERM or SIGINT if this is the main thread."""
         self._server.run(sockets=[self._socket])

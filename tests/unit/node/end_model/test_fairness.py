@@ -12,7 +12,6 @@ from languagepipes_node.end_model.costs import RingCost
 from languagepipes_node.end_model.engine import EngineSettings
 from languagepipes_node.end_model.requests import Submission
 from languagepipes_node.end_model.scheduler import (
-    LEAST_CHUNK,
     MOST_PASSES,
     Limits,
     Snapshot,
@@ -150,7 +149,7 @@ def test_chunks_and_seats_are_given_by_the_rules(asked: list[Asked], free: int, 
     # The first in turn goes forward: half of the frame is its own.
     if prompts:
         first = now.in_turn(prompts)[0]
-        assert counts[first.arrival] >= min(first.remaining, max(FRAME_TOKENS // 2, LEAST_CHUNK))
+        assert counts[first.arrival] >= min(first.remaining, FRAME_TOKENS // 2)
     # Whose turn was earlier either still has a seat and blocks, or did not fit and is counted as passed.
     for waiting in now.waiting:
         if waiting in admitted:

@@ -167,10 +167,10 @@ def test_a_short_prompt_passes_a_long_one_that_keeps_half_of_the_frame() -> None
     assert shares(rest) == [(1, 64, 54, False), (3, 0, 10, True)]
 
 
-def test_half_of_a_small_budget_is_still_the_least_that_goes_forward() -> None:
+def test_of_the_least_budget_a_short_prompt_gets_half_too() -> None:
     running = (stream(1), View(2, 1000, 64, 250))
     decision = decide(running=running, waiting=(View(3, 2),), ring=costs(fixed=0.3, token=0.5))
-    assert shares(decision) == [(1, 9, 1, True), (2, 64, 4, False)]
+    assert shares(decision) == [(1, 9, 1, True), (2, 64, 2, False), (3, 0, 2, True)]
 
 
 def test_a_clients_short_prompts_do_not_keep_another_clients_long_one_waiting() -> None:
@@ -396,13 +396,13 @@ def test_estimates_follow_what_is_measured() -> None:
     ring = RingCost.of(1)
     assert ring.expected(1) is None
     ring.add(1, [0.01, 0.02])
-    ring.add_turn(1, 0.03, replay=False)
+    ring.add_turn(1, 0.03, replay=False, alone=True)
     ring.add(100, [0.1, 0.4])
     assert ring.slowest(1) == pytest.approx(0.02)
     assert ring.slowest(50) == pytest.approx(0.02 + 0.38 * 49 / 99)
     assert ring.round(200) == pytest.approx(1.0)
     assert ring.expected(200) is None, "no frame of about that size has returned"
-    ring.add_turn(100, 0.5, replay=False)
+    ring.add_turn(100, 0.5, replay=False, alone=True)
     assert ring.expected(200) == pytest.approx(1.0)
     assert ring.expected(300) is None
     assert ring.expected(100, replay=True) is None
@@ -415,11 +415,23 @@ def test_what_is_expected_of_a_frame_follows_a_slow_link_that_no_busy_time_shows
     ring = RingCost.of(2)
     for tokens in (32, 64):
         ring.add(tokens, [0.001, 0.001, 0.001])
-        ring.add_turn(tokens, 0.01 * tokens, replay=False)
-        ring.add_turn(tokens, 0.005 * tokens, replay=True)
+        ring.add_turn(tokens, 0.01 * tokens, replay=False, alone=True)
+        ring.add_turn(tokens, 0.002 * tokens, replay=False, alone=False)
+        ring.add_turn(tokens, 0.005 * tokens, replay=True, alone=True)
     assert ring.round(64) == pytest.approx(0.003)
     assert ring.expected(64) == pytest.approx(0.64)
     assert ring.expected(128) == pytest.approx(1.28)
-    assert ring.expected(64, replay=True) == pytest.approx(0.32)
+    assert ring.expected(64, alone=False) == pytest.approx(0.128), "it follows another one over one link"
+    assert ring.expected(64, replay=True, alone=False) == pytest.approx(0.32), "none followed another one yet"
     ring.forget([1])
     assert ring.expected(32) is None
+
+
+def test_after_a_replay_other_frames_grow_from_the_start_again() -> None:
+    ring = RingCost.of(1)
+    for tokens in (32, 64, 128):
+        ring.add(tokens, [0.01, 0.01])
+        ring.add_turn(tokens, 0.02, replay=True, alone=True)
+    assert (ring.largest_frame(replay=True), ring.largest_frame()) == (256, 32)
+    ring.add_turn(32, 0.02, replay=False, alone=True)
+    assert ring.largest_frame() == 64

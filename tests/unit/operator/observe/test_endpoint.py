@@ -6,7 +6,7 @@ import pytest
 from languagepipes_api.member_status import MemberStatus
 from languagepipes_operator.observe.endpoint import publishes_unready, takes_requests
 from support.failure_cases import END_MODEL
-from support.pipe_worlds import World, at, unready
+from support.pipe_worlds import World, at, never_ready, unready
 
 WAIT = MemberStatus(state="ready", ring_ready=False, ring_error="stage 2 does not answer", recovering=True)
 UP_AGAIN = MemberStatus(state="ready", ring_ready=True)
@@ -21,16 +21,42 @@ def test_the_only_end_model_is_published_before_its_ring_is_lost() -> None:
 
 @pytest.mark.parametrize(
     ("says", "published"),
-    [(WAIT, True), (UP_AGAIN, True), (GAVE_UP, False), (LOADS, False), (ENDS, False), (None, False)],
+    [(WAIT, True), (UP_AGAIN, True), (GAVE_UP, False), (LOADS, False), (ENDS, False), (None, True)],
 )
 def test_once_it_is_not_ready_its_own_word_decides(says: MemberStatus | None, published: bool) -> None:
     world = World.ready()
+    world.publish_unready()
     unready(world.pod("end-model"))
     if says is not None:
         world.members[END_MODEL] = says
     snapshot = world.snapshot
     assert publishes_unready(snapshot) == published
     assert takes_requests(world.pod("end-model"), snapshot) == published
+
+
+@pytest.mark.parametrize(
+    ("before", "was_ready", "published"), [(True, True, True), (False, True, False), (True, False, False)]
+)
+def test_its_silence_changes_nothing_while_its_process_is_the_one_that_was_ready(
+    before: bool, was_ready: bool, published: bool
+) -> None:
+    world = World.ready()
+    unready(world.pod("end-model"))
+    if not was_ready:
+        never_ready(world.pod("end-model"))
+    world.publish_unready(before)
+    snapshot = world.snapshot
+    assert publishes_unready(snapshot) == published
+    assert takes_requests(world.pod("end-model"), snapshot) == published
+
+
+def test_requests_wait_only_where_the_service_leads() -> None:
+    world = World.ready()
+    unready(world.pod("end-model"))
+    world.members[END_MODEL] = WAIT
+    snapshot = world.snapshot
+    assert publishes_unready(snapshot)
+    assert not takes_requests(world.pod("end-model"), snapshot)
 
 
 def test_one_of_two_is_not_published_while_it_is_not_ready() -> None:

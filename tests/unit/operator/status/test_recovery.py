@@ -14,7 +14,19 @@ from languagepipes_api.member_status import MemberStatus
 from languagepipes_operator.status.conditions import condition_in
 from languagepipes_operator.status.events import Event, events_of
 from support.failure_cases import END_MODEL, STAGE_2
-from support.pipe_worlds import NOW, World, ended, later, member_name, triple, turns, unready, unscheduled, waiting
+from support.pipe_worlds import (
+    NOW,
+    World,
+    ended,
+    later,
+    member_name,
+    never_ready,
+    triple,
+    turns,
+    unready,
+    unscheduled,
+    waiting,
+)
 
 GIB = 2**30
 URL = "http://smol.models.svc/v1"
@@ -303,6 +315,7 @@ def test_a_store_that_needs_a_person_matters_only_to_a_stage_that_must_load() ->
 def test_an_end_model_that_lets_nobody_wait_any_more_is_told_as_before() -> None:
     """After `maxWaitSeconds` the Service does not lead to it."""
     world = World.ready()
+    world.publish_unready()
     before = world.status()
     unready(world.pod("end-model"))
     world.members[END_MODEL] = DOWN.model_copy(update={"recovering": False})
@@ -316,6 +329,7 @@ def test_an_end_model_that_lets_nobody_wait_any_more_is_told_as_before() -> None
 def test_the_only_end_model_recovers_although_its_pod_is_not_ready() -> None:
     """Its readiness follows the ring, and the Service leads to it all the same."""
     world = World.ready()
+    world.publish_unready()
     before = world.status()
     unready(world.pod("end-model"))
     world.members[END_MODEL] = DOWN
@@ -331,6 +345,7 @@ def test_the_only_end_model_recovers_although_its_pod_is_not_ready() -> None:
 def test_it_recovers_until_the_probe_of_the_only_end_model_passes_again() -> None:
     """Its ring is up, and the kubelets have not looked yet."""
     world = World.ready()
+    world.publish_unready()
     before = world.status()
     unready(world.pod("end-model"))
     unready(world.pod("stage", stage=2))
@@ -339,16 +354,58 @@ def test_it_recovers_until_the_probe_of_the_only_end_model_passes_again() -> Non
     status = later(world, seconds=6).status(before)
 
     assert triple(status, "Ready")[:2] == ("False", "Recovering")
-    assert triple(status, "Ready")[2].startswith("replica 0 is recovering: waiting for the End Model's readiness probe")
-    assert turns(status)["EndpointReady"] == "True"
+    assert triple(status, "Ready")[2] == "replica 0 is recovering: waiting for the End Model's readiness probe to pass"
+    assert triple(status, "EndpointReady")[::2] == ("True", f"1 replica answers at {URL}")
 
 
 def test_a_first_start_is_no_recovery() -> None:
     world = World.ready()
-    unready(world.pod("end-model"))
-    world.members[END_MODEL] = UP.model_copy(update={"epoch": 1})
+    world.publish_unready()
+    never_ready(unready(world.pod("end-model")))
+    world.members[END_MODEL] = UP
 
     assert triple(world.status(), "Ready")[1] == "JoiningRing"
+
+
+def test_a_stage_that_was_never_ready_is_awaited_although_the_ring_is_up() -> None:
+    """The one before it was deleted by force: it is not seen ending, and still computes."""
+    world = World.ready()
+    before = world.status()
+    never_ready(unready(world.pod("stage", stage=2)))
+    world.members[END_MODEL] = UP
+
+    status = later(world, seconds=2).status(before)
+
+    assert triple(status, "Ready")[1] == "Recovering"
+    assert "stage stage-2 to become ready" in triple(status, "Ready")[2]
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_requests_are_accepted_only_where_the_service_leads(published: bool) -> None:
+    """While the pipe is paused, nothing is written to it."""
+    world = World.ready()
+    before = world.status()
+    unready(world.pod("end-model"))
+    world.members[END_MODEL] = DOWN
+    world.publish_unready(published)
+
+    status = later(world, seconds=6).status(before)
+
+    assert turns(status)["EndpointReady"] == str(published)
+
+
+def test_without_a_plan_for_the_spec_a_replica_of_the_old_one_that_waits_does_not_answer() -> None:
+    world = World.ready()
+    world.publish_unready()
+    before = world.status()
+    world.planned = False
+    unready(world.pod("end-model"))
+    world.members[END_MODEL] = DOWN
+
+    status = later(world, seconds=6).status(before)
+
+    assert triple(status, "EndpointReady")[2].startswith(f"requests are accepted at {URL}, and wait")
+    assert status["readyReplicas"] == 0
 
 
 def test_beside_another_replica_an_end_model_that_is_not_ready_takes_no_requests() -> None:
