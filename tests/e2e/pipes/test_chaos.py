@@ -249,8 +249,8 @@ def test_streams_outlive_every_loss_of_a_stage(
 
 
 def test_an_end_model_that_is_deleted_completes_what_it_has_begun(smollm2: Kubectl, client: Client) -> None:
-    """As at an eviction, or when its node is drained: a new End Model starts beside the one that ends, and leaves the ring
-    to it until then.
+    """As at an eviction, or when its node is drained: a new End Model starts beside the one that ends, and leaves the
+    ring to it until then.
     """
     url = smollm2.get("languagepipe", "smollm2")["status"]["url"]
     (before,) = smollm2.list("pods", f"{OF_PIPE},languagepipes.io/role=end-model")
