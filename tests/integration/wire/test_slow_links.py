@@ -281,9 +281,10 @@ def test_a_relayed_link_is_as_slow_as_far_and_as_broken_as_it_is_told(stack: Exi
     connected.settimeout(5.0)
     assert connected.recv(4) == b"held"
     relay.cut()
-    for each in (connected, dial()):
-        with pytest.raises(ConnectionResetError):
-            each.recv(1)
+    with pytest.raises(ConnectionResetError):
+        connected.recv(1)
+    with pytest.raises(ConnectionResetError):
+        dial().recv(1)  # the reset may come before the dial is through
     relay.mend()
     assert round_trip(dial(), 10) >= 0.2
     eventually(lambda: relay.connections == 1)
