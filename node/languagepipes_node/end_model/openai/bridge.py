@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from languagepipes_node import metrics
 from languagepipes_node.end_model.requests import (
@@ -152,13 +152,16 @@ class EngineBridge:
     def engine_gone(self, reason: str) -> None:
         """Fail every open request with "ring_down", and each that comes: the engine's thread has ended. Any thread."""
         self._gone = reason
+        self._on_loop(self._fail_open, "ring_down", reason)
+
+    def _on_loop(self, function: Callable[..., None], *arguments: object) -> None:
+        """Call it there, if anybody has asked for anything, and the server is not gone."""
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._fail_open)
+            loop.call_soon_threadsafe(function, *arguments)
 
-    def _fail_open(self) -> None:
-        reason = self._gone or ""
-        self._dispatch([Failure(request_id, "ring_down", reason) for request_id in self._routes])
+    def _fail_open(self, code: Literal["ring_down", "shutting_down"], reason: str) -> None:
+        self._dispatch([Failure(request_id, code, reason) for request_id in self._routes])
 
     def stop_admission(self, reason: str) -> None:
         """Refuse every request that comes from now on; those with seats go on. Any thread."""
@@ -167,14 +170,12 @@ class EngineBridge:
     def end_open(self, reason: str) -> None:
         """Fail every open request with "shutting_down", and each that has seats and is opened later. Any thread."""
         self._ended = reason
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._end_open, reason)
+        self._on_loop(self._end_open, reason)
 
     def _end_open(self, reason: str) -> None:
-        for request_id in list(self._routes):
+        for request_id in self._routes:
             self.engine.submit(Cancellation(request_id))
-            self._dispatch([Failure(request_id, "shutting_down", reason)])
+        self._fail_open("shutting_down", reason)
 
     def reserve(self, sequences: int) -> Reservation:
         """Seats for so many sequences, before their prompts are known.

@@ -131,38 +131,35 @@ class MethodNotAllowed(ApiError):
         return [(b"allow", self.allow.encode("latin-1"))]
 
 
-class RequestTimeout(ApiError):
+class _Closes(ApiError):
+    """After this answer the connection cannot, or should not, carry another request."""
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"connection", b"close")]
+
+
+class RequestTimeout(_Closes):
     status = 408
     type = "invalid_request_error"
     code = "request_timeout"
     outcome = "invalid"
 
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return [(b"connection", b"close")]
 
+class BodyTooLarge(_Closes):
+    """The rest of the body is not read."""
 
-class BodyTooLarge(ApiError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
     outcome = "invalid"
 
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        # The rest of the body is not read, so the connection cannot carry another request.
-        return [(b"connection", b"close")]
 
-
-class HeadTooLarge(ApiError):
+class HeadTooLarge(_Closes):
     status = 431
     type = "invalid_request_error"
     code = "request_too_large"
     outcome = "invalid"
-
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return [(b"connection", b"close")]
 
 
 class UnsupportedMediaType(ApiError):
@@ -175,7 +172,7 @@ class UnsupportedMediaType(ApiError):
 class _RetryLater(ApiError):
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        return [(b"retry-after", str(RETRY_AFTER_SECONDS).encode())]
+        return [(b"retry-after", str(RETRY_AFTER_SECONDS).encode()), *super().headers]
 
 
 class QueueFull(_RetryLater):
@@ -192,16 +189,13 @@ class RingDown(_RetryLater):
     outcome = "ring_down"
 
 
-class ShuttingDown(_RetryLater):
+class ShuttingDown(_RetryLater, _Closes):
+    """The next attempt needs a new connection to reach another replica, or the process that follows this one."""
+
     status = 503
     type = "server_error"
     code = "shutting_down"
     outcome = "shutting_down"
-
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        # The next attempt needs a new connection to reach another replica, or the process that follows this one.
-        return [*super().headers, (b"connection", b"close")]
 
 
 class InternalError(ApiError):

@@ -226,11 +226,8 @@ def reserve_seats(
             param="n",
         )
     try:
-        return asker.reserve(service.bridge, prompts * request.n)
-    except EngineGone as error:
-        raise RingDown(f"The model is not being served any more: {error}") from None
-    except Draining as error:
-        raise ShuttingDown(str(error)) from None
+        with _told_to_the_client():
+            return asker.reserve(service.bridge, prompts * request.n)
     except TooManySequences as error:
         if error.asked > error.limit:
             raise InvalidRequest(
@@ -316,8 +313,15 @@ def _generating(service: Service, generation: Generation, receive: Receive) -> I
 
 
 def _open(bridge: EngineBridge, generation: Generation) -> Exchange:
-    try:
+    with _told_to_the_client():
         return bridge.open(generation.sequences, generation.seats)
+
+
+@contextlib.contextmanager
+def _told_to_the_client() -> Iterator[None]:
+    """A bridge that takes no requests any more, as an ApiError."""
+    try:
+        yield
     except EngineGone as error:
         raise RingDown(f"The model is not being served any more: {error}") from None
     except Draining as error:
