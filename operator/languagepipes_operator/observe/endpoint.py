@@ -11,7 +11,7 @@ from languagepipes_api.names import LABEL_ROLE
 
 from languagepipes_operator import names
 from languagepipes_operator.kube.kinds import Manifest
-from languagepipes_operator.observe.ownership import is_active, is_ready, label, name_of, was_ready
+from languagepipes_operator.observe.ownership import is_active, is_over, is_ready, label, name_of, was_ready
 from languagepipes_operator.observe.snapshot import Snapshot
 
 
@@ -37,13 +37,9 @@ def takes_requests(pod: Manifest, snapshot: Snapshot) -> bool:
 def _the_only_one(snapshot: Snapshot) -> Manifest | None:
     """The End Model's pod, if there is no other, not even one that is being deleted."""
     pods = [
-        pod for pod in snapshot.children.pods.values() if label(pod, LABEL_ROLE) == "end-model" and not _is_over(pod)
+        pod for pod in snapshot.children.pods.values() if label(pod, LABEL_ROLE) == "end-model" and not is_over(pod)
     ]
     return pods[0] if len(pods) == 1 and is_active(pods[0]) else None
-
-
-def _is_over(pod: Manifest) -> bool:
-    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _takes_them(pod: Manifest, snapshot: Snapshot) -> bool:

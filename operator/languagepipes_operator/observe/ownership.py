@@ -139,8 +139,12 @@ def label(thing: Manifest, name: str) -> str:
 
 def is_active(pod: Manifest) -> bool:
     """Neither being deleted nor over."""
-    ending = pod["metadata"].get("deletionTimestamp") is not None
-    return not ending and pod.get("status", {}).get("phase") not in ("Failed", "Succeeded")
+    return pod["metadata"].get("deletionTimestamp") is None and not is_over(pod)
+
+
+def is_over(pod: Manifest) -> bool:
+    """Whether none of its containers runs or will run again."""
+    return pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
 
 
 def is_ready(pod: Manifest) -> bool:

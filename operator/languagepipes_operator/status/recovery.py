@@ -76,7 +76,7 @@ def _may_be_in_the_ring(stage: Member) -> bool:
     a pod that was deleted by force is not seen ending.
     """
     ending = any(pod["metadata"].get("deletionTimestamp") for pod in stage.past)
-    return stage.rolled_out and not ending and _runs(stage) and stage.pod is not None and was_ready(stage.pod)
+    return stage.rolled_out and not ending and stage.pod is not None and was_ready(stage.pod)
 
 
 def _runs(member: Member) -> bool:
