@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Collection
 from pathlib import Path
 
+from support import members
 from support.kubectl import CommandFailed, Kubectl, wait_for
 from support.paths import ROOT
 from support.serving import Images
@@ -75,17 +76,14 @@ class Installation:
             leader = self.leader()
             if not leader or leader in other_than or leader not in self.pods():
                 return None
-            return leader if self.metric(leader, 'reconciles_total{outcome="done"}') >= pipes else None
+            return leader if self.metric(leader, "reconciles_total", outcome="done") >= pipes else None
 
         return wait_for("another leader that acts", acting, timeout_seconds=timeout_seconds)
 
-    def metric(self, pod: str, name: str) -> float:
+    def metric(self, pod: str, name: str, **labels: str) -> float:
         """A number of that operator pod's /metrics; 0 where it is not there (yet)."""
-        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}:9090/proxy/metrics"
-        lines = self.kubectl("get", "--raw", path).splitlines()
-        return next(
-            (float(line.split()[-1]) for line in lines if line.startswith(f"languagepipes_operator_{name} ")), 0
-        )
+        text = members.fetch(self.kubectl, pod, "/metrics")
+        return members.metric(text, f"languagepipes_operator_{name}", absent=0, **labels)
 
     def _values(self) -> tuple[str, ...]:
         operator, node = (_named(image) for image in (self._images.operator, self._images.node))

@@ -30,6 +30,18 @@ def pods(kubectl: Kubectl, pipe: str = "smollm2") -> list[dict[str, Any]]:
     return kubectl.list("pods", f"languagepipes.io/pipe={pipe}")
 
 
+def alive(kubectl: Kubectl, role: str, pipe: str = "smollm2") -> list[dict[str, Any]]:
+    """The pods of this role (store, end-model, stage) that are not ending, by name."""
+    found = kubectl.list("pods", f"languagepipes.io/pipe={pipe},languagepipes.io/role={role}")
+    kept = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+    return sorted(kept, key=lambda pod: str(pod["metadata"]["name"]))
+
+
+def container_of(pod: dict[str, Any]) -> str:
+    """What its node's containerd calls the member's container."""
+    return str(pod["status"]["containerStatuses"][0]["containerID"]).removeprefix("containerd://")
+
+
 def role(pod: dict[str, Any]) -> str:
     """ "store", "end-model", "stage-1" …"""
     labels = pod["metadata"]["labels"]

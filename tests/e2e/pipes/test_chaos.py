@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from cluster import Cluster
 from support.kubectl import Kubectl, wait_for
+from support.members import alive, container_of, fetch, metric
 from support.serving import Client, wait_condition, wait_ready
 
 pytestmark = pytest.mark.kubernetes
@@ -129,8 +130,7 @@ class Faults:
         self._kubectl, self._cluster, self._draw = kubectl, cluster, draw
 
     def stages(self) -> list[dict[str, Any]]:
-        found = self._kubectl.list("pods", f"{OF_PIPE},languagepipes.io/role=stage")
-        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+        return alive(self._kubectl, "stage")
 
     def force_delete(self) -> None:
         """`kubectl delete pod --force`."""
@@ -143,14 +143,14 @@ class Faults:
     def kill(self) -> None:
         """SIGKILL, as from the kernel when memory is short; the kubelet starts the container again."""
         pod = self._draw.choice(self.stages())
-        self._node(pod).ctr("tasks", "kill", "--signal", "SIGKILL", _container(pod))
+        self._node(pod).ctr("tasks", "kill", "--signal", "SIGKILL", container_of(pod))
 
     def freeze(self) -> None:
         """Silent for so long that the ring is given up, and back with its KV."""
         pod = self._draw.choice(self.stages())
-        self._node(pod).ctr("tasks", "pause", _container(pod))
+        self._node(pod).ctr("tasks", "pause", container_of(pod))
         time.sleep(3)
-        self._node(pod).ctr("tasks", "resume", _container(pod))
+        self._node(pod).ctr("tasks", "resume", container_of(pod))
 
     def evict(self) -> None:
         """As `kubectl drain` does it, and an autoscaler."""
@@ -182,15 +182,9 @@ class Faults:
         return self._cluster.node(pod["spec"]["nodeName"])
 
 
-def _container(pod: dict[str, Any]) -> str:
-    return str(pod["status"]["containerStatuses"][0]["containerID"]).removeprefix("containerd://")
-
-
 def end_model_metric(kubectl: Kubectl, name: str) -> float:
-    (pod,) = kubectl.list("pods", f"{OF_PIPE},languagepipes.io/role=end-model")
-    path = f"/api/v1/namespaces/{kubectl.namespace}/pods/{pod['metadata']['name']}:9090/proxy/metrics"
-    lines = kubectl("get", "--raw", path).splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+    (pod,) = alive(kubectl, "end-model")
+    return metric(fetch(kubectl, pod["metadata"]["name"], "/metrics"), name)
 
 
 def test_streams_outlive_every_loss_of_a_stage(

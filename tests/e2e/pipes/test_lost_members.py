@@ -11,6 +11,7 @@ import pytest
 from cluster import Cluster
 from support.installation import DEPLOYMENT, Installation
 from support.kubectl import Kubectl, wait_for
+from support.members import alive, container_of
 from support.serving import Client, Images, condition, wait_condition, wait_ready
 
 pytestmark = pytest.mark.kubernetes
@@ -21,17 +22,10 @@ TRUE_WITHIN_SECONDS = 60.0
 QUESTION = "What is the capital of France?"
 
 
-def members(kubectl: Kubectl, role: str) -> list[dict[str, Any]]:
-    """The pods of this role that are not ending, in a fixed order."""
-    found = kubectl.list("pods", f"{OF_PIPE},languagepipes.io/role={role}")
-    alive = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
-    return sorted(alive, key=lambda pod: str(pod["metadata"]["name"]))
-
-
 def kill_pod(kubectl: Kubectl, role: str, place: int = 0) -> float:
     """When it was killed, on the monotonic clock. Waits for nothing."""
     since = time.monotonic()
-    name = members(kubectl, role)[place]["metadata"]["name"]
+    name = alive(kubectl, role)[place]["metadata"]["name"]
     kubectl("delete", "pod", name, "--grace-period=0", "--force", "--wait=false")
     return since
 
@@ -65,7 +59,7 @@ def test_a_killed_end_model_pod_turns_ready_false_and_comes_back(smollm2: Kubect
 
 
 def test_a_container_that_ends_is_started_again_and_counted(smollm2: Kubectl, client: Client) -> None:
-    killed = members(smollm2, "stage")[0]["metadata"]["name"]
+    killed = alive(smollm2, "stage")[0]["metadata"]["name"]
     since = time.monotonic()
     # A stage that is asked to end once goes on until the End Model has closed the ring; asked twice, it ends.
     ask = "import os, signal, time; os.kill(1, signal.SIGTERM); time.sleep(1); os.kill(1, signal.SIGTERM)"
@@ -78,7 +72,7 @@ def test_a_container_that_ends_is_started_again_and_counted(smollm2: Kubectl, cl
 def test_a_container_killed_by_sigkill_is_started_again_and_counted(
     smollm2: Kubectl, client: Client, our_cluster: Cluster, role: str
 ) -> None:
-    killed = members(smollm2, role)[-1]
+    killed = alive(smollm2, role)[-1]
     since = time.monotonic()
     our_cluster.node(killed["spec"]["nodeName"]).ctr("tasks", "kill", "--signal", "SIGKILL", container_of(killed))
     assert_lost_and_back(smollm2, client, since)
@@ -135,11 +129,6 @@ def frozen(cluster: Cluster, pod: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         node.ctr("tasks", "resume", container)
-
-
-def container_of(pod: dict[str, Any]) -> str:
-    """What its node's containerd calls it."""
-    return str(pod["status"]["containerStatuses"][0]["containerID"]).removeprefix("containerd://")
 
 
 def lease_of(operator: Installation) -> dict[str, Any]:
@@ -212,7 +201,7 @@ def put(kubectl: Kubectl, role: str, node: str, other: str) -> None:
     """See to it that a member of that role is on that node of the two."""
 
     def there() -> bool:
-        return any(pod["spec"].get("nodeName") == node for pod in members(kubectl, role))
+        return any(pod["spec"].get("nodeName") == node for pod in alive(kubectl, role))
 
     if there():
         return
@@ -233,7 +222,7 @@ def test_members_of_a_node_that_is_cut_off_come_back_on_the_other(
     Where the End Model goes, nobody hears that the ring is down: Kubernetes itself calls its pod Ready until the
     node is given up.
     """
-    home = members(smollm2, "store")[0]["spec"]["nodeName"]
+    home = alive(smollm2, "store")[0]["spec"]["nodeName"]
     cut = next(node.name for node in our_cluster.nodes if node.name != home)
     smollm2("cordon", cut)
     client = Client(smollm2, images, f"client-{end_model.split()[0]}-beside-the-store")
@@ -243,7 +232,7 @@ def test_members_of_a_node_that_is_cut_off_come_back_on_the_other(
     put(smollm2, "end-model", *((home, cut) if end_model == "stays" else (cut, home)))
     put(smollm2, "stage", cut, home)
     time.sleep(5)  # so that the operator, which may be a new one, has met every node
-    lost = {pod["metadata"]["uid"] for pod in members(smollm2, "stage") if pod["spec"]["nodeName"] == cut}
+    lost = {pod["metadata"]["uid"] for pod in alive(smollm2, "stage") if pod["spec"]["nodeName"] == cut}
     assert lost
 
     our_cluster.cut(cut)
@@ -254,7 +243,7 @@ def test_members_of_a_node_that_is_cut_off_come_back_on_the_other(
         # The node is given up after 20 s, its pods 30 s later; then a new ring is as quick as ever.
         wait_condition(smollm2, "Ready", "True", timeout_seconds=50 + TRUE_WITHIN_SECONDS)
         print(f"Ready again {time.monotonic() - since:.0f} s after the cut")
-        assert {pod["spec"]["nodeName"] for role in ("stage", "end-model") for pod in members(smollm2, role)} == {home}
+        assert {pod["spec"]["nodeName"] for role in ("stage", "end-model") for pod in alive(smollm2, role)} == {home}
         assert_answers(smollm2, client)
     finally:
         our_cluster.heal(cut)
