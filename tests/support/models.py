@@ -93,6 +93,9 @@ class ParityModel:
     oracle: Any
     config: Any
     _oracles: dict[torch.dtype, Any] = field(default_factory=dict)
+    # What the unsplit model said, since many tests ask it the same.
+    _logits: dict[tuple[torch.dtype, tuple[int, ...]], torch.Tensor] = field(default_factory=dict)
+    _generated: dict[tuple[int, tuple[int, ...]], list[int]] = field(default_factory=dict)
 
     @classmethod
     def make(cls, name: str, path: Path) -> ParityModel:
@@ -126,17 +129,22 @@ class ParityModel:
         """float32 [tokens, vocabulary], of the unsplit model computed by transformers in `dtype`."""
         if dtype not in self._oracles:
             self._oracles[dtype] = copy.deepcopy(self.oracle).to(dtype)
-        with torch.inference_mode():
-            logits: torch.Tensor = self._oracles[dtype](torch.tensor([list(tokens)])).logits[0]
-        return logits.float()
+        asked = (dtype, tuple(tokens))
+        if asked not in self._logits:
+            with torch.inference_mode():
+                self._logits[asked] = self._oracles[dtype](torch.tensor([list(tokens)])).logits[0].float()
+        return self._logits[asked]
 
     def generate(self, prompt: Sequence[int], tokens: int) -> list[int]:
         """Greedy tokens by transformers' own `generate`, in float32, unsplit."""
-        ids = torch.tensor([list(prompt)])
-        output = self.oracle.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0
-        )
-        return [int(token) for token in output[0, len(prompt) :]]
+        asked = (tokens, tuple(prompt))
+        if asked not in self._generated:
+            ids = torch.tensor([list(prompt)])
+            output = self.oracle.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, pad_token_id=0
+            )
+            self._generated[asked] = [int(token) for token in output[0, len(prompt) :]]
+        return list(self._generated[asked])
 
     def logprobs(self, prompt: list[int], answer: list[int], dtype: torch.dtype = torch.float32) -> list[float]:
         """The unsplit model's natural-log probability, in `dtype`, of each token of `answer` after what precedes it."""
