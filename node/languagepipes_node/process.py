@@ -17,6 +17,7 @@ _PR_SET_DUMPABLE = 4
 # Iterations that an idle OpenMP thread spins before it sleeps. Long spins let two members on the same cores stall each
 # other for hundreds of milliseconds; none at all costs a wake-up for every small operator.
 _SPIN_COUNT = 1000
+_LOOK_SECONDS = 0.5
 
 
 def cpu_limit() -> int:
@@ -93,6 +94,14 @@ def leave_on_signals() -> LeaveRequest:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     return request
+
+
+def wait_for_signal(event: threading.Event) -> None:
+    """Until it is set, in the main thread. The kernel may deliver a signal to any thread, but only the main one runs
+    Python's handlers, and not while it waits without end.
+    """
+    while not event.wait(_LOOK_SECONDS):
+        pass
 
 
 def stop_on_signals() -> threading.Event:

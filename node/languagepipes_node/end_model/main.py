@@ -170,7 +170,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     thread.start()
     api.start(on_end=api_ended)
     log.info("end-model ready, API on %s", api.address)
-    stopping.wait()
+    process.wait_for_signal(stopping)
     state.enter("stopping", "shutting down")  # no longer ready
     if not failures:
         drain(bridge, api, until=stopping.since + settings.drain_seconds)

@@ -63,7 +63,7 @@ def _serve(settings: MemberSettings, store_state: StoreState, state: MemberState
     server.start()
     arguments = (settings, source, trusted, store_state, state, stopping)
     threading.Thread(target=_download, args=arguments, name="store-download", daemon=True).start()
-    stopping.wait()
+    process.wait_for_signal(stopping)
     server.stop()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import importlib
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,6 +23,23 @@ from languagepipes_node.net.errors import TlsError
 from languagepipes_node.stage import loop
 from languagepipes_node.weights.errors import BrokenFile, StoreFailed
 from languagepipes_node.wire.errors import SupersededError
+
+
+# Ends with 0 once its main thread has heard of a signal that the kernel gave to another thread, and by SIGALRM if not.
+HEARS = """
+import signal, threading, time
+from languagepipes_node import process
+leaving = process.leave_on_signals()
+other = threading.Thread(target=time.sleep, args=(60,), daemon=True)
+other.start()
+threading.Timer(0.2, lambda: signal.pthread_kill(other.ident, signal.SIGTERM)).start()
+signal.alarm(20)
+process.wait_for_signal(leaving)
+"""
+
+
+def test_a_signal_is_heard_whichever_thread_the_kernel_gives_it_to() -> None:
+    assert subprocess.run([sys.executable, "-c", HEARS], check=False, timeout=60).returncode == 0
 
 
 def test_a_thread_that_takes_longer_than_it_announced_fails_liveness() -> None:
