@@ -24,7 +24,6 @@ from languagepipes_node.stage import loop
 from languagepipes_node.weights.errors import BrokenFile, StoreFailed
 from languagepipes_node.wire.errors import SupersededError
 
-
 # Ends with 0 once its main thread has heard of a signal that the kernel gave to another thread, and by SIGALRM if not.
 HEARS = """
 import signal, threading, time
