@@ -31,7 +31,7 @@ from languagepipes_operator.observe.stored_plans import StoredPlan  # noqa: E402
 from languagepipes_operator.planning.inputs import plan_inputs  # noqa: E402
 from languagepipes_operator.planning.plan import plan  # noqa: E402
 from support.llama_files import write_tiny_llama  # noqa: E402
-from support.operator_world import OperatorProcess, World, eventually, install_crd, settled  # noqa: E402
+from support.served_namespace import OperatorProcess, ServedNamespace, eventually, install_crd, settled  # noqa: E402
 
 _IDLE_SECONDS = 20.0
 _LIMIT_SECONDS = 900.0
@@ -59,19 +59,19 @@ def main(counts: list[int]) -> None:
 
 
 def _row(control_plane: ControlPlane, count: int, facts: Any) -> str:
-    world = World(control_plane)
+    served = ServedNamespace(control_plane)
     try:
-        operator = world.started()
+        operator = served.started()
         began = time.monotonic()
 
         def make(number: int) -> None:
-            raw = world.apply_pipe(f"pipe-{number}")
-            world.api.create(world.path("ConfigMap"), _stored_plan(raw, facts))
+            raw = served.apply_pipe(f"pipe-{number}")
+            served.api.create(served.path("ConfigMap"), _stored_plan(raw, facts))
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(make, range(count)))
         eventually(
-            lambda: len(world.list("Deployment")) == 4 * count,
+            lambda: len(served.list("Deployment")) == 4 * count,
             seconds=_LIMIT_SECONDS,
             what=f"{4 * count} Deployments",
         )
@@ -87,7 +87,7 @@ def _row(control_plane: ControlPlane, count: int, facts: Any) -> str:
             f"| {100 * idle_cpu / _IDLE_SECONDS:.1f} % |"
         )
     finally:
-        world.close()
+        served.close()
 
 
 def _stored_plan(raw: dict[str, Any], facts: Any) -> dict[str, Any]:

@@ -12,7 +12,18 @@ from languagepipes_api.member_status import MemberStatus
 from languagepipes_operator.observe.snapshot import StoreReport
 from languagepipes_operator.planning.errors import PlanError
 
-from support.pipe_worlds import IMAGE, Spoil, World, at, ended, pod_condition, unready, unscheduled, waiting, warning
+from support.cluster_state import (
+    IMAGE,
+    ClusterState,
+    Spoil,
+    at,
+    ended,
+    pod_condition,
+    unready,
+    unscheduled,
+    waiting,
+    warning,
+)
 
 STAGE_2 = "smol-stage-0-2-1a2b3c4d-7c9d-x2x4p"
 STORE = "smol-store-1a2b3c4d-7c9d-x2x4p"
@@ -36,8 +47,8 @@ class Case:
 def scheduler(
     message: str, *, stage: int = 2, asks: dict[str, str] | None = None, selector: dict[str, str] | None = None
 ) -> Spoil:
-    def spoil(world: World) -> None:
-        pod = unscheduled(world.pod("stage", stage=stage), message)
+    def spoil(cluster: ClusterState) -> None:
+        pod = unscheduled(cluster.pod("stage", stage=stage), message)
         pod["spec"] |= {"nodeSelector": selector} if selector else {}
         pod["spec"]["containers"][0]["resources"] = {"requests": asks or {"cpu": "100m", "memory": "12Gi"}}
 
@@ -45,31 +56,31 @@ def scheduler(
 
 
 def stage_waits(reason: str, message: str = "", *events: dict[str, Any], sandbox: str = "True") -> Spoil:
-    def spoil(world: World) -> None:
-        pod = waiting(world.pod("stage", stage=2), reason, message)
+    def spoil(cluster: ClusterState) -> None:
+        pod = waiting(cluster.pod("stage", stage=2), reason, message)
         pod["status"]["conditions"][0]["status"] = sandbox
-        world.events[f"Pod/{STAGE_2}"] = events
+        cluster.events[f"Pod/{STAGE_2}"] = events
 
     return spoil
 
 
 def mount_fails(role: str, message: str) -> Spoil:
-    def spoil(world: World) -> None:
-        pod = waiting(world.pod(role), "ContainerCreating")
+    def spoil(cluster: ClusterState) -> None:
+        pod = waiting(cluster.pod(role), "ContainerCreating")
         pod["status"]["conditions"][0]["status"] = "False"
-        world.events[f"Pod/{pod['metadata']['name']}"] = (warning("FailedMount", message),)
+        cluster.events[f"Pod/{pod['metadata']['name']}"] = (warning("FailedMount", message),)
 
     return spoil
 
 
 def stage_ends(**how: Any) -> Spoil:
-    return lambda world: void(ended(world.pod("stage", stage=2), **how))
+    return lambda cluster: void(ended(cluster.pod("stage", stage=2), **how))
 
 
 def refused(message: str) -> Spoil:
-    def spoil(world: World) -> None:
-        world.drop("stage", stage=2)
-        world.deployment("stage", stage=2)["status"] = {
+    def spoil(cluster: ClusterState) -> None:
+        cluster.drop("stage", stage=2)
+        cluster.deployment("stage", stage=2)["status"] = {
             "observedGeneration": 1,
             "unavailableReplicas": 1,
             "conditions": [
@@ -87,8 +98,8 @@ def refused(message: str) -> Spoil:
 
 
 def claim(phase: str, storage_class: str | None, *events: dict[str, Any]) -> Spoil:
-    def spoil(world: World) -> None:
-        world.claims["smol-cache-1a2b3c4d"] = {
+    def spoil(cluster: ClusterState) -> None:
+        cluster.claims["smol-cache-1a2b3c4d"] = {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
             "metadata": {"name": "smol-cache-1a2b3c4d", "creationTimestamp": at(seconds=60)},
@@ -100,29 +111,29 @@ def claim(phase: str, storage_class: str | None, *events: dict[str, Any]) -> Spo
             },
             "status": {"phase": phase},
         }
-        world.events["PersistentVolumeClaim/smol-cache-1a2b3c4d"] = events
+        cluster.events["PersistentVolumeClaim/smol-cache-1a2b3c4d"] = events
         unscheduled(
-            world.pod("store"),
+            cluster.pod("store"),
             "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims." + PREEMPTION.format(2),
         )
-        world.planned = False
+        cluster.planned = False
 
     return spoil
 
 
 def store_says(reason: str, message: str, *, failed: bool = True) -> Spoil:
-    def spoil(world: World) -> None:
-        unready(world.pod("store"))
-        world.planned = False
+    def spoil(cluster: ClusterState) -> None:
+        unready(cluster.pod("store"))
+        cluster.planned = False
         phase = "Failed" if failed else "Resolving"
-        world.store = StoreReport(True, phase=phase, reason=reason, message=message, failed=failed)
+        cluster.store = StoreReport(True, phase=phase, reason=reason, message=message, failed=failed)
 
     return spoil
 
 
-def evicted(world: World) -> None:
-    old = world.pod("stage", stage=2)
-    replacement = waiting(_replacement(world, stage=2), "ContainerCreating")
+def evicted(cluster: ClusterState) -> None:
+    old = cluster.pod("stage", stage=2)
+    replacement = waiting(_replacement(cluster, stage=2), "ContainerCreating")
     replacement["metadata"]["creationTimestamp"] = at(seconds=3)
     old["status"] = {
         "phase": "Failed",
@@ -133,9 +144,9 @@ def evicted(world: World) -> None:
     }
 
 
-def rejected(world: World) -> None:
-    old = world.pod("stage", stage=2)
-    waiting(_replacement(world, stage=2), "ContainerCreating")
+def rejected(cluster: ClusterState) -> None:
+    old = cluster.pod("stage", stage=2)
+    waiting(_replacement(cluster, stage=2), "ContainerCreating")
     old["status"] = {
         "phase": "Failed",
         "reason": "OutOfmemory",
@@ -144,73 +155,73 @@ def rejected(world: World) -> None:
     }
 
 
-def node_went_silent(world: World) -> None:
+def node_went_silent(cluster: ClusterState) -> None:
     """The node controller marked the pod, as it does after 40 seconds; the kubelet wrote nothing."""
-    pod = world.pod("stage", stage=2)
+    pod = cluster.pod("stage", stage=2)
     next(c for c in pod["status"]["conditions"] if c["type"] == "Ready")["status"] = "False"
-    world.events[f"Pod/{STAGE_2}"] = (warning("NodeNotReady", "Node is not ready"),)
+    cluster.events[f"Pod/{STAGE_2}"] = (warning("NodeNotReady", "Node is not ready"),)
 
 
-def node_was_given_up(world: World) -> None:
-    old = world.pod("stage", stage=2)
-    waiting(_replacement(world, stage=2), "ContainerCreating")
+def node_was_given_up(cluster: ClusterState) -> None:
+    old = cluster.pod("stage", stage=2)
+    waiting(_replacement(cluster, stage=2), "ContainerCreating")
     old["metadata"] |= {"deletionTimestamp": at(seconds=2), "deletionGracePeriodSeconds": 30}
     taint = "Taint manager: deleting due to NoExecute taint"
     old["status"]["conditions"].append(pod_condition("DisruptionTarget", "True", "DeletionByTaintManager", taint))
 
 
-def _replacement(world: World, *, stage: int) -> dict[str, Any]:
+def _replacement(cluster: ClusterState, *, stage: int) -> dict[str, Any]:
     """A second pod of that stage, newer than the first, on node n2."""
-    first = world.pod("stage", stage=stage)
-    other = World.ready(world.raw["spec"]).pod("stage", stage=stage)
+    first = cluster.pod("stage", stage=stage)
+    other = ClusterState.ready(cluster.raw["spec"]).pod("stage", stage=stage)
     other["metadata"] |= {"name": f"{first['metadata']['name'][:-5]}b8d9k", "creationTimestamp": at(seconds=3)}
     for condition in other["status"]["conditions"]:
         condition["lastTransitionTime"] = at(seconds=3)
     other["spec"]["nodeName"] = "n2"
-    world.pods[other["metadata"]["name"]] = other
+    cluster.pods[other["metadata"]["name"]] = other
     return other
 
 
-def ring_is_down(world: World) -> None:
-    unready(world.pod("end-model"))
-    world.members[END_MODEL] = MemberStatus(
+def ring_is_down(cluster: ClusterState) -> None:
+    unready(cluster.pod("end-model"))
+    cluster.members[END_MODEL] = MemberStatus(
         state="ready", ring_ready=False, ring_error="stage 2 closed the link: no bytes for 1.0 s"
     )
 
 
-def member_gave_up(world: World) -> None:
-    unready(world.pod("stage", stage=2))
-    world.members[STAGE_2] = MemberStatus(state="failed", message="the plan file holds no plan")
+def member_gave_up(cluster: ClusterState) -> None:
+    unready(cluster.pod("stage", stage=2))
+    cluster.members[STAGE_2] = MemberStatus(state="failed", message="the plan file holds no plan")
 
 
-def store_is_silent(world: World) -> None:
-    world.planned = False
-    world.store = StoreReport(answered=False, misses=6)
+def store_is_silent(cluster: ClusterState) -> None:
+    cluster.planned = False
+    cluster.store = StoreReport(answered=False, misses=6)
 
 
 def foreign_service(owner: dict[str, Any] | None) -> Spoil:
-    def spoil(world: World) -> None:
+    def spoil(cluster: ClusterState) -> None:
         metadata: dict[str, Any] = {"name": "smol", "namespace": "models"}
-        world.foreign["Service/smol"] = {
+        cluster.foreign["Service/smol"] = {
             "kind": "Service",
             "metadata": metadata if owner is None else {**metadata, "ownerReferences": [owner]},
         }
-        world.conflicts = ("Service/smol",)
-        del world.services["smol"]
+        cluster.conflicts = ("Service/smol",)
+        del cluster.services["smol"]
 
     return spoil
 
 
 def denied(words: str) -> Spoil:
-    def spoil(world: World) -> None:
-        world.blocking_errors = (words,)
+    def spoil(cluster: ClusterState) -> None:
+        cluster.blocking_errors = (words,)
 
     return spoil
 
 
 def refusal(reason: str, message: str) -> Spoil:
-    def spoil(world: World) -> None:
-        world.refusal = PlanError(reason, message)
+    def spoil(cluster: ClusterState) -> None:
+        cluster.refusal = PlanError(reason, message)
 
     return spoil
 
@@ -302,9 +313,9 @@ CASES = (
     ),
     Case(
         "a claim that is not there",
-        lambda world: void(
+        lambda cluster: void(
             unscheduled(
-                world.pod("store"),
+                cluster.pod("store"),
                 '0/2 nodes are available: persistentvolumeclaim "weights" not found.' + PREEMPTION.format(2),
             )
         ),
@@ -446,14 +457,14 @@ CASES = (
     ),
     Case(
         "an End Model out of memory",
-        lambda world: void(ended(world.pod("end-model"), code=137, reason="OOMKilled")),
+        lambda cluster: void(ended(cluster.pod("end-model"), code=137, reason="OOMKilled")),
         "OOMKilled",
         ("the End Model", "endModel.template", "localLayers"),
         also="EndpointReady",
     ),
     Case(
         "a store out of memory",
-        lambda world: void(ended(world.pod("store"), code=137, reason="OOMKilled")),
+        lambda cluster: void(ended(cluster.pod("store"), code=137, reason="OOMKilled")),
         "OOMKilled",
         ("the weights store", "safetensors"),
         also="WeightsAvailable",
@@ -497,9 +508,9 @@ CASES = (
     ),
     Case(
         "a liveness probe that failed",
-        lambda world: (
-            void(ended(world.pod("stage", stage=2), code=137)),
-            world.events.update(
+        lambda cluster: (
+            void(ended(cluster.pod("stage", stage=2), code=137)),
+            cluster.events.update(
                 {
                     f"Pod/{STAGE_2}": (
                         warning("Unhealthy", "Liveness probe failed: HTTP probe failed with statuscode: 503"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from support import members
 from support.kubectl import CommandFailed, Kubectl, wait_for
+from support.metrics_page import metric
 from support.paths import ROOT
 from support.serving import Images
 
@@ -83,7 +84,7 @@ class Installation:
     def metric(self, pod: str, name: str, **labels: str) -> float:
         """A number of that operator pod's /metrics; 0 where it is not there (yet)."""
         text = members.fetch(self.kubectl, pod, "/metrics")
-        return members.metric(text, f"languagepipes_operator_{name}", absent=0, **labels)
+        return metric(text, f"languagepipes_operator_{name}", absent=0, **labels)
 
     def _values(self) -> tuple[str, ...]:
         operator, node = (_named(image) for image in (self._images.operator, self._images.node))

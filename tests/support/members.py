@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from support.kubectl import Kubectl
+from support.metrics_page import metric
 
 TELEMETRY_PORT = 9090
 _LISTENING, _NOT_BEGUN = "0A", ("02", "03", "07")  # states in /proc/net/tcp; SYN_SENT, SYN_RECV and CLOSE are left out
@@ -68,20 +67,6 @@ def fetch(kubectl: Kubectl, pod: str, path: str, port: int = TELEMETRY_PORT) -> 
 def statuses(kubectl: Kubectl) -> dict[str, dict[str, Any]]:
     """By role: what /status says."""
     return {role(pod): json.loads(fetch(kubectl, pod["metadata"]["name"], "/status")) for pod in pods(kubectl)}
-
-
-def metric(text: str, name: str, *, absent: float | None = None, **labels: str) -> float:
-    """The sum of a metric's samples that have these labels, among others. With none: `absent`, or AssertionError."""
-    found = [
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    ]
-    if not found and absent is not None:
-        return absent
-    assert found, f"no {name} with {labels} in:\n{text}"
-    return sum(found)
 
 
 def expiries(kubectl: Kubectl) -> dict[str, float]:

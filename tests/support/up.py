@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import openai
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
+from support.metrics_page import metric
 from support.ports import free_port
 
 LANGUAGEPIPES = Path(sys.executable).with_name("languagepipes")
@@ -100,13 +100,7 @@ class Up:
 
     def metric(self, member: dict[str, Any], name: str, /, **labels: str) -> float:
         """The sum of a member's samples called `name` that carry `labels`."""
-        text = httpx.get(f"http://{member['telemetry']}/metrics").text
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return metric(httpx.get(f"http://{member['telemetry']}/metrics").text, name, absent=0, **labels)
 
     def pids(self) -> list[int]:
         """`up` and everything under it."""

@@ -19,7 +19,8 @@ from languagepipes_api.names import Identity
 from languagepipes_operator.certificates.authority import KeyPair, issue, new_ca
 from support.installation import Installation
 from support.kubectl import CommandFailed, Kubectl, wait_for
-from support.members import expiries, fetch, lives, metric, pods, role, statuses
+from support.members import expiries, fetch, lives, pods, role, statuses
+from support.metrics_page import metric
 from support.serving import Client, condition, pipe, wait_ready
 
 pytestmark = pytest.mark.kubernetes

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from cluster import Cluster
 from support.kubectl import Kubectl, wait_for
-from support.members import alive, container_of, fetch, metric
+from support.members import alive, container_of, fetch
+from support.metrics_page import metric
 from support.serving import Client, wait_condition, wait_ready
 
 pytestmark = pytest.mark.kubernetes

@@ -7,7 +7,8 @@ import time
 import pytest
 from support.installation import Installation
 from support.kubectl import Kubectl, wait_for
-from support.members import expiries, metric
+from support.members import expiries
+from support.metrics_page import metric
 from support.serving import pipe, wait_ready
 
 pytestmark = pytest.mark.kubernetes

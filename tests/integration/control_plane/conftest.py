@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster import ControlPlane
-from support.operator_world import World, install_crd
+from support.served_namespace import ServedNamespace, install_crd
 
 HERE = Path(__file__).parent
 
@@ -33,8 +33,8 @@ def control_plane() -> Iterator[ControlPlane]:
 
 
 @pytest.fixture
-def world(control_plane: ControlPlane) -> Iterator[World]:
-    made = World(control_plane)
+def served(control_plane: ControlPlane) -> Iterator[ServedNamespace]:
+    made = ServedNamespace(control_plane)
     try:
         yield made
     finally:

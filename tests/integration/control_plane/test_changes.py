@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support.operator_world import World, eventually, settled
+from support.served_namespace import ServedNamespace, eventually, settled
 
 
-def test_replicas_splits_and_pauses_are_followed(world: World, tiny_llama: Path) -> None:
-    operator = world.started()
-    world.apply_pipe()
-    world.play_store(tiny_llama)
-    eventually(lambda: len(world.list("Deployment")) == 4)
-    plan = world.child("ConfigMap", "plan")["metadata"]["name"]
+def test_replicas_splits_and_pauses_are_followed(served: ServedNamespace, tiny_llama: Path) -> None:
+    operator = served.started()
+    served.apply_pipe()
+    served.play_store(tiny_llama)
+    eventually(lambda: len(served.list("Deployment")) == 4)
+    plan = served.child("ConfigMap", "plan")["metadata"]["name"]
 
-    world.apply_pipe(replicas=2)
-    eventually(lambda: len(world.list("Deployment")) == 7, what="a second replica")
-    eventually(lambda: len(world.list("Secret")) == 8, what="its certificates")
-    world.apply_pipe(replicas=0)
-    eventually(lambda: len(world.list("Deployment")) == 1, what="the store alone")
-    eventually(lambda: len(world.list("Secret")) == 2, what="its certificate and the CA")
-    assert world.child("ConfigMap", "plan")["metadata"]["name"] == plan
+    served.apply_pipe(replicas=2)
+    eventually(lambda: len(served.list("Deployment")) == 7, what="a second replica")
+    eventually(lambda: len(served.list("Secret")) == 8, what="its certificates")
+    served.apply_pipe(replicas=0)
+    eventually(lambda: len(served.list("Deployment")) == 1, what="the store alone")
+    eventually(lambda: len(served.list("Secret")) == 2, what="its certificate and the CA")
+    assert served.child("ConfigMap", "plan")["metadata"]["name"] == plan
 
-    world.apply_pipe(stages={"count": 3}, paused=True)
-    eventually(lambda: "Paused" in str(world.pipe()["status"]["conditions"]))
+    served.apply_pipe(stages={"count": 3}, paused=True)
+    eventually(lambda: "Paused" in str(served.pipe()["status"]["conditions"]))
     settled(operator)
-    assert len(world.list("Deployment")) == 1
-    world.apply_pipe(stages={"count": 3})
-    eventually(lambda: len(world.list("Deployment")) == 5, what="three stages, the End Model and the store")
-    eventually(lambda: world.child("ConfigMap", "plan")["metadata"]["name"] != plan)
-    eventually(lambda: len(world.list("ConfigMap")) == 1, what="the old plan's ConfigMap is gone")
+    assert len(served.list("Deployment")) == 1
+    served.apply_pipe(stages={"count": 3})
+    eventually(lambda: len(served.list("Deployment")) == 5, what="three stages, the End Model and the store")
+    eventually(lambda: served.child("ConfigMap", "plan")["metadata"]["name"] != plan)
+    eventually(lambda: len(served.list("ConfigMap")) == 1, what="the old plan's ConfigMap is gone")

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support.operator_world import World, eventually
+from support.served_namespace import ServedNamespace, eventually
 
 
-def test_a_new_pipe_gets_its_store_at_once(world: World) -> None:
-    world.started()
-    world.apply_pipe()
-    eventually(lambda: world.child("Deployment", "store"))
-    eventually(lambda: world.child("Service", "store"))
-    assert world.child("Secret", "store")
-    assert eventually(lambda: world.condition("Ready"))["status"] == "False"
+def test_a_new_pipe_gets_its_store_at_once(served: ServedNamespace) -> None:
+    served.started()
+    served.apply_pipe()
+    eventually(lambda: served.child("Deployment", "store"))
+    eventually(lambda: served.child("Service", "store"))
+    assert served.child("Secret", "store")
+    assert eventually(lambda: served.condition("Ready"))["status"] == "False"
 
 
-def test_all_children_follow_from_the_facts_of_a_real_store(world: World, tiny_llama: Path) -> None:
-    world.started()
-    world.apply_pipe()
-    world.play_store(tiny_llama)
-    deployments = eventually(lambda: len(world.list("Deployment")) == 4 and world.list("Deployment"))
+def test_all_children_follow_from_the_facts_of_a_real_store(served: ServedNamespace, tiny_llama: Path) -> None:
+    served.started()
+    served.apply_pipe()
+    served.play_store(tiny_llama)
+    deployments = eventually(lambda: len(served.list("Deployment")) == 4 and served.list("Deployment"))
     roles = sorted(item["metadata"]["labels"]["languagepipes.io/role"] for item in deployments)
     assert roles == ["end-model", "stage", "stage", "store"]
-    assert eventually(lambda: world.condition("Planned"))["status"] == "True"
+    assert eventually(lambda: served.condition("Planned"))["status"] == "True"

@@ -7,59 +7,59 @@ from typing import Any
 
 import pytest
 from languagepipes_operator.apply.managed_fields import as_applied
-from support.operator_world import Object, World, eventually, settled
+from support.served_namespace import Object, ServedNamespace, eventually, settled
 
 HUB = "hf://tests/tiny"
 
 
-def _pod_of(world: World, role: str) -> Object:
-    return world.child("Deployment", role)["spec"]["template"]["spec"]
+def _pod_of(served: ServedNamespace, role: str) -> Object:
+    return served.child("Deployment", role)["spec"]["template"]["spec"]
 
 
 def _names(items: list[Object]) -> set[str]:
     return {item["name"] for item in items}
 
 
-def _volume(world: World, name: str) -> Object:
-    return next(item for item in _pod_of(world, "store")["volumes"] if item["name"] == name)
+def _volume(served: ServedNamespace, name: str) -> Object:
+    return next(item for item in _pod_of(served, "store")["volumes"] if item["name"] == name)
 
 
-def test_fields_that_the_spec_drops_leave_every_child(world: World, tiny_llama: Path) -> None:
-    operator = world.started()
-    world.api.create(
-        f"/api/v1/namespaces/{world.namespace}/secrets",
+def test_fields_that_the_spec_drops_leave_every_child(served: ServedNamespace, tiny_llama: Path) -> None:
+    operator = served.started()
+    served.api.create(
+        f"/api/v1/namespaces/{served.namespace}/secrets",
         {"metadata": {"name": "keys"}, "stringData": {"one": "k", "token": "t"}},
     )
     model: dict[str, Any] = {"source": HUB, "dtype": "float32", "maxContextLength": 128}
-    world.apply_pipe(
+    served.apply_pipe(
         model={**model, "tokenSecretRef": {"name": "keys", "key": "token"}},
         server={"apiKeysSecretRef": {"name": "keys"}},
         stages={"count": 2, "template": {"nodeSelector": {"kubernetes.io/os": "linux"}}},
     )
-    world.play_store(tiny_llama)
-    eventually(lambda: len(world.list("Deployment")) == 4, seconds=60)
-    assert _pod_of(world, "stage")["nodeSelector"] == {"kubernetes.io/os": "linux"}
-    assert "token" in _names(_pod_of(world, "store")["volumes"])
-    assert "keys" in _names(_pod_of(world, "end-model")["volumes"])
-    assert "emptyDir" in _volume(world, "cache")
+    served.play_store(tiny_llama)
+    eventually(lambda: len(served.list("Deployment")) == 4, seconds=60)
+    assert _pod_of(served, "stage")["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    assert "token" in _names(_pod_of(served, "store")["volumes"])
+    assert "keys" in _names(_pod_of(served, "end-model")["volumes"])
+    assert "emptyDir" in _volume(served, "cache")
     settled(operator)
 
-    world.apply_pipe(model=model, cache={"size": "1Gi"})
-    eventually(lambda: "persistentVolumeClaim" in _volume(world, "cache"), what="the cache's claim is mounted")
-    eventually(lambda: "nodeSelector" not in _pod_of(world, "stage"), what="no node selector")
-    eventually(lambda: "token" not in _names(_pod_of(world, "store")["volumes"]), what="no token")
-    eventually(lambda: "keys" not in _names(_pod_of(world, "end-model")["volumes"]), what="no keys")
-    assert "emptyDir" not in _volume(world, "cache")
+    served.apply_pipe(model=model, cache={"size": "1Gi"})
+    eventually(lambda: "persistentVolumeClaim" in _volume(served, "cache"), what="the cache's claim is mounted")
+    eventually(lambda: "nodeSelector" not in _pod_of(served, "stage"), what="no node selector")
+    eventually(lambda: "token" not in _names(_pod_of(served, "store")["volumes"]), what="no token")
+    eventually(lambda: "keys" not in _names(_pod_of(served, "end-model")["volumes"]), what="no keys")
+    assert "emptyDir" not in _volume(served, "cache")
     settled(operator)
-    assert world.condition("Ready")["reason"] != "ChildRefused"
+    assert served.condition("Ready")["reason"] != "ChildRefused"
 
-    world.apply_pipe(model=model)
-    eventually(lambda: "emptyDir" in _volume(world, "cache"), what="the cache is the pod's own again")
-    assert "persistentVolumeClaim" not in _volume(world, "cache")
+    served.apply_pipe(model=model)
+    eventually(lambda: "emptyDir" in _volume(served, "cache"), what="the cache is the pod's own again")
+    assert "persistentVolumeClaim" not in _volume(served, "cache")
     settled(operator)
-    before, versions = operator.writes(), world.versions()
+    before, versions = operator.writes(), served.versions()
     settled(operator, seconds=5)
-    assert (operator.writes(), world.versions()) == (before, versions)
+    assert (operator.writes(), served.versions()) == (before, versions)
 
 
 def _entry(manager: str, operation: str, fields: Object, **more: str) -> Object:

@@ -18,7 +18,7 @@ from languagepipes_operator.certificates.authority import Credentials, issue, ne
 from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.store_poller import Address, Stores
-from support.operator_world import World, eventually
+from support.served_namespace import ServedNamespace, eventually
 
 
 @contextmanager
@@ -46,16 +46,16 @@ def _member_that_says(status: Mapping[str, object]) -> Iterator[str]:
         server.server_close()
 
 
-def test_an_end_model_whose_ring_is_down_is_quoted(world: World, tiny_llama: Path) -> None:
-    world.started()
-    world.apply_pipe()
-    world.play_store(tiny_llama)
-    pod = eventually(lambda: world.child("Pod", "end-model"), seconds=60)
-    eventually(lambda: world.condition("StagesReady").get("status") == "True", seconds=60)
+def test_an_end_model_whose_ring_is_down_is_quoted(served: ServedNamespace, tiny_llama: Path) -> None:
+    served.started()
+    served.apply_pipe()
+    served.play_store(tiny_llama)
+    pod = eventually(lambda: served.child("Pod", "end-model"), seconds=60)
+    eventually(lambda: served.condition("StagesReady").get("status") == "True", seconds=60)
     words = "stage-2 closed the link: certificate of another replica"
     with _member_that_says({"state": "ready", "ring_ready": False, "ring_error": words}) as host:
-        path = f"{world.path('Pod', pod['metadata']['name'])}/status"
-        live = world.get("Pod", pod["metadata"]["name"])["status"]
+        path = f"{served.path('Pod', pod['metadata']['name'])}/status"
+        live = served.get("Pod", pod["metadata"]["name"])["status"]
         began = (datetime.now(UTC) - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
         unready = [
             {**each, "status": "False", "reason": "ContainersNotReady"} if each["type"] in ("Ready",) else each
@@ -76,27 +76,27 @@ def test_an_end_model_whose_ring_is_down_is_quoted(world: World, tiny_llama: Pat
             "conditions": unready,
             "containerStatuses": [container],
         }
-        world.api.merge(path, {"status": status})
+        served.api.merge(path, {"status": status})
 
         def told() -> bool:
-            ready = world.condition("Ready")
+            ready = served.condition("Ready")
             return ready["reason"] == "RingDown" and words in ready["message"]
 
         eventually(told, seconds=20, what="the End Model's words")
 
 
 def test_a_refused_pipe_is_planned_as_soon_as_a_node_has_what_was_short(
-    world: World, control_plane: ControlPlane, tiny_llama: Path
+    served: ServedNamespace, control_plane: ControlPlane, tiny_llama: Path
 ) -> None:
-    world.started(NAMESPACES="")
+    served.started(NAMESPACES="")
     huge = {"resources": {"requests": {"memory": "900Ti"}, "limits": {"memory": "900Ti"}}}
-    world.apply_pipe(stages={"count": 1, "template": huge})
-    world.play_store(tiny_llama)
-    eventually(lambda: world.condition("Planned").get("reason") == "StageTooLarge", seconds=60)
+    served.apply_pipe(stages={"count": 1, "template": huge})
+    served.play_store(tiny_llama)
+    eventually(lambda: served.condition("Planned").get("reason") == "StageTooLarge", seconds=60)
     control_plane.add_node("huge", allocatable={"memory": "1000Ti"})
     try:
         # Without news of nodes it is tried again after half a minute.
-        eventually(lambda: world.condition("Planned")["status"] == "True", seconds=15)
+        eventually(lambda: served.condition("Planned")["status"] == "True", seconds=15)
     finally:
         control_plane.remove_node("huge")
 
@@ -130,26 +130,26 @@ def test_a_store_is_asked_on_with_a_new_certificate_before_the_old_one_ends() ->
 
 
 def test_a_ring_that_is_down_under_ready_pods_is_recovering_until_its_end_model_says_that_it_is_up(
-    world: World, tiny_llama: Path
+    served: ServedNamespace, tiny_llama: Path
 ) -> None:
     """As after a cut between two healthy nodes: no pod changes."""
-    world.started()
-    world.apply_pipe()
-    world.play_store(tiny_llama)
-    pod = eventually(lambda: world.child("Pod", "end-model"), seconds=60)
+    served.started()
+    served.apply_pipe()
+    served.play_store(tiny_llama)
+    pod = eventually(lambda: served.child("Pod", "end-model"), seconds=60)
     report: dict[str, object] = {"state": "ready", "ring_ready": True, "ring_error": ""}
     with _member_that_says(report) as host:
-        path = f"{world.path('Pod', pod['metadata']['name'])}/status"
-        world.api.merge(path, {"status": {"podIP": host, "podIPs": [{"ip": host}]}})
-        eventually(lambda: world.condition("Ready").get("status") == "True", seconds=60, what="Ready")
+        path = f"{served.path('Pod', pod['metadata']['name'])}/status"
+        served.api.merge(path, {"status": {"podIP": host, "podIPs": [{"ip": host}]}})
+        eventually(lambda: served.condition("Ready").get("status") == "True", seconds=60, what="Ready")
         report |= {"ring_ready": False, "ring_error": "stage-2 does not answer", "recovering": True}
 
         def recovering() -> bool:
-            ready = world.condition("Ready")
+            ready = served.condition("Ready")
             return ready["reason"] == "Recovering" and "stage-2 does not answer" in ready["message"]
 
         eventually(recovering, seconds=30, what="Recovering")
-        assert world.pipe()["status"]["phase"] == "Recovering"
-        assert world.condition("EndpointReady")["status"] == "True"
+        assert served.pipe()["status"]["phase"] == "Recovering"
+        assert served.condition("EndpointReady")["status"] == "True"
         report |= {"ring_ready": True, "ring_error": "", "recovering": False}
-        eventually(lambda: world.condition("Ready").get("status") == "True", seconds=30, what="Ready again")
+        eventually(lambda: served.condition("Ready").get("status") == "True", seconds=30, what="Ready again")

@@ -9,32 +9,32 @@ from pathlib import Path
 
 import yaml
 from cluster import ControlPlane
-from support.operator_world import World, eventually, install_crd, settled
 from support.paths import CRD
+from support.served_namespace import ServedNamespace, eventually, install_crd, settled
 
 LEADER = "languagepipes_operator_leader"
 
 
-def test_a_restarted_operator_writes_nothing(world: World, tiny_llama: Path) -> None:
-    first = world.started()
-    world.apply_pipe()
-    world.play_store(tiny_llama)
-    eventually(lambda: len(world.list("Deployment")) == 4)
+def test_a_restarted_operator_writes_nothing(served: ServedNamespace, tiny_llama: Path) -> None:
+    first = served.started()
+    served.apply_pipe()
+    served.play_store(tiny_llama)
+    eventually(lambda: len(served.list("Deployment")) == 4)
     settled(first)
-    versions, pipe = world.versions(), world.pipe()
+    versions, pipe = served.versions(), served.pipe()
     assert first.stop() == 0
 
-    second = world.started("second")
+    second = served.started("second")
     eventually(lambda: second.metric("languagepipes_operator_reconciles_total") > 0)
     settled(second)
     assert second.writes() == 0
-    assert world.versions() == versions
-    assert world.pipe() == pipe
+    assert served.versions() == versions
+    assert served.pipe() == pipe
 
 
-def test_a_standby_takes_over_at_once_from_a_stop_and_within_a_lease_from_a_crash(world: World) -> None:
-    first = world.started("first")
-    second, third = world.start_operator("second"), world.start_operator("third")
+def test_a_standby_takes_over_at_once_from_a_stop_and_within_a_lease_from_a_crash(served: ServedNamespace) -> None:
+    first = served.started("first")
+    second, third = served.start_operator("second"), served.start_operator("third")
     for standby in (second, third):
         eventually(standby.ready)
         assert standby.metric(LEADER) == 0
@@ -48,30 +48,30 @@ def test_a_standby_takes_over_at_once_from_a_stop_and_within_a_lease_from_a_cras
     assert standby.writes() <= 1  # at most the Lease itself
     leader.stop(signal.SIGKILL)
     eventually(lambda: standby.metric(LEADER) == 1, seconds=25)
-    world.apply_pipe()
-    eventually(lambda: world.child("Deployment", "store"))
+    served.apply_pipe()
+    eventually(lambda: served.child("Deployment", "store"))
 
 
-def test_an_api_server_that_was_away_finds_everything_going_on(world: World) -> None:
-    operator = world.started()
-    world.apply_pipe()
-    eventually(lambda: world.condition("Ready"))
+def test_an_api_server_that_was_away_finds_everything_going_on(served: ServedNamespace) -> None:
+    operator = served.started()
+    served.apply_pipe()
+    eventually(lambda: served.condition("Ready"))
     settled(operator)
-    world.control_plane.stop_api_server()
+    served.control_plane.stop_api_server()
     time.sleep(17)  # longer than the lease
     assert operator.metric(LEADER) == 0
     assert operator.get("/healthz").status_code == 200
-    world.control_plane.start_api_server()
-    name = world.child("Service", "store")["metadata"]["name"]
-    world.api.delete(world.path("Service", name))
-    eventually(lambda: world.get("Service", name), seconds=60, what="the Service is made again")
-    world.apply_pipe("another")
-    eventually(lambda: world.child("Deployment", "store", "another"), seconds=60)
+    served.control_plane.start_api_server()
+    name = served.child("Service", "store")["metadata"]["name"]
+    served.api.delete(served.path("Service", name))
+    eventually(lambda: served.get("Service", name), seconds=60, what="the Service is made again")
+    served.apply_pipe("another")
+    eventually(lambda: served.child("Deployment", "store", "another"), seconds=60)
     assert operator.process.poll() is None
 
 
 def test_under_an_older_crd_nothing_is_written_and_the_reason_is_told(
-    world: World, control_plane: ControlPlane
+    served: ServedNamespace, control_plane: ControlPlane
 ) -> None:
     older = yaml.safe_load(CRD.read_text())
     newer = copy.deepcopy(older)
@@ -79,34 +79,34 @@ def test_under_an_older_crd_nothing_is_written_and_the_reason_is_told(
     del spec["properties"]["cache"], spec["properties"]["paused"]
     try:
         install_crd(control_plane, older)
-        world.apply_pipe()
-        operator = world.start_operator()
+        served.apply_pipe()
+        operator = served.start_operator()
         eventually(lambda: "spec.cache" in operator.get("/readyz").text)
         assert "spec.paused" in operator.said
         assert operator.get("/readyz").status_code == 503
-        assert world.children() == []
+        assert served.children() == []
     finally:
         install_crd(control_plane, newer)
-    eventually(lambda: world.child("Deployment", "store"))
+    eventually(lambda: served.child("Deployment", "store"))
 
 
-def test_deleting_a_pipe_leaves_nothing_and_no_pipe_touches_another(world: World, tiny_llama: Path) -> None:
-    operator = world.started()
-    world.apply_pipe("a")
-    world.apply_pipe("a-b")
+def test_deleting_a_pipe_leaves_nothing_and_no_pipe_touches_another(served: ServedNamespace, tiny_llama: Path) -> None:
+    operator = served.started()
+    served.apply_pipe("a")
+    served.apply_pipe("a-b")
     for name in ("a", "a-b"):
-        world.play_store(tiny_llama, name)
-    eventually(lambda: len(world.list("Deployment")) == 8)
+        served.play_store(tiny_llama, name)
+    eventually(lambda: len(served.list("Deployment")) == 8)
     settled(operator)
-    other = {name: version for name, version in world.versions().items() if _pipe(world, name) == "a-b"}
-    world.api.delete(world.path("LanguagePipe", "a"))
-    eventually(lambda: len(world.list("Deployment")) == 4, seconds=60)
-    eventually(lambda: not world.api.get(world.path("Pod"), labelSelector="languagepipes.io/pipe=a")["items"])
-    eventually(lambda: set(world.versions()) == set(other), seconds=60, what="nothing of a is left")
+    other = {name: version for name, version in served.versions().items() if _pipe(served, name) == "a-b"}
+    served.api.delete(served.path("LanguagePipe", "a"))
+    eventually(lambda: len(served.list("Deployment")) == 4, seconds=60)
+    eventually(lambda: not served.api.get(served.path("Pod"), labelSelector="languagepipes.io/pipe=a")["items"])
+    eventually(lambda: set(served.versions()) == set(other), seconds=60, what="nothing of a is left")
     settled(operator)
-    assert set(world.versions()) == set(other)
+    assert set(served.versions()) == set(other)
 
 
-def _pipe(world: World, title: str) -> str:
+def _pipe(served: ServedNamespace, title: str) -> str:
     kind, name = title.split("/")
-    return str(world.get(kind, name)["metadata"]["labels"]["languagepipes.io/pipe"])
+    return str(served.get(kind, name)["metadata"]["labels"]["languagepipes.io/pipe"])

@@ -13,24 +13,24 @@ from languagepipes_operator.status.conditions import condition_in
 from languagepipes_operator.status.events import Event, events_of
 from languagepipes_operator.status.failures import MESSAGE_MAX
 from languagepipes_operator.status.status import unreadable_status
+from support.cluster_state import FACTS, NOW, ClusterState, ended, later, triple, turns, unready, unscheduled, waiting
 from support.failure_cases import CASES, END_MODEL
-from support.pipe_worlds import FACTS, NOW, World, ended, later, triple, turns, unready, unscheduled, waiting
 
 FETCHED = 104_857_600
 
 
-def applied() -> World:
+def applied() -> ClusterState:
     """A pipe whose store's pod alone is there, and has just been scheduled."""
-    world = World.ready()
-    for name in [name for name in world.pods if "store" not in name]:
-        del world.pods[name]
-    for name in [name for name in world.deployments if "store" not in name]:
-        del world.deployments[name]
-    waiting(world.pod("store"), "ContainerCreating")
-    world.pod("store")["status"]["conditions"] = []
-    world.pod("store")["metadata"]["creationTimestamp"] = NOW.isoformat()
-    world.planned = False
-    return world
+    cluster = ClusterState.ready()
+    for name in [name for name in cluster.pods if "store" not in name]:
+        del cluster.pods[name]
+    for name in [name for name in cluster.deployments if "store" not in name]:
+        del cluster.deployments[name]
+    waiting(cluster.pod("store"), "ContainerCreating")
+    cluster.pod("store")["status"]["conditions"] = []
+    cluster.pod("store")["metadata"]["creationTimestamp"] = NOW.isoformat()
+    cluster.planned = False
+    return cluster
 
 
 def test_a_first_start_reads_well_at_every_moment() -> None:
@@ -39,33 +39,33 @@ def test_a_first_start_reads_well_at_every_moment() -> None:
     told: list[tuple[str, str]] = []
     status: dict[str, Any] | None = None
 
-    def look(world: World) -> None:
+    def look(cluster: ClusterState) -> None:
         nonlocal status
-        before, status = status, world.status(status)
+        before, status = status, cluster.status(status)
         told.extend((event.type, event.reason) for event in events_of(before, status))
         reason = condition_in(status, "Ready")["reason"]
         shown.append((status["phase"], reason, status.get("progress"), status.get("stagesReady")))
 
-    world = applied()
-    look(world)
-    world.store = StoreReport(answered=True, phase="Resolving")
-    look(world)
+    cluster = applied()
+    look(cluster)
+    cluster.store = StoreReport(answered=True, phase="Resolving")
+    look(cluster)
 
-    world = World.ready()
-    unready(world.pod("end-model"))
+    cluster = ClusterState.ready()
+    unready(cluster.pod("end-model"))
     for stage in (1, 2, 3):
-        waiting(world.pod("stage", stage=stage), "ContainerCreating")
-        world.pod("stage", stage=stage)["status"]["conditions"] = []
-        world.pod("stage", stage=stage)["metadata"]["creationTimestamp"] = NOW.isoformat()
-    world.store = StoreReport(True, FACTS, "Downloading", FETCHED, FACTS.download_bytes)
-    look(world)
-    world.store = StoreReport(True, FACTS, "Ready", FACTS.download_bytes, FACTS.download_bytes)
-    look(world)
-    fresh = World.ready()
+        waiting(cluster.pod("stage", stage=stage), "ContainerCreating")
+        cluster.pod("stage", stage=stage)["status"]["conditions"] = []
+        cluster.pod("stage", stage=stage)["metadata"]["creationTimestamp"] = NOW.isoformat()
+    cluster.store = StoreReport(True, FACTS, "Downloading", FETCHED, FACTS.download_bytes)
+    look(cluster)
+    cluster.store = StoreReport(True, FACTS, "Ready", FACTS.download_bytes, FACTS.download_bytes)
+    look(cluster)
+    fresh = ClusterState.ready()
     unready(fresh.pod("end-model"))
-    fresh.store = world.store
+    fresh.store = cluster.store
     look(fresh)
-    look(World.ready())
+    look(ClusterState.ready())
 
     assert shown == [
         ("Pending", "StoreStarting", None, None),
@@ -89,9 +89,9 @@ def test_a_first_start_reads_well_at_every_moment() -> None:
 
 
 def test_zero_replicas_are_stopped_and_not_degraded() -> None:
-    world = World.ready({"replicas": 0})
+    cluster = ClusterState.ready({"replicas": 0})
 
-    status = world.status()
+    status = cluster.status()
 
     assert status["phase"] == "Stopped"
     assert triple(status, "Ready")[:2] == ("False", "ScaledToZero")
@@ -101,13 +101,13 @@ def test_zero_replicas_are_stopped_and_not_degraded() -> None:
 
 
 def test_a_replica_short_is_degraded_and_still_answers() -> None:
-    world = World.ready({"replicas": 2})
-    before = world.status()
+    cluster = ClusterState.ready({"replicas": 2})
+    before = cluster.status()
     assert turns(before)["Ready"] == "True"
-    ended(world.pod("stage", replica=1, stage=2), code=137, reason="OOMKilled")
-    unready(world.pod("end-model", replica=1))
+    ended(cluster.pod("stage", replica=1, stage=2), code=137, reason="OOMKilled")
+    unready(cluster.pod("end-model", replica=1))
 
-    status = world.status(before)
+    status = cluster.status(before)
 
     assert turns(status) == {
         "Ready": "False",
@@ -132,12 +132,12 @@ def test_a_replica_short_is_degraded_and_still_answers() -> None:
 
 
 def test_a_second_replica_that_starts_is_no_degradation() -> None:
-    before = World.ready().status()
-    world = World.ready({"replicas": 2}, generation=2)
-    for name in [name for name in world.pods if "-1-" in name.removesuffix("-7c9d-x2x4p")[:20]]:
-        del world.pods[name]
+    before = ClusterState.ready().status()
+    cluster = ClusterState.ready({"replicas": 2}, generation=2)
+    for name in [name for name in cluster.pods if "-1-" in name.removesuffix("-7c9d-x2x4p")[:20]]:
+        del cluster.pods[name]
 
-    status = world.status(before)
+    status = cluster.status(before)
 
     assert turns(status)["Ready"] == "False"
     assert turns(status)["EndpointReady"] == "True"
@@ -146,36 +146,36 @@ def test_a_second_replica_that_starts_is_no_degradation() -> None:
 
 
 def test_a_degraded_pipe_stays_degraded_until_it_is_whole() -> None:
-    world = World.ready()
-    whole = world.status()
-    unready(world.pod("end-model"))
-    broken = later(world, seconds=10).status(whole)
+    cluster = ClusterState.ready()
+    whole = cluster.status()
+    unready(cluster.pod("end-model"))
+    broken = later(cluster, seconds=10).status(whole)
 
-    still = later(world, seconds=70).status(broken)
+    still = later(cluster, seconds=70).status(broken)
 
     assert turns(still)["Degraded"] == "True"
     assert still == broken
-    assert turns(World.ready().status(still))["Degraded"] == "False"
+    assert turns(ClusterState.ready().status(still))["Degraded"] == "False"
 
 
 def test_ready_waits_for_the_deployment_as_it_stands() -> None:
     """A changed image or key: the old pod is Ready, and the Deployment's controller has not seen the change."""
-    world = World.ready()
-    world.deployment("end-model")["metadata"]["generation"] = 2
+    cluster = ClusterState.ready()
+    cluster.deployment("end-model")["metadata"]["generation"] = 2
 
-    status = world.status()
+    status = cluster.status()
 
     assert triple(status, "Ready")[:2] == ("False", "JoiningRing")
     assert turns(status)["EndpointReady"] == "True"
 
 
 def test_an_old_plan_that_answers_is_an_endpoint_and_not_ready() -> None:
-    world = World.ready(generation=2)
-    for thing in [*world.pods.values(), *world.deployments.values()]:
+    cluster = ClusterState.ready(generation=2)
+    for thing in [*cluster.pods.values(), *cluster.deployments.values()]:
         if LABEL_PLAN in thing["metadata"]["labels"]:
             thing["metadata"]["labels"][LABEL_PLAN] = "0" * 16
 
-    status = world.status(World.ready().status())
+    status = cluster.status(ClusterState.ready().status())
 
     assert triple(status, "Ready")[:2] == ("False", "StagesStarting")
     assert turns(status)["EndpointReady"] == "True"
@@ -185,10 +185,10 @@ def test_an_old_plan_that_answers_is_an_endpoint_and_not_ready() -> None:
 
 
 def test_a_refused_change_leaves_the_old_ring_answering() -> None:
-    world = World.ready(generation=2)
-    world.refusal = PlanError("TooManyStages", "40 stages, but 29 layers: use at most 29 stages")
+    cluster = ClusterState.ready(generation=2)
+    cluster.refusal = PlanError("TooManyStages", "40 stages, but 29 layers: use at most 29 stages")
 
-    status = world.status(World.ready().status())
+    status = cluster.status(ClusterState.ready().status())
 
     assert triple(status, "Planned") == ("False", "TooManyStages", "40 stages, but 29 layers: use at most 29 stages")
     assert triple(status, "Ready")[:2] == ("False", "TooManyStages")
@@ -196,13 +196,15 @@ def test_a_refused_change_leaves_the_old_ring_answering() -> None:
 
 
 def test_a_store_that_failed_is_told_before_the_stages_that_wait_for_it() -> None:
-    world = World.ready()
+    cluster = ClusterState.ready()
     for stage in (1, 2, 3):
-        ended(world.pod("stage", stage=stage), code=1, restarts=5, back_off=True)
-    unready(world.pod("end-model"))
-    world.store = StoreReport(True, FACTS, "Failed", reason="HashMismatch", message="model.safetensors: …", failed=True)
+        ended(cluster.pod("stage", stage=stage), code=1, restarts=5, back_off=True)
+    unready(cluster.pod("end-model"))
+    cluster.store = StoreReport(
+        True, FACTS, "Failed", reason="HashMismatch", message="model.safetensors: …", failed=True
+    )
 
-    status = world.status()
+    status = cluster.status()
 
     assert triple(status, "Ready")[1:] == (
         "HashMismatch",
@@ -212,11 +214,11 @@ def test_a_store_that_failed_is_told_before_the_stages_that_wait_for_it() -> Non
 
 
 def test_a_ring_that_runs_needs_no_store() -> None:
-    world = World.ready()
-    before = world.status()
-    unscheduled(world.pod("store"), "0/2 nodes are available: 2 Insufficient cpu. preemption: no.")
+    cluster = ClusterState.ready()
+    before = cluster.status()
+    unscheduled(cluster.pod("store"), "0/2 nodes are available: 2 Insufficient cpu. preemption: no.")
 
-    status = world.status(before)
+    status = cluster.status(before)
 
     assert turns(status)["Ready"] == "True"
     assert triple(status, "WeightsAvailable")[:2] == ("False", "Unschedulable")
@@ -224,12 +226,12 @@ def test_a_ring_that_runs_needs_no_store() -> None:
 
 
 def test_the_end_models_words_count_only_once_the_stages_are_up() -> None:
-    world = World.ready()
-    unready(world.pod("end-model"))
-    world.members[END_MODEL] = MemberStatus(state="ready", ring_ready=False, ring_error="stage 2 does not answer")
-    unready(world.pod("stage", stage=2))
+    cluster = ClusterState.ready()
+    unready(cluster.pod("end-model"))
+    cluster.members[END_MODEL] = MemberStatus(state="ready", ring_ready=False, ring_error="stage 2 does not answer")
+    unready(cluster.pod("stage", stage=2))
 
-    status = world.status()
+    status = cluster.status()
 
     assert triple(status, "Ready")[:2] == ("False", "StagesStarting")
     assert "stage stage-2" in triple(status, "Ready")[2]
@@ -237,12 +239,12 @@ def test_the_end_models_words_count_only_once_the_stages_are_up() -> None:
 
 def test_a_ring_that_was_whole_and_is_not_is_told_as_down() -> None:
     """Nobody was asked for the End Model's words: that it ran while the pipe was Ready is enough."""
-    world = World.ready()
-    before = world.status()
-    unready(world.pod("end-model"))
+    cluster = ClusterState.ready()
+    before = cluster.status()
+    unready(cluster.pod("end-model"))
 
-    first = later(world, seconds=4).status(before)
-    again = later(world, seconds=64).status(first)
+    first = later(cluster, seconds=4).status(before)
+    again = later(cluster, seconds=64).status(first)
 
     assert triple(first, "Ready")[:2] == ("False", "RingDown")
     assert "the ring health check no longer passes" in triple(first, "Ready")[2]
@@ -252,77 +254,77 @@ def test_a_ring_that_was_whole_and_is_not_is_told_as_down() -> None:
 
 def test_a_ring_whose_lost_stage_is_back_joins_and_is_not_told_as_down() -> None:
     """Between the stage's readiness and the first token; a Warning to look at logs would mislead there."""
-    world = World.ready()
-    before = world.status()
-    unready(world.pod("end-model"))
-    back = next(each for each in world.pod("stage", stage=2)["status"]["conditions"] if each["type"] == "Ready")
+    cluster = ClusterState.ready()
+    before = cluster.status()
+    unready(cluster.pod("end-model"))
+    back = next(each for each in cluster.pod("stage", stage=2)["status"]["conditions"] if each["type"] == "Ready")
     back["lastTransitionTime"] = (NOW + timedelta(seconds=3)).isoformat()
 
-    soon = later(world, seconds=4).status(before)
-    then = later(world, seconds=13).status(soon)
+    soon = later(cluster, seconds=4).status(before)
+    then = later(cluster, seconds=13).status(soon)
 
     assert triple(soon, "Ready")[:2] == ("False", "JoiningRing")
     assert triple(then, "Ready")[:2] == ("False", "RingDown")
 
 
 def test_an_end_model_that_was_replaced_joins_and_is_not_down() -> None:
-    world = World.ready()
-    before = world.status()
-    unready(world.pod("end-model"))
-    world.pod("end-model")["status"]["containerStatuses"][0]["state"] = {
+    cluster = ClusterState.ready()
+    before = cluster.status()
+    unready(cluster.pod("end-model"))
+    cluster.pod("end-model")["status"]["containerStatuses"][0]["state"] = {
         "running": {"startedAt": (NOW + timedelta(seconds=3)).isoformat()}
     }
 
-    assert triple(later(world, seconds=4).status(before), "Ready")[1] == "JoiningRing"
+    assert triple(later(cluster, seconds=4).status(before), "Ready")[1] == "JoiningRing"
 
 
 def test_a_crash_of_long_ago_is_not_why_a_member_is_not_ready_now() -> None:
-    world = World.ready()
-    ended(world.pod("end-model"), code=139)
-    running = world.pod("end-model")["status"]["containerStatuses"][0]["state"]["running"]
+    cluster = ClusterState.ready()
+    ended(cluster.pod("end-model"), code=139)
+    running = cluster.pod("end-model")["status"]["containerStatuses"][0]["state"]["running"]
     running["startedAt"] = (NOW - timedelta(hours=3)).isoformat()
 
-    assert triple(world.status(), "Ready")[1] == "JoiningRing"
+    assert triple(cluster.status(), "Ready")[1] == "JoiningRing"
 
 
 def test_a_crash_loop_reads_the_same_while_it_goes_round() -> None:
     """Running, terminated, held back, running: one reason and one message."""
     texts = set()
     for state in ("running", "terminated", "waiting"):
-        world = World.ready()
+        cluster = ClusterState.ready()
         pod = ended(
-            world.pod("stage", stage=2), code=1, message="StoreRefused", restarts=3, back_off=state == "waiting"
+            cluster.pod("stage", stage=2), code=1, message="StoreRefused", restarts=3, back_off=state == "waiting"
         )
         if state == "terminated":
             status = pod["status"]["containerStatuses"][0]
             status["state"] = {"terminated": status["lastState"]["terminated"]}
-        unready(world.pod("end-model"))
-        texts.add(triple(world.status(), "Ready"))
+        unready(cluster.pod("end-model"))
+        texts.add(triple(cluster.status(), "Ready"))
 
     assert len(texts) == 1
 
 
 def test_an_image_that_cannot_be_pulled_reads_the_same_while_it_is_tried_again() -> None:
     told = {
-        triple(world.status(), "Ready")
+        triple(cluster.status(), "Ready")
         for case in CASES
         if case.name.startswith("an image that is not there")
-        for world in [World.ready()]
-        if case.spoil(world) is None
+        for cluster in [ClusterState.ready()]
+        if case.spoil(cluster) is None
     }
 
     assert len(told) == 1
 
 
 def test_progress_is_written_at_most_every_ten_seconds() -> None:
-    world = World.ready()
-    world.store = StoreReport(True, FACTS, "Downloading", FETCHED, FACTS.download_bytes)
-    first = world.status()
+    cluster = ClusterState.ready()
+    cluster.store = StoreReport(True, FACTS, "Downloading", FETCHED, FACTS.download_bytes)
+    first = cluster.status()
     assert first["progress"] == "100/256.6 MiB"
-    world.store = StoreReport(True, FACTS, "Downloading", 2 * FETCHED, FACTS.download_bytes)
+    cluster.store = StoreReport(True, FACTS, "Downloading", 2 * FETCHED, FACTS.download_bytes)
 
-    soon = later(world, seconds=9).status(first, progress_written=NOW)
-    then = later(world, seconds=10).status(first, progress_written=NOW)
+    soon = later(cluster, seconds=9).status(first, progress_written=NOW)
+    then = later(cluster, seconds=10).status(first, progress_written=NOW)
 
     assert soon == first
     assert then["progress"] == "200/256.6 MiB"
@@ -330,42 +332,42 @@ def test_progress_is_written_at_most_every_ten_seconds() -> None:
 
 
 def test_progress_never_says_all_before_all_is_there() -> None:
-    world = World.ready()
+    cluster = ClusterState.ready()
     shown = []
     for done in (FACTS.download_bytes - 1, FACTS.download_bytes):
-        world.store = StoreReport(True, FACTS, "Verifying", done, FACTS.download_bytes)
-        shown.append(world.status()["progress"])
+        cluster.store = StoreReport(True, FACTS, "Verifying", done, FACTS.download_bytes)
+        shown.append(cluster.status()["progress"])
 
     assert shown == ["256.5/256.6 MiB", "256.6/256.6 MiB"]
 
 
 def test_a_store_that_misses_a_question_is_no_news() -> None:
-    world = World.ready()
-    unready(world.pod("end-model"))
-    world.store = StoreReport(True, FACTS, "Downloading", FETCHED, FACTS.download_bytes)
-    first = world.status()
-    world.store = StoreReport(answered=False, facts=FACTS, misses=1)
+    cluster = ClusterState.ready()
+    unready(cluster.pod("end-model"))
+    cluster.store = StoreReport(True, FACTS, "Downloading", FETCHED, FACTS.download_bytes)
+    first = cluster.status()
+    cluster.store = StoreReport(answered=False, facts=FACTS, misses=1)
 
-    assert later(world, seconds=30).status(first) == first
+    assert later(cluster, seconds=30).status(first) == first
 
 
 def test_a_paused_pipe_stays_truthful_and_makes_no_progress() -> None:
-    world = World.ready()
-    world.paused = True
-    unready(world.pod("end-model"))
+    cluster = ClusterState.ready()
+    cluster.paused = True
+    unready(cluster.pod("end-model"))
 
-    status = world.status()
+    status = cluster.status()
 
     assert triple(status, "Progressing")[:2] == ("False", "Paused")
     assert triple(status, "Ready")[:2] == ("False", "JoiningRing")
 
 
 def test_a_resource_that_cannot_be_read_keeps_what_was_said_of_the_rest() -> None:
-    world = World.ready()
-    before = world.status()
-    world.raw["metadata"]["generation"] = 2
+    cluster = ClusterState.ready()
+    before = cluster.status()
+    cluster.raw["metadata"]["generation"] = 2
 
-    status = unreadable_status(world.raw, "spec.stages: unknown field", before, now=NOW)
+    status = unreadable_status(cluster.raw, "spec.stages: unknown field", before, now=NOW)
 
     assert triple(status, "Ready")[:2] == ("False", "InvalidSpec")
     assert "spec.stages: unknown field" in triple(status, "Planned")[2]
@@ -375,9 +377,9 @@ def test_a_resource_that_cannot_be_read_keeps_what_was_said_of_the_rest() -> Non
 
 def test_what_kubectl_shows_in_columns_is_short() -> None:
     for case in CASES:
-        world = World.ready(case.spec)
-        case.spoil(world)
-        status = world.status()
+        cluster = ClusterState.ready(case.spec)
+        case.spoil(cluster)
+        status = cluster.status()
 
         assert len(condition_in(status, "Ready")["reason"]) <= 26
         assert len(status.get("stagesReady", "")) <= 5
@@ -385,10 +387,10 @@ def test_what_kubectl_shows_in_columns_is_short() -> None:
 
 
 def test_a_very_long_failure_is_cut_to_what_an_event_can_hold() -> None:
-    world = World.ready()
-    world.refusal = PlanError("BudgetsTooSmall", "stage and its budget, " * 200)
+    cluster = ClusterState.ready()
+    cluster.refusal = PlanError("BudgetsTooSmall", "stage and its budget, " * 200)
 
-    message = triple(world.status(), "Ready")[2]
+    message = triple(cluster.status(), "Ready")[2]
 
     assert len(message) == MESSAGE_MAX
     assert message.endswith("…")

@@ -6,17 +6,17 @@ import pytest
 from languagepipes_operator.kube.informer import trimmed_pod
 from languagepipes_operator.status.failures import MESSAGE_MAX
 from languagepipes_operator.status.reasons import REASONS
+from support.cluster_state import ClusterState, later, triple, unready
 from support.failure_cases import CASES, Case
-from support.pipe_worlds import World, later, triple, unready
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_failure_is_told_with_its_reason_and_its_remedy(case: Case) -> None:
-    world = World.ready(case.spec)
-    unready(world.pod("end-model"))
-    case.spoil(world)
+    cluster = ClusterState.ready(case.spec)
+    unready(cluster.pod("end-model"))
+    case.spoil(cluster)
 
-    status = world.status()
+    status = cluster.status()
 
     held, reason, message = triple(status, "Ready")
     assert (held, reason) == ("False", case.reason), message
@@ -28,33 +28,33 @@ def test_a_failure_is_told_with_its_reason_and_its_remedy(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_same_failure_a_minute_later_is_the_same_to_the_letter(case: Case) -> None:
-    world = World.ready(case.spec)
-    case.spoil(world)
-    first = world.status()
+    cluster = ClusterState.ready(case.spec)
+    case.spoil(cluster)
+    first = cluster.status()
 
-    assert later(world, seconds=60).status(first) == first
+    assert later(cluster, seconds=60).status(first) == first
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_nothing_that_is_told_was_in_what_the_operator_forgets_of_a_pod(case: Case) -> None:
-    world = World.ready(case.spec)
-    case.spoil(world)
-    whole = world.status()
-    for pod in world.pods.values():
+    cluster = ClusterState.ready(case.spec)
+    case.spoil(cluster)
+    whole = cluster.status()
+    for pod in cluster.pods.values():
         trimmed_pod(pod)
 
-    assert world.status() == whole
+    assert cluster.status() == whole
 
 
 @pytest.mark.parametrize(
     "case", [case for case in CASES if REASONS.get(case.reason) is not None], ids=lambda case: case.name
 )
 def test_what_needs_a_person_is_no_progress(case: Case) -> None:
-    world = World.ready(case.spec)
-    unready(world.pod("end-model"))
-    case.spoil(world)
+    cluster = ClusterState.ready(case.spec)
+    unready(cluster.pod("end-model"))
+    case.spoil(cluster)
 
-    progressing = triple(world.status(), "Progressing")
+    progressing = triple(cluster.status(), "Progressing")
 
     assert progressing[0] == ("False" if REASONS[case.reason].needs_person else "True"), progressing
 
@@ -68,7 +68,7 @@ def test_no_failure_of_ours_is_without_a_case() -> None:
 
 def test_a_volume_that_cannot_be_made_is_told_once() -> None:
     """The pod that waits for it is no second failure."""
-    world = World.ready()
-    next(case for case in CASES if case.name == "no such StorageClass").spoil(world)
+    cluster = ClusterState.ready()
+    next(case for case in CASES if case.name == "no such StorageClass").spoil(cluster)
 
-    assert "VolumePending" not in triple(world.status(), "Ready")[2]
+    assert "VolumePending" not in triple(cluster.status(), "Ready")[2]

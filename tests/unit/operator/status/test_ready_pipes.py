@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from languagepipes_operator.status.events import events_of
-from support.pipe_worlds import World, at, later, triple, turns
+from support.cluster_state import ClusterState, at, later, triple, turns
 
 
 def test_a_ready_pipe_says_everything_a_user_asks_for() -> None:
-    world = World.ready()
+    cluster = ClusterState.ready()
 
-    status = world.status()
+    status = cluster.status()
 
     assert turns(status) == {
         "Ready": "True",
@@ -38,22 +38,22 @@ def test_a_ready_pipe_says_everything_a_user_asks_for() -> None:
 
 
 def test_an_idle_pipe_says_the_same_to_the_letter_an_hour_later() -> None:
-    world = World.ready()
-    status = world.status()
+    cluster = ClusterState.ready()
+    status = cluster.status()
 
-    again = later(world, seconds=3600).status(status)
+    again = later(cluster, seconds=3600).status(status)
 
     assert again == status
     assert events_of(status, again) == []
 
 
 def test_a_condition_that_does_not_turn_keeps_its_time() -> None:
-    world = World.ready()
-    first = world.status()
+    cluster = ClusterState.ready()
+    first = cluster.status()
     assert {condition["lastTransitionTime"] for condition in first["conditions"]} == {at()}
-    world.drop("end-model")
+    cluster.drop("end-model")
 
-    second = later(world, seconds=30).status(first)
+    second = later(cluster, seconds=30).status(first)
 
     moved = {c["type"]: c["lastTransitionTime"] != at() for c in second["conditions"]}
     assert moved == {

@@ -1,7 +1,7 @@
 """A pipe's Secrets, the pods that mount them and a clock that jumps. Decisions are the operator's; handshakes are real.
 
 Pods read their files through the node's own TlsFiles, from a directory that is swapped as a kubelet swaps it.
-OpenSSL looks at the machine's clock alone, so times are left out there and checked here against the world's clock.
+OpenSSL looks at the machine's clock alone, so times are left out there and checked here against the pipe's clock.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Pod:
 
 
 @dataclass
-class World:
+class MountedCertificates:
     folder: Path
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     secrets: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Whole pipes as Kubernetes would show them: objects as the API server, the scheduler and a kubelet 1.37 write them.
 
-Start from `World()`, which is a Ready pipe of three stages over two nodes, and spoil what the test is about.
+Start from `ClusterState()`, which is a Ready pipe of three stages over two nodes, and spoil what the test is about.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def pipe_of(spec: dict[str, Any] | None = None, *, generation: int = 1) -> dict[
 
 
 @dataclass
-class World:
+class ClusterState:
     """A Ready pipe. Objects are by the names that `pod` and `deployment` give; change them in place."""
 
     raw: dict[str, Any] = field(default_factory=pipe_of)
@@ -82,13 +82,13 @@ class World:
     planned: bool = True
 
     @classmethod
-    def ready(cls, spec: dict[str, Any] | None = None, *, generation: int = 1) -> World:
-        world = cls(raw=pipe_of(spec, generation=generation))
-        world.services["smol"] = {"kind": "Service", "metadata": {"name": "smol"}, "spec": {}}
-        world.add("store", node="n1")
-        for replica in range(world.raw["spec"].get("replicas", 1)):
-            world.add_replica(replica)
-        return world
+    def ready(cls, spec: dict[str, Any] | None = None, *, generation: int = 1) -> ClusterState:
+        cluster = cls(raw=pipe_of(spec, generation=generation))
+        cluster.services["smol"] = {"kind": "Service", "metadata": {"name": "smol"}, "spec": {}}
+        cluster.add("store", node="n1")
+        for replica in range(cluster.raw["spec"].get("replicas", 1)):
+            cluster.add_replica(replica)
+        return cluster
 
     def add_replica(self, replica: int) -> None:
         for place, stage in enumerate(self.stored.plan.stages, start=1):
@@ -351,8 +351,8 @@ def warning(reason: str, message: str, *, seconds: float = 5) -> dict[str, Any]:
     }
 
 
-def later(world: World, *, seconds: float) -> World:
-    return replace(world, now=world.now + timedelta(seconds=seconds))
+def later(cluster: ClusterState, *, seconds: float) -> ClusterState:
+    return replace(cluster, now=cluster.now + timedelta(seconds=seconds))
 
 
-Spoil = Callable[[World], None]
+Spoil = Callable[[ClusterState], None]

@@ -21,6 +21,7 @@ from cluster import ControlPlane
 from languagepipes_api.names import LABEL_ROLE
 
 from support import waiting
+from support.metrics_page import metric
 from support.paths import CRD
 
 Object = dict[str, Any]
@@ -94,13 +95,8 @@ class OperatorProcess:
         return self.get("/readyz").status_code == 200
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of all samples of that name with (at least) those labels."""
-        total = 0.0
-        for line in self.get("/metrics").text.splitlines():
-            match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
-            if match and all(f'{key}="{value}"' in (match[1] or "") for key, value in labels.items()):
-                total += float(match[2])
-        return total
+        """The sum of all samples of that name with (at least) those labels; 0 where there is none (yet)."""
+        return metric(self.get("/metrics").text, name, absent=0, **labels)
 
     def writes(self) -> int:
         """Requests that change something, the Lease's renewals apart."""
@@ -116,7 +112,7 @@ class OperatorProcess:
         return code
 
 
-class World:
+class ServedNamespace:
     """One namespace and the operator that serves it."""
 
     def __init__(self, control_plane: ControlPlane, *, others: tuple[str, ...] = ()) -> None:
