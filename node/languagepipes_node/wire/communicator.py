@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _NOT_JOINED = "no hello has come yet"
-_CLOSE_SECONDS = 0.5
+CLOSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Communicator:
         self._end(session, self._close_reason("shutdown", "is shutting down"))
         for link in (session.inbound, session.outbound):
             if link is not None:
-                link.join(_CLOSE_SECONDS)
+                link.join(CLOSE_SECONDS)
 
     def _attach_inbound(self, session: RingSession, connection: Connection) -> None:
         link = ReceiveLink(

@@ -13,7 +13,14 @@ from languagepipes_node.health import Watchdog
 from languagepipes_node.metrics import EPOCH
 from languagepipes_node.net.tls import TlsFiles
 from languagepipes_node.wire.close import Close, close
-from languagepipes_node.wire.communicator import Communicator, CommunicatorState, RingSession, as_bytes, send_frame
+from languagepipes_node.wire.communicator import (
+    CLOSE_SECONDS,
+    Communicator,
+    CommunicatorState,
+    RingSession,
+    as_bytes,
+    send_frame,
+)
 from languagepipes_node.wire.epochs import validate_hello
 from languagepipes_node.wire.errors import LinkLost
 from languagepipes_node.wire.frame import (
@@ -203,6 +210,9 @@ class StageCommunicator(Communicator):
             pending[0].close(0)
         if session is not None:
             self._leave(session)
+        if self._last_inbound is not None:
+            self._last_inbound.wait_until_stopped(CLOSE_SECONDS)
+        self._drain()
         self._queue.put(None)
 
     def _offer(self, connection: Connection, hello: Hello) -> Close | None:

@@ -195,7 +195,7 @@ class ReplayMachine(RuleBasedStateMachine):
                     assert got == answer[: len(got)]
                 else:
                     assert (got, self.client.finish(request)) == (answer, "length")
-            eventually(lambda: self.engine.status.kv_blocks_used == 0, what="no KV block in use", seconds=5)
+            eventually(lambda: self.engine.status.kv_blocks_used == 0, what="no KV block in use")
         finally:
             self.exits.close()
         eventually(lambda: not self.threads(), what=lambda: f"the end of {self.threads()}")

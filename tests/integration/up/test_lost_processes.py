@@ -164,7 +164,7 @@ def test_an_end_model_that_is_to_end_refuses_what_comes_and_ends_late_answers_wi
         refused.append(answer)
         return answer.status_code == 503
 
-    eventually(is_refused, seconds=5)
+    eventually(is_refused)
     assert refused[-1].json()["error"]["code"] == "shutting_down"
     running.join()
     assert running.finish is None

@@ -95,7 +95,7 @@ def test_a_stage_of_another_plan_refuses_and_the_end_model_learns_who_and_why(
         ring.end.connect()
     assert raised.value.reason == f"stage 2 (s2): refused: {why.format(plan=PLAN.hash, other=other.hash)}"
     assert raised.value.code == code
-    eventually(lambda: ring.loops[0].communicator.state.epoch is None, seconds=3.0)
+    eventually(lambda: ring.loops[0].communicator.state.epoch is None)
     assert ring.loops[0].communicator.state.reason == raised.value.reason
 
 
@@ -152,7 +152,7 @@ def test_a_hello_that_comes_while_another_is_adopted_is_adopted_next(
         def _drain(self) -> None:
             if self.second is None:
                 self.second = say_hello(2)
-                eventually(lambda: self._pending is not None, seconds=3.0)
+                eventually(lambda: self._pending is not None)
             super()._drain()
 
     stage = RingMember(identity(1), plan, None, addresses[1], addresses[0], timing=FAST, transport=transports(1))
@@ -164,7 +164,7 @@ def test_a_hello_that_comes_while_another_is_adopted_is_adopted_next(
     thread.start()
     stack.callback(thread.join)
     # Nobody listens where the hello is to go on to, so that whoever is adopted hears of it.
-    eventually(lambda: stage.second is not None, seconds=3.0)
+    eventually(lambda: stage.second is not None)
     assert stage.second is not None
     stage.second.set_timeout(3.0)
     _, body = read_control(stage.second, kinds=(Kind.CLOSE,))
@@ -178,7 +178,7 @@ def test_a_new_end_model_goes_above_what_the_stages_have_seen(transports: Transp
         last = ring.end.connect().epoch
     address, first = ring.end.address, ring.loops[0].communicator.address
     ring.end.close()
-    eventually(lambda: ring.loops[0].communicator.state.epoch is None, seconds=3.0)
+    eventually(lambda: ring.loops[0].communicator.state.epoch is None)
     end = EndModelCommunicator(identity(0), make_plan(), None, address, first, timing=FAST, transport=transports(0))
     stack.callback(end.close)
     info = end.connect()
@@ -209,7 +209,7 @@ def test_a_new_end_model_leaves_the_ring_to_one_that_lives_until_that_is_gone(st
         assert returned is not None
         returned.release()
     older.close()
-    eventually(lambda: ring.loops[0].communicator.state.epoch is None, seconds=3.0)
+    eventually(lambda: ring.loops[0].communicator.state.epoch is None)
     assert newer.connect().epoch.counter > held.counter
 
 

@@ -39,4 +39,4 @@ def test_eight_mebibyte_frames_pass_buffers_of_4_kib_twice_as_many_as_there_are_
         assert np.frombuffer(returned.hidden, dtype=np.float32, count=1)[0] == step
         returned.release()
     # A stage lets go of its slot once `forward` has returned, which may be after the frame was received.
-    eventually(lambda: all(loop.communicator._slots.free == frames + 1 for loop in ring.loops), seconds=5)
+    eventually(lambda: all(loop.communicator._slots.free == frames + 1 for loop in ring.loops))

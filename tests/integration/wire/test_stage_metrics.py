@@ -52,4 +52,4 @@ def test_the_blocks_that_a_stage_tells_are_those_of_its_frame_and_not_of_the_nex
     returned = end.receive(2.0)
     assert returned is not None
     returned.release()
-    eventually(lambda: REGISTRY.get_sample_value("languagepipes_kv_blocks_used") == 3, seconds=3.0)
+    eventually(lambda: REGISTRY.get_sample_value("languagepipes_kv_blocks_used") == 3)

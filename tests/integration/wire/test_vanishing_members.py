@@ -164,7 +164,7 @@ def test_a_stage_stopped_under_a_blocked_send_blocks_nobody_for_good(pki: Pki) -
             with pytest.raises(RingDown):
                 send_and_receive(ring.end, hidden)
             assert time.monotonic() - begin < 4
-            eventually(lambda: all(loop.communicator.state.epoch is None for loop in ring.loops), seconds=2.0)
+            eventually(lambda: all(loop.communicator.state.epoch is None for loop in ring.loops))
         finally:
             two.signal(signal.SIGCONT)
         connect_again(ring.end)

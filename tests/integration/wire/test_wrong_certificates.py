@@ -134,7 +134,7 @@ def test_only_the_predecessor_may_connect(
     finally:
         connection.close(0)
     assert answer == told
-    eventually(lambda: logged in caplog.text, seconds=3.0)
+    eventually(lambda: logged in caplog.text)
     assert stage.receive(0.05) is None
     assert stage.state.epoch is None
 
@@ -171,7 +171,7 @@ def test_plain_tcp_is_refused(stage: StageCommunicator, caplog: pytest.LogCaptur
                 pass
         except ConnectionError:
             pass
-    eventually(lambda: "stage 1 (s1): a connection was refused: TLS: http request" in caplog.text, seconds=3.0)
+    eventually(lambda: "stage 1 (s1): a connection was refused: TLS: http request" in caplog.text)
 
 
 def test_a_peer_that_says_nothing_is_given_up_after_the_deadline(
@@ -180,7 +180,7 @@ def test_a_peer_that_says_nothing_is_given_up_after_the_deadline(
     with closing(_connect(stage)) as plain:
         plain.settimeout(3)
         assert plain.recv(1) == b""
-    eventually(lambda: "stage 1 (s1): a connection was refused: timed out" in caplog.text, seconds=3.0)
+    eventually(lambda: "stage 1 (s1): a connection was refused: timed out" in caplog.text)
 
 
 def test_silent_strangers_do_not_keep_the_predecessor_out(stage: StageCommunicator, pki: Pki) -> None:

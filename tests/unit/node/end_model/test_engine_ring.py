@@ -37,7 +37,7 @@ def test_an_idle_engine_notices_a_lost_ring_and_joins_it_again(make_rig: MakeRig
     run_thread(rig)
     eventually(lambda: rig.engine.status.epoch == 1)
     rig.ring.break_ring("link lost")
-    eventually(lambda: rig.engine.status.epoch == 2, seconds=1)
+    eventually(lambda: rig.engine.status.epoch == 2)
 
 
 def test_an_idle_engine_sleeps_and_wakes_at_once(make_rig: MakeRig, run_thread: RunThread) -> None:
@@ -48,7 +48,7 @@ def test_an_idle_engine_sleeps_and_wakes_at_once(make_rig: MakeRig, run_thread: 
     time.sleep(0.3)
     assert time.process_time() - before < 0.15
     rig.submit(1, PROMPT, max_tokens=1)
-    eventually(lambda: rig.client.finish(1) == "length", seconds=2)
+    eventually(lambda: rig.client.finish(1) == "length")
     assert thread.is_alive()
 
 
