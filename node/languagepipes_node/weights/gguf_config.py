@@ -23,6 +23,14 @@ _CLASSES = {
 }
 # Llama 3.1's RoPE scaling, which a GGUF keeps only as the factors that follow from it.
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_ORIGINAL = 1.0, 4.0, 8192
+# Where answers end for llama.cpp (src/llama-vocab.cpp: special_eog_ids), of the families above.
+_TURN_ENDS = frozenset(
+    {
+        "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>",
+        "</s>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    }
+)  # fmt: skip
+_CONTROL = 3  # of tokenizer.ggml.token_type
 _ROPE_FACTORS = "rope_freqs.weight"
 _DERIVED = (_ROPE_FACTORS,)  # follow from config.json; not weights
 
@@ -121,13 +129,21 @@ def _config(reader: _Metadata, header: GgufHeader, architecture: str, dtype: str
         if token >= 0:
             config[name] = token
     ends = [reader.integer(f"tokenizer.ggml.{key}_token_id", default=-1) for key in ("eos", "eot", "eom")]
-    ends = list(dict.fromkeys(token for token in ends if token >= 0))
+    ends = list(dict.fromkeys(token for token in (*ends, *_ends_by_name(header.metadata)) if token >= 0))
     if ends:
         config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"):
         if config[name] < 1:
             raise BrokenFile(f"{reader.file}: the metadata gives {name} = {config[name]}; it must be at least 1")
     return config
+
+
+def _ends_by_name(metadata: Mapping[str, Any]) -> list[int]:
+    """Special tokens that end a turn by their names, whatever the file says of them: many files name one end alone."""
+    tokens, kinds = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, list) or not isinstance(kinds, np.ndarray) or len(kinds) != len(tokens):
+        return []  # gguf_tokenizer refuses what is no vocabulary
+    return [number for number in np.flatnonzero(kinds == _CONTROL).tolist() if tokens[number] in _TURN_ENDS]
 
 
 def _vocabulary(header: GgufHeader, file: str) -> int:

@@ -34,7 +34,7 @@ from languagepipes_node.weights.gguf_tokenizer import build_tokenizer
 from languagepipes_node.weights.headers import ITEM_BYTES, build_header
 from languagepipes_node.weights.index import SINGLE_FILE
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 DTYPES = ("float32", "bfloat16", "float16")
 _CHUNK_VALUES = 4 * 1024 * 1024  # 16 MiB of float32 at a time
 

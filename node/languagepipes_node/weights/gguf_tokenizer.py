@@ -7,7 +7,7 @@ merging is named by `tokenizer.ggml.pre`; the patterns are those of the models' 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class _Splitting:
     pre_tokenizer: Callable[[], Any]
     unicode_normal_form: bool = False
     ignore_merges: bool = False
+    adds_bos: bool = False  # where the file does not say
 
 
 def _by_pattern(pattern: str) -> Callable[[], Any]:
@@ -60,7 +61,7 @@ def _digits_then_byte_level() -> Any:
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _byte_level()])
 
 
-_LLAMA3 = _Splitting(_by_pattern(_LLAMA3_SPLIT), ignore_merges=True)
+_LLAMA3 = _Splitting(_by_pattern(_LLAMA3_SPLIT), ignore_merges=True, adds_bos=True)
 _QWEN2 = _Splitting(_by_pattern(_QWEN2_SPLIT), unicode_normal_form=True)
 _SPLITTINGS: dict[str, _Splitting] = {
     "gpt-2": _Splitting(_byte_level),
@@ -69,10 +70,21 @@ _SPLITTINGS: dict[str, _Splitting] = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
-    "smaug-bpe": _LLAMA3,
+    "smaug-bpe": replace(_LLAMA3, adds_bos=False),
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
 }
+
+
+def splitting_note(metadata: Mapping[str, Any], *, file: str) -> str | None:
+    """What somebody should know of a file that does not say how its text is split; None where it does."""
+    if metadata.get("tokenizer.ggml.pre") is not None:
+        return None
+    return (
+        f"{file}: the metadata key tokenizer.ggml.pre is missing, so nothing says which pre-tokenizer the model has. "
+        "Text is split as GPT-2 does, which may be wrong and then costs quality: use a file of a newer converter, or "
+        "the model's safetensors repository"
+    )
 
 
 def build_tokenizer(metadata: Mapping[str, Any], *, vocabulary_size: int, file: str) -> tuple[str, dict[str, Any]]:
@@ -109,17 +121,17 @@ def build_tokenizer(metadata: Mapping[str, Any], *, vocabulary_size: int, file: 
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     _add_special(tokenizer, tokens, metadata, file)
-    config = _config(metadata, tokens, file)
+    config = _config(metadata, tokens, file, adds_bos=splitting.adds_bos)
     if config["add_bos_token"]:
         _prepend(tokenizer, config, vocabulary)
     return tokenizer.to_str(), config
 
 
-def _config(metadata: Mapping[str, Any], tokens: list[str], file: str) -> dict[str, Any]:
+def _config(metadata: Mapping[str, Any], tokens: list[str], file: str, *, adds_bos: bool) -> dict[str, Any]:
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "add_bos_token": metadata.get("tokenizer.ggml.add_bos_token") is True,
+        "add_bos_token": metadata.get("tokenizer.ggml.add_bos_token", adds_bos) is True,
         "add_eos_token": metadata.get("tokenizer.ggml.add_eos_token") is True,
     }
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
