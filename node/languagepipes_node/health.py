@@ -200,6 +200,12 @@ class _QuietHandler(WSGIRequestHandler):
         pass
 
 
+def accepted_format(accept: str) -> str:
+    """The Accept header to answer: prometheus_client writes `vllm:…` as `vllm_…` in OpenMetrics unless the scraper says
+    that it takes any name (Prometheus 3 does). Others get the plain text format, which all of them take."""
+    return accept if "escaping=allow-utf-8" in accept.replace(" ", "") else "text/plain; version=0.0.4"
+
+
 def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, str]] | None = None) -> WSGIServer:
     """Serve health and metrics on `listen` ("host:port", an IPv6 host in brackets) from a daemon thread.
 
@@ -217,6 +223,7 @@ def serve(listen: str, state: MemberState, *, ready: Callable[[], tuple[bool, st
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
+            environ["HTTP_ACCEPT"] = accepted_format(environ.get("HTTP_ACCEPT", ""))
             shown: Iterable[bytes] = exposition(environ, start_response)
             return shown
         if path == "/healthz":

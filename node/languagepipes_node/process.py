@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import math
 import os
@@ -55,6 +56,13 @@ def keep_out_of_core_dumps() -> None:
 def import_meanwhile(module: str) -> None:
     """Import a module that takes seconds (torch) in a thread, while this process waits for its plan and its weights."""
     threading.Thread(target=importlib.import_module, args=(module,), name=f"import {module}", daemon=True).start()
+
+
+def keep_out_of_collections() -> None:
+    """What was made until now stays for good: later garbage collections do not look at it. A full one looks at all
+    objects otherwise, those of torch's modules included, and holds every thread for 0.1 to 0.2 s."""
+    gc.collect()
+    gc.freeze()
 
 
 def end_on_signals() -> None:

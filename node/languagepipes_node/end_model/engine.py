@@ -27,12 +27,14 @@ from languagepipes_node import metrics
 from languagepipes_node.end_model.costs import RingCost
 from languagepipes_node.end_model.in_flight import InFlightBatch, RowsError, pack, packed_tokens
 from languagepipes_node.end_model.interfaces import EndLayersPort, ReturnedPort, RingPort
+from languagepipes_node.end_model.prompt_scores import ScoringRows, score, scoring_rows
 from languagepipes_node.end_model.recovery import Outage
 from languagepipes_node.end_model.requests import (
     EngineCommand,
     EngineOutput,
     EngineStatus,
     Failure,
+    PromptScores,
     Submission,
     TokenOutput,
 )
@@ -47,6 +49,7 @@ from languagepipes_node.end_model.scheduler import (
 )
 from languagepipes_node.end_model.sequence_table import SequenceTable
 from languagepipes_node.end_model.sequences import Sequence
+from languagepipes_node.end_model.structured import GrammarExhausted, MaskWorkers
 from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watchdog
 from languagepipes_node.model.buffers import TORCH_DTYPES, bytes_of, tensor_from
 from languagepipes_node.wire.errors import FrameError, RingDown, SupersededError
@@ -60,6 +63,7 @@ _LARGE_CHUNK = 32
 # How soon an engine that waits for a frame notices that it is to stop.
 _STOP_SECONDS = 0.1
 _NOT_FINITE = "the model computed values that are not finite; the request was ended"
+_NOT_SAMPLED = "no token could be sampled for this request with its parameters; the request was ended"
 _NOT_COMPUTED = "this request's step could not be computed"
 
 
@@ -147,6 +151,7 @@ class Engine:
         self._sequences = SequenceTable(blocks=plan.kv_blocks, block_tokens=plan.kv_block_tokens)
         self._costs = RingCost.of(len(plan.stages))
         self._sampler = Sampler()
+        self._masks = MaskWorkers()
         self._in_flight: deque[InFlightBatch] = deque()
         self._returned_at = 0.0  # when the last frame did, on the clock of time.perf_counter
         self._step = 0
@@ -346,6 +351,7 @@ class Engine:
             sent_at=sent_at,
             deadline=sent_at + self._allowed_seconds(decision.tokens, replay=self._is_replay(last_member)),
             alone=not self._in_flight,
+            scoring=scoring_rows(decision.shares),
         )
         try:
             self._ring.send(self._step, batch, hidden, decision.tokens, last_member=last_member)
@@ -354,6 +360,7 @@ class Engine:
             return
         self._sequences.sent(decision.shares, leases, step=self._step)
         self._in_flight.append(frame)
+        self._masks.prepare([sequence.grammar for sequence in frame.asking if sequence.grammar is not None])
 
     def _allowed_seconds(self, tokens: int, *, replay: bool) -> float:
         """How long a frame sent now may take: it queues behind those in flight."""
@@ -450,6 +457,10 @@ class Engine:
         rows = self._layers.back(hidden, batch)  # [R, hidden]
         if not len(batch.rows):
             return []
+        if frame.scoring:
+            rows = self._score_prompts(frame.scoring, rows)
+            if not len(rows):
+                return []
         logits = self._layers.logits(rows)  # [R, vocabulary]
         return self._sampler.sample(
             logits,
@@ -460,10 +471,49 @@ class Engine:
                     position=sequence.length,
                     counts=sequence.counts,
                     logprobs=sequence.logprobs,
+                    forbidden=self._forbidden(sequence),
+                    prompt_ids=sequence.prompt_ids if sequence.sampling.repetition_penalty != 1.0 else None,
+                    masked=sequence.masked_ids,
                 )
                 for sequence in frame.asking
             ],
+            failed=lambda index, error: self._fail_sampling(frame.asking[index], error),
         )
+
+    def _fail_sampling(self, sequence: Sequence, error: Exception) -> None:
+        log_failure("a request's token could not be sampled", error)
+        self._fail(sequence, "internal", _NOT_SAMPLED)
+
+    def _forbidden(self, sequence: Sequence) -> np.ndarray[tuple[int], np.dtype[np.bool_]] | None:
+        """The tokens that the sequence's grammar excludes now; it fails if that cannot be said."""
+        if sequence.grammar is None or sequence.ended:
+            return None
+        try:
+            return sequence.grammar.mask()
+        except GrammarExhausted as error:
+            self._fail(sequence, "internal", str(error))
+            return None
+
+    def _score_prompts(self, scoring: tuple[ScoringRows, ...], rows: torch.Tensor) -> torch.Tensor:
+        """Hand over what a frame's rows [R, hidden] say of prompts' tokens. Returns the other rows."""
+        others = torch.ones(len(rows), dtype=torch.bool)
+        for part in scoring:
+            sequence, stop = part.sequence, part.first + part.count
+            others[part.row : part.row + part.count] = False
+            if sequence.ended or sequence.prompt_logprobs is None:
+                continue
+            logprobs = score(
+                self._layers.logits,
+                rows[part.row : part.row + part.count],
+                sequence.tokens[part.first : stop],
+                alternatives=sequence.prompt_logprobs,
+            )
+            if logprobs is None:
+                self._fail(sequence, "internal", _NOT_FINITE)
+                continue
+            sequence.scored = stop
+            self._outputs.append(PromptScores(sequence.request_id, part.first, logprobs))
+        return rows[others.to(rows.device)]
 
     def _fail_not_finite(self, frame: InFlightBatch, finite: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
         """With tail layers, prompt tokens return too: their sequences fail although they ask for no row."""
@@ -479,8 +529,15 @@ class Engine:
         if sampled is None:
             self._fail(sequence, "internal", _NOT_FINITE)
             return
-        finish = sequence.accept(sampled.token)
-        self._outputs.append(TokenOutput(sequence.request_id, sampled.token, finish, sampled.logprobs))
+        try:
+            finish = sequence.accept(sampled.token)
+        except GrammarExhausted as error:
+            self._fail(sequence, "internal", str(error))
+            return
+        ended_by_grammar = finish == "stop" and sampled.token not in sequence.stop_token_ids
+        self._outputs.append(
+            TokenOutput(sequence.request_id, sampled.token, finish, sampled.logprobs, ended_by_grammar)
+        )
         self._tokens += 1
         if finish is not None:
             self._sequences.end(sequence)

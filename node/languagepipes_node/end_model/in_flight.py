@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from languagepipes_node.end_model.blocks import BlockLease
 from languagepipes_node.end_model.interfaces import ReturnedPort
+from languagepipes_node.end_model.prompt_scores import ScoringRows, wanted_rows
 from languagepipes_node.end_model.scheduler import FrameView, Share, blocks_for
 from languagepipes_node.end_model.sequences import Sequence
 from languagepipes_node.model.batch import Batch
@@ -23,7 +24,8 @@ class InFlightBatch:
     """A frame on the ring. leases: the blocks that it names, one lease a share.
 
     last_member: the last stage that computes. front_seconds: what the layers in front took. alone:
-    nothing else was on the ring when it left. Times are of time.perf_counter()."""
+    nothing else was on the ring when it left. scoring: which of its rows score tokens of prompts. Times are of
+    time.perf_counter()."""
 
     step: int
     shares: tuple[Share[Sequence], ...]
@@ -35,6 +37,7 @@ class InFlightBatch:
     sent_at: float
     deadline: float
     alone: bool
+    scoring: tuple[ScoringRows, ...] = ()
 
     @property
     def asking(self) -> list[Sequence]:
@@ -66,13 +69,17 @@ def pack(shares: tuple[Share[Sequence], ...], leases: list[BlockLease], block_to
         for share, lease in zip(shares, leases, strict=True)
     ]
     counts = np.array([share.count for share in shares], np.int32)
-    wanted = np.array([share.wants_row for share in shares], np.bool_)
+    if any(share.sequence.prompt_logprobs is not None for share in shares):
+        rows = wanted_rows(shares)
+    else:
+        wanted = np.array([share.wants_row for share in shares], np.bool_)
+        rows = (np.cumsum(counts, dtype=np.int32) - 1)[wanted]
     return Batch(
         counts=counts,
         starts=np.array([share.start for share in shares], np.int32),
         run_counts=np.array([len(covering) for covering in runs], np.int32),
         runs=np.array([run for covering in runs for run in covering], np.int32).reshape(-1, 2),
-        rows=(np.cumsum(counts, dtype=np.int32) - 1)[wanted],
+        rows=rows,
     )
 
 

@@ -14,6 +14,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from languagepipes_api.member_settings import MemberSettings
+from prometheus_client import REGISTRY
 
 from languagepipes_node import health, member, process, termination
 from languagepipes_node.health import MemberState
@@ -67,10 +68,13 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     startup = member.prepare(settings, state)
     plan = startup.plan
 
-    from languagepipes_node.end_model.text import TextCodec, TextError
+    from languagepipes_node.end_model.text import SamplingDefaults, TextCodec, TextError
 
     try:
         text = TextCodec.load(startup.store.file)
+        defaults = SamplingDefaults()
+        if settings.generation_config == "auto":
+            defaults = SamplingDefaults.read(startup.store.file)
     except TextError as error:
         raise member.SettingsError(str(error)) from error
 
@@ -81,6 +85,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     from languagepipes_node.end_model.openai.auth import ApiKeys
     from languagepipes_node.end_model.openai.bridge import EngineBridge
     from languagepipes_node.end_model.openai.server import ApiServer
+    from languagepipes_node.end_model.vllm_metrics import VllmMetrics
     from languagepipes_node.model.buffers import TORCH_DTYPES
     from languagepipes_node.model.end import EndLayers
     from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
@@ -122,6 +127,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
         deliver=bridge.deliver,
         watchdog=state.watchdog,
     )
+    REGISTRY.register(VllmMetrics(served_name=settings.served_name or settings.pipe, block_tokens=plan.kv_block_tokens))
     app = create_app(
         engine=engine,
         bridge=bridge,
@@ -131,6 +137,11 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
         max_context_length=plan.max_context_length,
         api_keys=ApiKeys(settings.api_keys_dir),
         system_fingerprint=plan.hash,
+        tool_parser=settings.tool_parser,
+        defaults=defaults,
+        cors_allowed_origins=settings.cors_allowed_origins.split(",") if settings.cors_allowed_origins else [],
+        max_stored_responses=settings.max_stored_responses,
+        max_stored_response_bytes=settings.max_stored_response_bytes,
     )
     api = ApiServer(app, member.required(settings.api_listen, "api_listen"), watchdog=state.watchdog.another())
 
@@ -148,6 +159,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
 
     state.extra = shown
     stopping = process.leave_on_signals()
+    process.keep_out_of_collections()
     ready.append(engine)
     state.enter("ready", "serving")
 

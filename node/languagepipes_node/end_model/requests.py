@@ -9,12 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from languagepipes_node.end_model.structured import Grammar
+
+# Of repetition_penalty. Values in use are 0.5 to 2; far beyond, all scores would be out of float32's range.
+LEAST_REPETITION_PENALTY = 0.01
+MOST_REPETITION_PENALTY = 100.0
+
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class SamplingParameters:
-    """How to pick a token. Names, ranges and defaults are the OpenAI API's; top_k (0: off) and min_p are vLLM's.
+    """How to pick a token. Names, ranges and defaults are the OpenAI API's; top_k (0: off) and min_p are vLLM's,
+    and so are repetition_penalty (of tokens in prompt and answer; 1: off) and min_tokens (until then no stop token is
+    sampled).
 
     temperature 0 is greedy. seed None: the engine draws one. Randomness is keyed by (seed, position), so a replayed
     step samples the same token.
@@ -27,6 +35,8 @@ class SamplingParameters:
     seed: int | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
 
 
@@ -34,7 +44,9 @@ class SamplingParameters:
 class Submission:
     """One sequence to generate. prompt: token ids, at least one. stop_token_ids end it with "stop" (the stop token is
     the last TokenOutput's token and is not text). logprobs: how many alternatives to report, None for none at all.
-    client: who asks, for fairness: equal for one client's sequences, opaque, never logged.
+    prompt_logprobs: the same for the prompt's tokens, which come as PromptScores before the first TokenOutput.
+    client: who asks, for fairness: equal for one client's sequences, opaque, never logged. grammar: what its text must
+    match, compiled; None for any text.
     """
 
     request_id: int
@@ -44,6 +56,8 @@ class Submission:
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
     client: str = ""
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +77,24 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """One sampled token; `finish` is set on the sequence's last."""
+    """One sampled token; `finish` is set on the sequence's last. ended_by_grammar: it ends with "stop" and is text,
+    since nothing can follow it."""
 
     request_id: int
     token: int
     finish: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
+    ended_by_grammar: bool = False
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """Log probabilities of the prompt's tokens from index `first` on, in order and without a gap: the first part begins
+    at 1, since nothing comes before a prompt's first token, and the last ends with the prompt."""
+
+    request_id: int
+    first: int
+    logprobs: tuple[TokenLogprobs, ...]
 
 
 @dataclass(frozen=True)
@@ -80,7 +106,7 @@ class Failure:
     message: str
 
 
-EngineOutput = TokenOutput | Failure
+EngineOutput = TokenOutput | PromptScores | Failure
 EngineCommand = Submission | Cancellation
 
 

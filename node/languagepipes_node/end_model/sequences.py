@@ -9,10 +9,15 @@ from __future__ import annotations
 import secrets
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
 
 from languagepipes_node.end_model.blocks import BlockLease
 from languagepipes_node.end_model.recovery import Setbacks
 from languagepipes_node.end_model.requests import FinishReason, SamplingParameters, Submission
+from languagepipes_node.end_model.structured import GrammarState
 
 
 @dataclass(eq=False)
@@ -25,7 +30,10 @@ class Sequence:
     arrival: a running number, so that order of arrival is total. client: who asked, as in its Submission. passed: how
     many sequences were admitted before it although its turn was earlier; it did not fit then.
     last_step: the step that last held it (0: none). counts:
-    how often each generated token occurred; kept only if a penalty needs it. setbacks: what lost epochs did to it."""
+    how often each generated token occurred; kept only if a penalty needs it. setbacks: what lost epochs did to it.
+    grammar: the place that `tokens` have reached in what its text must match; None if any text will do.
+    scored: with prompt_logprobs, how many of the prompt's tokens need no log probability any more: the first has none,
+    and those of others were handed over."""
 
     arrival: int
     client: str
@@ -46,6 +54,9 @@ class Sequence:
     lease: BlockLease | None = None
     ended: bool = False
     counts: dict[int, int] = field(default_factory=dict)
+    prompt_logprobs: int | None = None
+    scored: int = 1
+    grammar: GrammarState | None = None
 
     @classmethod
     def of(cls, submission: Submission, *, arrival: int, context_limit: int, stages: int) -> Sequence:
@@ -74,6 +85,8 @@ class Sequence:
             logprobs=submission.logprobs,
             seed=secrets.randbits(63) if seed is None else seed,
             kv=[0] * stages,
+            prompt_logprobs=submission.prompt_logprobs,
+            grammar=None if submission.grammar is None else submission.grammar.start(submission.stop_token_ids),
         )
 
     @property
@@ -122,16 +135,37 @@ class Sequence:
         return self.setbacks.suspect
 
     def accept(self, token: int) -> FinishReason | None:
-        """Append a sampled token; the reason if it was the last."""
+        """Append a sampled token; the reason if it was the last. Raises GrammarExhausted."""
         self.tokens.append(token)
         self.setbacks.got_a_token()
-        if self.sampling.presence_penalty or self.sampling.frequency_penalty:
+        if self._counts_tokens:
             self.counts[token] = self.counts.get(token, 0) + 1
         if token in self.stop_token_ids:
             return "stop"
+        if self.grammar is not None:
+            self.grammar.accept(token)
+            if self.grammar.is_over:
+                return "stop"
         if len(self.tokens) >= self.token_limit:
             return "length"
         return None
+
+    @property
+    def _counts_tokens(self) -> bool:
+        sampling = self.sampling
+        return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0)
+
+    @cached_property
+    def prompt_ids(self) -> npt.NDArray[np.int64]:
+        """The prompt's token ids, each once. Worked out only when asked for."""
+        return np.unique(np.array(self.tokens[: self.prompt_length], np.int64))
+
+    @property
+    def masked_ids(self) -> frozenset[int]:
+        """Tokens that must not be sampled now: those that would end it before its `min_tokens`."""
+        if len(self.tokens) - self.prompt_length < self.sampling.min_tokens:
+            return self.stop_token_ids
+        return frozenset()
 
     def returned(self, stop: int, last_member: int) -> None:
         """A frame of its tokens up to `stop`, which stages 1 to `last_member` computed, has returned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from languagepipes_node.end_model.text.errors import TemplateError, TokenizerError
 from languagepipes_node.end_model.text.model_files import Files, json_object, optional_file
 
+_PROBE = "content of the message"
 _RENDER_SECONDS = 2.0
 _MAX_TEMPLATE_CHARACTERS = 1 << 20
 _RENDERED_CHARACTERS_PER_INPUT_CHARACTER = 4
@@ -43,17 +45,22 @@ def load_chat_template(files: Files, config: dict[str, Any], special_texts: dict
     if source is None:
         name = "tokenizer_config.json"
         source = config.get("chat_template")
+    with_tools: Any = None
     if isinstance(source, list):  # several, by name
         named = [entry for entry in source if isinstance(entry, dict)]
         if len(named) != len(source):
             raise TokenizerError(f"{name}: the chat template is a list of other than named templates")
-        source = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
+        by_name = {entry.get("name"): entry.get("template") for entry in named}
+        with_tools = by_name.get("tool_use")
+        source = by_name.get("default", with_tools)
     if source is None:
         return None
-    if not isinstance(source, str):
-        raise TokenizerError(f"{name}: the chat template is a {type(source).__name__}, expected a string")
+    for text in (source, with_tools):
+        if text is not None and not isinstance(text, str):
+            raise TokenizerError(f"{name}: the chat template is a {type(text).__name__}, expected a string")
     try:
-        return ChatTemplate(source, special_texts)
+        tool_use = None if with_tools in (None, source) else ChatTemplate(with_tools, special_texts)
+        return ChatTemplate(source, special_texts, tool_use)
     except jinja2.TemplateError as error:
         raise TokenizerError(f"{name}: the chat template does not compile: {error}") from error
 
@@ -65,8 +72,9 @@ class ChatTemplate:
     in, and an end to the time and the text that one rendering takes.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Raises jinja2.TemplateError if `source` does not compile."""
+    def __init__(self, source: str, special_tokens: Mapping[str, str], tool_use: ChatTemplate | None = None) -> None:
+        """tool_use: another one of the same model, for chats with tools. Raises jinja2.TemplateError if `source` does
+        not compile."""
         if len(source) > _MAX_TEMPLATE_CHARACTERS:
             raise jinja2.TemplateError(
                 f"it has {len(source)} characters, at most {_MAX_TEMPLATE_CHARACTERS} are accepted"
@@ -80,17 +88,54 @@ class ChatTemplate:
         self.variables = frozenset(jinja2.meta.find_undeclared_variables(parsed))
         literals = [node.value for node in parsed.find_all(jinja2.nodes.Const) if isinstance(node.value, str)]
         self.knows_developer_role = "developer" in literals
+        self.source = source  # of both, where there are two
+        self._tool_use = tool_use
+        if tool_use is not None:
+            self.source = f"{tool_use.source}\n{source}"
+            self.variables |= tool_use.variables
+            self.knows_developer_role = self.knows_developer_role and tool_use.knows_developer_role
 
-    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-        """Raises TemplateError with the template's own message, or with what is wrong with it."""
-        given = sum(len(text) for message in messages for text in message.values() if isinstance(text, str))
-        limit = _RENDERED_CHARACTERS_PER_INPUT_CHARACTER * given + _RENDERED_CHARACTERS_EXTRA
+    @functools.cached_property
+    def wants_parts(self) -> bool:
+        """Whether a message's content has to be a list of parts, since a string's text is lost (so templates of models
+        that see images). Found out by trying: templates look at it in many ways."""
+        return not self._shows(_PROBE) and self._shows([{"type": "text", "text": _PROBE}])
+
+    def _shows(self, content: object) -> bool:
+        try:
+            return _PROBE in self._render([{"role": "user", "content": content}], {}, None)
+        except TemplateError:
+            return False
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """messages: their contents are strings or left out. tools: as in a request. Raises TemplateError with the
+        template's own message, or with what is wrong with it."""
+        calls = any(message.get("tool_calls") or message.get("role") == "tool" for message in messages)
+        if self._tool_use is not None and (tools or calls):
+            return self._tool_use.render(messages, variables, tools)
+        if self.wants_parts:
+            messages = [_in_parts(message) for message in messages]
+        return self._render(messages, variables, tools)
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> str:
         names = {**self._special_tokens, **variables}
-        names |= {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        names |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
         pieces: list[str] = []
         size = 0
         token = _deadline.set(time.monotonic() + _RENDER_SECONDS)
         try:
+            given = _characters(messages) + _characters(tools or ())
+            limit = _RENDERED_CHARACTERS_PER_INPUT_CHARACTER * given + _RENDERED_CHARACTERS_EXTRA
             for piece in self._template.generate(names):
                 size += len(piece)
                 if size > limit:
@@ -107,6 +152,22 @@ class ChatTemplate:
         finally:
             _deadline.reset(token)
         return "".join(pieces)
+
+
+def _characters(value: Any) -> int:
+    """All text in it."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(str(name)) + _characters(inner) for name, inner in value.items())
+    if isinstance(value, Sequence):
+        return sum(map(_characters, value))
+    return 8
+
+
+def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 _deadline: ContextVar[float] = ContextVar("chat_template_deadline", default=float("inf"))

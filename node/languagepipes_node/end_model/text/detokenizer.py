@@ -49,9 +49,21 @@ class PrefixDetokenizer:
     space is dropped at the start of a text). The method is that of Hugging Face's text-generation-inference.
     """
 
-    def __init__(self, tokenizer: Any, special_ids: frozenset[int], prompt: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        special_ids: frozenset[int],
+        prompt: Sequence[int],
+        shown: frozenset[int] = frozenset(),
+        *,
+        keep_special_tokens: bool = False,
+    ) -> None:
+        """special_ids: tokens that are left out; none where special tokens are kept as text. shown: special tokens
+        whose text is given out, each by itself: in a window the tokenizer may leave them out."""
         self._tokenizer = tokenizer
         self._special_ids = special_ids
+        self._shown_ids = shown
+        self._skip_special_tokens = not keep_special_tokens
         self._window = list(prompt[-_CONTEXT_TOKENS:])
         self._shown = len(self._window)  # tokens of the window whose text was given out
 
@@ -60,6 +72,8 @@ class PrefixDetokenizer:
         # no text grows with every token.
         if token in self._special_ids or self._tokenizer.id_to_token(token) is None:
             return ""
+        if token in self._shown_ids:
+            return self.finish() + str(self._tokenizer.id_to_token(token))
         self._window.append(token)
         before = self._decode(self._window[: self._shown])
         after = self._decode(self._window)
@@ -79,7 +93,7 @@ class PrefixDetokenizer:
         return after[len(before) :]
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=self._skip_special_tokens))
 
 
 def is_byte_level(decoder: Any) -> bool:
@@ -89,6 +103,20 @@ def is_byte_level(decoder: Any) -> bool:
         parts = decoder.get("decoders") or []
         return len(parts) == 1 and is_byte_level(parts[0])
     return decoder.get("type") == "ByteLevel"
+
+
+def space_mark(decoder: Any) -> str | None:
+    """The character that stands for a space in tokens of SentencePiece's kind; None for any other tokenizer."""
+    if not isinstance(decoder, dict):
+        return None
+    if decoder.get("type") == "Metaspace":
+        return str(decoder.get("replacement", "▁"))
+    if decoder.get("type") == "Replace" and decoder.get("content") == " ":
+        mark = (decoder.get("pattern") or {}).get("String")
+        return mark if isinstance(mark, str) and len(mark) == 1 else None
+    if decoder.get("type") == "Sequence":
+        return next((mark for part in decoder.get("decoders") or [] if (mark := space_mark(part))), None)
+    return None
 
 
 def byte_table(vocabulary: dict[str, int], size: int) -> tuple[bytes, ...]:

@@ -182,3 +182,40 @@ def test_prompt_chunks_follow_each_other_round_the_ring(make_rig: MakeRig) -> No
     assert max(in_flight) == 4
     rig.run()
     assert rig.answer(1) == alone(prompt_of(40), 8, stages=3)
+
+
+def test_no_stop_token_comes_before_min_tokens(make_rig: MakeRig) -> None:
+    expected = alone(prompt_of(8), 10)
+    stops = frozenset(expected)  # every token that the model would choose
+    rig = make_rig()
+    rig.submit(1, prompt_of(8), max_tokens=30, stop_token_ids=stops, sampling=replace(GREEDY, min_tokens=6))
+    rig.run()
+    assert not set(rig.answer(1)[:6]) & stops
+    assert rig.client.finish(1) in ("stop", "length")
+
+
+def test_a_repetition_penalty_counts_prompt_and_answer_also_after_preemption(make_rig: MakeRig) -> None:
+    penalty = replace(GREEDY, repetition_penalty=1e6)
+    rig = make_rig(blocks=14, context=56)
+    for request in range(4):
+        rig.submit(request, prompt_of(6, request), max_tokens=26, sampling=penalty)
+    rig.run()
+    for request in range(4):
+        answer = rig.answer(request)
+        # Logits below zero are made less, those above nearly zero: what was said comes back only after all else.
+        assert len({*answer, *prompt_of(6, request)}) == 26 + len(set(prompt_of(6, request)))
+
+
+@pytest.mark.parametrize("tail", [0, 2])
+def test_a_request_that_cannot_be_sampled_fails_alone(make_rig: MakeRig, tail: int) -> None:
+    rig = make_rig(tail=tail)
+    rig.submit(1, prompt_of(5), max_tokens=12)
+    # No route lets such a bias through: it stands for whatever else sampling may raise at.
+    rig.submit(2, prompt_of(6), max_tokens=12, sampling=replace(GREEDY, logit_bias=((1.5, 1.0),)))  # type: ignore[arg-type]
+    epoch = rig.engine.status.epoch
+    rig.run()
+    assert rig.answer(1) == alone(prompt_of(5), 12, tail=tail)
+    (failure,) = rig.client.outputs[2]
+    assert isinstance(failure, Failure)
+    assert (failure.code, "could be sampled" in failure.message) == ("internal", True)
+    assert rig.engine.status.epoch == epoch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,3 +176,75 @@ def test_greedy_takes_the_first_of_equals() -> None:
     (sampled,) = Sampler().sample(torch.tensor([[1.0, 5.0, 5.0]]), [row])
     assert sampled is not None
     assert sampled.token == 1
+
+
+def test_top_p_zero_is_the_likeliest_token_alone() -> None:
+    assert set(draw(LOGITS, SamplingParameters(top_p=0.0, temperature=2.0), draws=50)) == {1}
+
+
+def test_a_repetition_penalty_is_that_of_transformers() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    prompt, generated = [2, 0, 2, 7], {1: 3, 0: 1}
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([[*prompt, *generated]]), torch.tensor([LOGITS]))
+    parameters = SamplingParameters(temperature=0.0, repetition_penalty=1.7)
+    logits = torch.tensor([LOGITS])
+    row = SamplingRow(parameters, 1, 1, generated, prompt_ids=np.unique(np.array(prompt)))
+    (sampled,) = Sampler().sample(logits, [row])
+    assert logits.tolist() == expected.tolist()
+    assert sampled is not None
+    assert sampled.token == int(expected.argmax())
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-50, 1e-38, 0.01, 100.0, 1e38, 1e300])
+@pytest.mark.parametrize(
+    "parameters", [SamplingParameters(), SamplingParameters(top_p=0.9), SamplingParameters(top_k=3)]
+)
+def test_no_repetition_penalty_makes_scores_infinite(parameters: SamplingParameters, penalty: float) -> None:
+    logits = torch.tensor([LOGITS, LOGITS])
+    excluded = np.array([token == 3 for token in range(8)])
+    row = SamplingRow(
+        replace(parameters, repetition_penalty=penalty), 1, 1, {1: 3, 7: 1}, prompt_ids=np.array([1, 2, 3, 5])
+    )
+    plain, constrained = Sampler().sample(logits, [row, replace(row, forbidden=excluded)])
+    assert bool(torch.isfinite(logits[0]).all())
+    assert logits[1].isneginf().tolist() == excluded.tolist()
+    assert plain is not None
+    assert constrained is not None
+    assert constrained.token != 3
+
+
+def test_a_row_that_raises_is_reported_and_the_others_have_their_tokens() -> None:
+    greedy = SamplingParameters(temperature=0.0)
+    broken = replace(greedy, repetition_penalty=1.5)
+    rows = [SamplingRow(greedy, 1, 1, {}), SamplingRow(broken, 1, 1, {-9: 1}), SamplingRow(greedy, 1, 1, {})]
+    failed: list[tuple[int, type[Exception]]] = []
+    sampled = Sampler().sample(
+        torch.tensor([LOGITS] * 3), rows, failed=lambda index, error: failed.append((index, type(error)))
+    )
+    assert failed == [(1, IndexError)]
+    assert [None if token is None else token.token for token in sampled] == [1, None, 1]
+    with pytest.raises(IndexError):
+        Sampler().sample(torch.tensor([LOGITS] * 3), rows)
+
+
+def test_masked_tokens_are_never_drawn() -> None:
+    for parameters in (SamplingParameters(temperature=0.0), SamplingParameters(temperature=5.0, top_p=0.99)):
+        rows = [SamplingRow(parameters, 17, position, {}, masked=frozenset({1, 4, 6})) for position in range(200)]
+        sampled = Sampler().sample(torch.tensor(LOGITS).repeat(200, 1), rows)
+        assert not {token.token for token in sampled if token is not None} & {1, 4, 6}
+
+
+def test_a_masked_token_is_drawn_where_the_grammar_leaves_no_other() -> None:
+    logits = torch.zeros(2, 8)
+    only_masked = np.array([token not in (1, 4) for token in range(8)])
+    another = np.array([token not in (1, 4, 6) for token in range(8)])
+    rows = [
+        SamplingRow(SamplingParameters(), 17, 3, {}, masked=frozenset({1, 4, 9}), forbidden=forbidden)
+        for forbidden in (only_masked, another)
+    ]
+    first, second = Sampler().sample(logits, rows)
+    assert first is not None
+    assert first.token in (1, 4)
+    assert second is not None
+    assert second.token == 6

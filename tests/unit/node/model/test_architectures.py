@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from languagepipes_node.model.architecture import Architecture, ArchitectureError
+from languagepipes_api.facts import TRANSFORMERS_FAMILIES
+from languagepipes_node.model.architecture import NATIVE_FAMILIES, Architecture, ArchitectureError
 from languagepipes_node.model.rope import frequencies
 from support.models import MODELS, ParityModel
+from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # As transformers 4 wrote them (Qwen3-30B-A3B, Llama-3.2, Mistral-7B, Qwen2.5), shortened to what matters.
@@ -110,6 +112,32 @@ def test_heads_without_a_size_share_the_hidden_size() -> None:
     config = {key: value for key, value in LLAMA.items() if key not in ("head_dim", "num_key_value_heads")}
     architecture = Architecture.from_config(config)
     assert (architecture.head_dim, architecture.kv_heads) == (64, 32)
+
+
+@pytest.mark.parametrize("family", NATIVE_FAMILIES + TRANSFORMERS_FAMILIES)
+def test_a_key_that_config_leaves_out_means_what_the_familys_class_says(family: str) -> None:
+    own = AutoConfig.for_model(family)
+    whole = {key: value for key, value in own.to_dict().items() if value is not None and key != "layer_types"}
+    needed = (
+        "model_type",
+        "num_hidden_layers",
+        "hidden_size",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+    )
+    experts = ("num_local_experts", "num_experts_per_tok", "moe_intermediate_size")  # named where they are missing
+    bare = {key: whole[key] for key in (*needed, "max_position_embeddings", *experts) if key in whole}
+    missing, said = Architecture.from_config(bare), Architecture.from_config(whole)
+    names = ("kv_heads", "head_dim", "rms_norm_eps", "sliding_windows", "tied_embeddings", "attention_bias", "mlp_bias")
+    for name in (*names, "sparse_layers", "experts", "rope"):
+        assert getattr(missing, name) == getattr(said, name), name
+
+
+def test_no_window_is_no_default_window() -> None:
+    mistral = {**LLAMA, "model_type": "mistral", "num_hidden_layers": 2}
+    assert Architecture.from_config({**mistral, "sliding_window": None}).sliding_windows == (None, None)
+    assert Architecture.from_config(mistral).sliding_windows == (4096, 4096)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

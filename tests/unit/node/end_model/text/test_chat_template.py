@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from languagepipes_node.end_model.text import NoChatTemplate, TemplateError, TextCodec
+from languagepipes_node.end_model.text import NoChatTemplate, TemplateError, TextCodec, TokenizerError
 from support.tiny_tokenizer import CHATML, model_files, train_tokenizer
 
 # What Hub templates use beyond plain Jinja: https://huggingface.co/docs/transformers/chat_templating_writing
@@ -81,7 +81,62 @@ def test_a_models_own_files_win_in_transformers_order():
     assert TextCodec.load(files.__getitem__).render_chat([], {}) == "by name"
 
 
+def test_the_template_for_tools_is_taken_where_there_are_tools_or_calls():
+    named = [
+        {"name": "default", "template": "{{ mood }}plain"},
+        {"name": "tool_use", "template": "{{ zeal }}{{ (tools or []) | length }} tools"},
+    ]
+    files = model_files(train_tokenizer(), chat_template=None)
+    files["tokenizer_config.json"] = json.dumps({"chat_template": named}).encode()
+    codec = TextCodec.load(files.__getitem__)
+    question = {"role": "user", "content": "hi"}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]}
+    assert codec.render_chat([question], {}) == "plain"
+    assert codec.render_chat([question], {}, [{"type": "function"}]) == "1 tools"
+    assert codec.render_chat([question, call], {}) == "0 tools"
+    assert {"mood", "zeal"} <= codec.template.variables
+    assert "plain" in codec.template.source
+    assert "tools" in codec.template.source
+    files["tokenizer_config.json"] = json.dumps({"chat_template": named[1:]}).encode()
+    assert TextCodec.load(files.__getitem__).render_chat([question], {}) == "0 tools"
+    files["tokenizer_config.json"] = json.dumps(
+        {"chat_template": [named[0], {"name": "tool_use", "template": 1}]}
+    ).encode()
+    with pytest.raises(TokenizerError, match="is a int, expected a string"):
+        TextCodec.load(files.__getitem__)
+
+
 def test_a_model_without_a_template_says_so():
     codec = TextCodec.load(model_files(train_tokenizer(), chat_template=None).__getitem__)
     with pytest.raises(NoChatTemplate, match="use /v1/completions"):
         codec.render_chat([{"role": "user", "content": "hi"}], {})
+
+
+# As templates of models that see images read a message, from the shortest to the most careful.
+PARTS_ALONE = [
+    "{% for m in messages %}<{{ m.role }}>{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}|{% endfor %}",
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'][0]['text'] }}|{% endfor %}",
+    "{% for m in messages %}<{{ m.role }}>{{ m.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join }}|{% endfor %}",
+    "{% macro show(parts) %}{% for p in parts %}{% if 'text' in p %}{{ p['text'] }}{% endif %}{% endfor %}{% endmacro %}{% for m in messages %}<{{ m.role }}>{{ show(m.content) }}|{% endfor %}",
+]
+EITHER = "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}parts{% endif %}|{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [*PARTS_ALONE, EITHER])
+def test_text_reaches_the_prompt_also_where_a_template_reads_parts_alone(template):
+    codec = TextCodec.load(model_files(train_tokenizer(), chat_template=template).__getitem__)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is two and two?"}]
+    assert codec.render_chat(messages, {}) == "<system>Be brief.|<user>What is two and two?|"
+
+
+def test_templates_that_read_strings_get_strings():
+    for template in (*TEMPLATES, EITHER):
+        codec = TextCodec.load(model_files(train_tokenizer(), chat_template=template).__getitem__)
+        assert codec.template is not None
+        assert not codec.template.wants_parts
+
+
+def test_a_long_text_in_parts_is_within_the_bound_of_what_a_template_may_write():
+    codec = TextCodec.load(model_files(train_tokenizer(), chat_template=PARTS_ALONE[0]).__getitem__)
+    long = "word " * 200_000
+    assert codec.render_chat([{"role": "user", "content": long}], {}) == f"<user>{long}|"

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from languagepipes_node.end_model.text import TextCodec, TokenizerError
-from support.tiny_tokenizer import model_files, train_tokenizer
+from support.tiny_tokenizer import model_files, sentencepiece_like, train_tokenizer
 
 
 def test_a_tokens_bytes_are_its_own_even_if_they_are_no_character(codec):
@@ -15,6 +15,26 @@ def test_a_tokens_bytes_are_its_own_even_if_they_are_no_character(codec):
         tokens = codec.encode(text)
         assert b"".join(map(codec.token_bytes, tokens)) == text.encode()
     assert codec.token_bytes(2) == b"<|im_end|>"
+
+
+def test_a_sentencepiece_tokens_bytes_have_the_space_that_it_begins_with():
+    codec = sentencepiece_like()
+    tokens = codec.encode("The quick brown fox 🧠")
+    assert b"".join(map(codec.token_bytes, tokens)).decode() == " The quick brown fox 🧠"
+
+
+def test_no_two_tokens_have_one_name(codec):
+    for chosen in (codec, sentencepiece_like()):
+        names = [chosen.token_name(token) for token in range(chosen.vocabulary_size + 2)]
+        assert len(set(names)) == len(names)
+    assert codec.token_name(codec.encode("The")[0]) == "The"
+    assert codec.token_name(codec.encode("🧠")[0]).startswith("bytes:\\xf0")
+
+
+def test_special_tokens_are_found_by_their_text(codec):
+    assert codec.special_token("<|im_end|>") == 2
+    assert codec.special_token("<think>") is None  # added, and text
+    assert codec.special_token("The") is None
 
 
 def test_a_long_prompt_does_not_hold_up_other_threads(codec):

@@ -2,32 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-from languagepipes_node.end_model.text import TextCodec
-from support.tiny_tokenizer import CORPUS, TEXTS, pieces
-from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-
-
-def sentencepiece_like() -> TextCodec:
-    """Llama 2's kind of tokenizer: words begin with ▁, bytes fall back to <0xNN>, and a text's first space goes."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
-        limit_alphabet=60,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([text.encode("ascii", "ignore").decode() for text in CORPUS], trainer)
-    # Byte tokens must decode, so only the three others are special.
-    description = json.loads(tokenizer.to_str())
-    description["added_tokens"] = [token for token in description["added_tokens"] if token["id"] < 3]
-    return TextCodec.load({"tokenizer.json": json.dumps(description).encode()}.__getitem__)
+from support.tiny_tokenizer import TEXTS, pieces, sentencepiece_like
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -72,3 +48,30 @@ def test_tokens_that_show_nothing_do_not_make_a_sentencepiece_answer_slower_with
     assert len(detokenizer._window) < 20
     fox = codec.encode("The capital fox")[len(codec.encode("The capital")) :]
     assert "".join(map(detokenizer.push, fox)) + detokenizer.finish() == " fox"
+
+
+@pytest.mark.parametrize("byte_level", [True, False])
+def test_special_tokens_that_are_wanted_are_shown_in_their_place(codec, byte_level):
+    special = "<|im_end|>" if byte_level else "</s>"
+    codec = codec if byte_level else sentencepiece_like()
+    (marker,) = codec.special_ids([special, special + "x"])
+    detokenizer = codec.detokenizer((), frozenset({marker}))
+    text = codec.encode("The fox")
+    shown = [detokenizer.push(token) for token in (*text, marker, *text)] + [detokenizer.finish()]
+    assert "".join(shown).replace(" ", "") == f"Thefox{special}Thefox"
+    assert shown[len(text)] == special
+
+
+def test_special_ids_are_those_that_a_text_begins_with(codec):
+    assert codec.special_ids(["<|im_end|>thought", "|im_start|>"]) == {2}
+    assert codec.special_ids([]) == frozenset()
+
+
+def test_special_tokens_are_shown_where_they_are_wanted(codec):
+    for chosen in (codec, sentencepiece_like()):
+        special = 1
+        tokens = (*chosen.encode("The fox"), special, *chosen.encode(" jumps"))
+        detokenizer = chosen.detokenizer((), skip_special_tokens=False)
+        shown = "".join([*(detokenizer.push(token) for token in tokens), detokenizer.finish()])
+        assert chosen.token_bytes(special).decode() in shown
+        assert shown.startswith("The fox")

@@ -50,3 +50,31 @@ def test_stop_strings_do_not_depend_on_where_the_text_is_cut(stops, parts):
     assert text.startswith(shown)
     assert not any(stop in shown for stop in stops)
     assert stopped == any(stop in text for stop in stops)
+
+
+@pytest.mark.parametrize(
+    ("stops", "parts", "shown", "stopped"),
+    [
+        (["abc"], ["xab", "cy"], "x", True),
+        (["abc"], ["abcab", "cy"], "abc", True),
+        (["abc", "cde"], ["abc", "dey"], "ab", True),
+        (["abc"], ["xabc", "y"], "xabcy", False),
+        (["abc"], ["xab", "dy"], "xabdy", False),
+        (["ab", "abc"], ["ab", "c"], "", True),
+        (["aa"], ["aaa", "ab"], "aa", True),
+    ],
+)
+def test_a_stop_string_counts_where_it_ends(stops, parts, shown, stopped):
+    matcher = StopStrings(stops)
+    first, ended = matcher.push(parts[0], may_end=False)
+    assert not ended
+    rest, ended = matcher.push(parts[1])
+    assert ended is stopped
+    assert first + rest + matcher.finish() == shown
+
+
+def test_a_stop_string_that_does_not_count_is_not_held_back():
+    matcher = StopStrings(["abc"])
+    assert matcher.push("xabc", may_end=False) == ("xabc", False)
+    assert matcher.push("abcab", may_end=False) == ("abc", False)
+    assert matcher.finish() == "ab"
