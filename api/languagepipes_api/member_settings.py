@@ -13,9 +13,11 @@ from typing import Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from languagepipes_api.names import Identity
-from languagepipes_api.plan import Dtype
+from languagepipes_api.plan import Dtype, ToolParser
 
 PREFIX = "LANGUAGEPIPES_"
+
+GenerationConfig = Literal["auto", "none"]
 
 
 class MemberSettings(BaseModel):
@@ -56,8 +58,17 @@ class MemberSettings(BaseModel):
     api_keys_dir: Path | None = Field(
         default=None, description="Each file's content is one API key; absent: no keys asked."
     )
+    tool_parser: ToolParser = Field(default="auto", description="The format of the model's tool calls.")
     max_concurrent_requests: int = Field(default=64, ge=1)
     max_queued_requests: int = Field(default=256, ge=0)
+    generation_config: GenerationConfig = Field(
+        default="auto", description="Whether requests' defaults come from the model's generation_config.json."
+    )
+    cors_allowed_origins: str | None = Field(
+        default=None, description="Origins of web pages that may call the API, separated by commas; * for all."
+    )
+    max_stored_responses: int = Field(default=1000, ge=0)
+    max_stored_response_bytes: int = Field(default=64 << 20, ge=0)
     max_wait_seconds: float = Field(
         default=300.0, ge=0, description="How long requests wait for a ring that is down; 0: not at all."
     )

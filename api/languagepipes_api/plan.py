@@ -15,6 +15,8 @@ from languagepipes_api.names import WIRE_VERSION
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["CPU", "GPU"]
+# The formats of tool calls that a node reads (languagepipes_node.end_model.tools.families).
+ToolParser = Literal["auto", "hermes", "qwen-xml", "llama3-json", "mistral", "harmony", "glm", "gemma", "deepseek"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

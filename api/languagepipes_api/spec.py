@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from languagepipes_api import source as sources
+from languagepipes_api.member_settings import GenerationConfig
 from languagepipes_api.names import API_GROUP, API_VERSION, KIND
-from languagepipes_api.plan import Device, Dtype
+from languagepipes_api.plan import Device, Dtype, ToolParser
 from languagepipes_api.quantity import parse_quantity
 from languagepipes_api.resource_errors import Problem, ResourceError, problems_of
 from languagepipes_api.resource_model import ObjectName, Quantity, ResourceModel, Rule
@@ -102,6 +103,10 @@ class ModelSpec(ResourceModel):
         default=8192,
         description="The longest prompt and answer together, in tokens. KV cache is reserved for at least "
         "one such sequence.",
+    )
+    tool_parser: ToolParser = Field(
+        default="auto",
+        description="The format of the model's tool calls. auto: it is known by the model's chat template.",
     )
 
     rules = (
@@ -300,6 +305,46 @@ class StagesSpec(ResourceModel):
         return self.count or len(self.items or ())
 
 
+Origin = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^(\*|https?://[^/?#,\s]+)$")]
+
+
+class CorsSpec(ResourceModel):
+    """Which web pages may call the API from a browser."""
+
+    allowed_origins: Annotated[tuple[Origin, ...], Field(min_length=1, max_length=32, strict=False)] = Field(
+        description="Origins of such pages, as browsers send them (https://chat.example.org); * for all."
+    )
+
+    rules = (
+        Rule(
+            "browsers send origins in small letters: write them so",
+            lambda cors: not any(re.search("[A-Z]", origin) for origin in cors.allowed_origins),
+            "!self.allowedOrigins.exists(origin, origin.matches('[A-Z]'))",
+            "allowedOrigins",
+        ),
+        Rule(
+            "browsers leave the default port out of an origin (443 with https, 80 with http): leave it out too",
+            lambda cors: not any(re.match("https:.*:0*443$|http:.*:0*80$", origin) for origin in cors.allowed_origins),
+            "!self.allowedOrigins.exists(origin, origin.matches('^(https:.*:0*443|http:.*:0*80)$'))",
+            "allowedOrigins",
+        ),
+    )
+
+
+class StoredResponsesSpec(ResourceModel):
+    """How much the End Model remembers of /v1/responses: in memory, until it restarts. What was used least recently is
+    forgotten first."""
+
+    count: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=1000, description="How many responses are kept. 0: none."
+    )
+    memory: Quantity = Field(default="64Mi", description="How much memory their text may take.")
+
+    @property
+    def memory_bytes(self) -> int:
+        return parse_quantity(self.memory)
+
+
 class ServerSpec(ResourceModel):
     """The OpenAI API that the End Model serves."""
 
@@ -313,6 +358,19 @@ class ServerSpec(ResourceModel):
     )
     max_queued_requests: Annotated[int, Field(ge=0, le=65536)] = Field(
         default=256, description="How many more may wait; the next one is refused with 429."
+    )
+    generation_config: GenerationConfig = Field(
+        default="auto",
+        description="Where sampling parameters that a request leaves out come from: auto, the model's "
+        "generation_config.json; none, the defaults of OpenAI's API.",
+    )
+    cors: CorsSpec | None = Field(
+        default=None, description="Which web pages may call the API from a browser. Absent: none of other origins."
+    )
+    stored_responses: StoredResponsesSpec = Field(
+        default_factory=StoredResponsesSpec,
+        json_schema_extra={"default": {}},
+        description="Responses of /v1/responses that clients may come back to.",
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from languagepipes_api.member_settings import MemberSettings
 from languagepipes_api.names import API_PORT, RING_PORT, TELEMETRY_PORT
+from languagepipes_api.spec import StoredResponsesSpec
 
 from languagepipes_operator import names
 from languagepipes_operator.children import members, pods, resources
@@ -29,6 +30,8 @@ def end_model_deployment(
     server = pipe.spec.server
     template = member_template(pipe.spec, stored.plan, identity)
     keys = server.api_keys_secret_ref
+    # A plan's overhead has room for what is stored by default.
+    stored_bytes = max(0, server.stored_responses.memory_bytes - StoredResponsesSpec().memory_bytes)
     files = members.member_files(pipe, stored, identity)
     if keys is not None:
         files.append(pods.secret_files("keys", keys.name, str(names.KEYS_DIR)))
@@ -42,9 +45,14 @@ def end_model_deployment(
             threads=resources.threads(template.get("resources", {})),
             api_listen=f"{settings.every_address}:{API_PORT}",
             served_name=pipe.served_name,
+            tool_parser=pipe.spec.model.tool_parser,
             api_keys_dir=None if keys is None else Path(names.KEYS_DIR),
             max_concurrent_requests=server.max_concurrent_requests,
             max_queued_requests=server.max_queued_requests,
+            generation_config=server.generation_config,
+            cors_allowed_origins=None if server.cors is None else ",".join(server.cors.allowed_origins),
+            max_stored_responses=server.stored_responses.count,
+            max_stored_response_bytes=server.stored_responses.memory_bytes,
             max_wait_seconds=pipe.spec.recovery.max_wait_seconds,
             max_replays=pipe.spec.recovery.max_replays,
             **members.common_settings(pipe, identity.replica, settings),
@@ -52,6 +60,7 @@ def end_model_deployment(
         resources=resources.member_resources(
             device=end_model.device,
             need_bytes=end_model.weight_bytes + end_model.kv_bytes + end_model.overhead_bytes,
+            stored_bytes=stored_bytes if server.stored_responses.count else 0,
             budget_bytes=None,
             request_bytes=end_model.memory_request_bytes,
             template=template.get("resources", {}),

@@ -30,10 +30,17 @@ STORE_LIMIT_BYTES = 2 * _GIB
 
 
 def member_resources(
-    *, device: Device, need_bytes: int, budget_bytes: int | None, request_bytes: int, template: Mapping[str, Any]
+    *,
+    device: Device,
+    need_bytes: int,
+    budget_bytes: int | None,
+    request_bytes: int,
+    template: Mapping[str, Any],
+    stored_bytes: int = 0,
 ) -> dict[str, dict[str, str]]:
     """need_bytes: weights, KV and overhead on the device; budget_bytes: the spec's `memory`. request_bytes: main
-    memory that the plan counted with when it chose nodes; 0 in an older plan.
+    memory that the plan counted with when it chose nodes; 0 in an older plan. stored_bytes: main memory beside all of
+    these, which the plan did not count: of the limit alone, since it fills slowly or never.
     """
     if device == "GPU":
         request, limit = GPU_HOST_REQUEST_BYTES, GPU_HOST_LIMIT_BYTES
@@ -41,7 +48,7 @@ def member_resources(
         limit = budget_bytes if budget_bytes is not None else need_bytes + need_bytes // 8
         request = need_bytes
     request = min(request_bytes or request, limit)
-    limits = {"memory": quantities.of_bytes(limit)}
+    limits = {"memory": quantities.of_bytes(limit + stored_bytes)}
     if device == "GPU" and not _names_gpus(template):
         limits[GPU_RESOURCE] = "1"
     return _merged({"cpu": MEMBER_CPU_REQUEST, "memory": quantities.of_bytes(request)}, limits, template)

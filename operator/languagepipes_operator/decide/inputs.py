@@ -11,7 +11,7 @@ from typing import Any
 
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
-from languagepipes_api.spec import LanguagePipe, PipeSpec, RecoverySpec
+from languagepipes_api.spec import LanguagePipe, PipeSpec, RecoverySpec, StoredResponsesSpec
 from languagepipes_api.template import PodTemplate
 
 from languagepipes_operator import names
@@ -37,6 +37,15 @@ def member_inputs(pipe: LanguagePipe, stored: StoredPlan, identity: Identity, se
             "max_concurrent_requests": server.max_concurrent_requests,
             "max_queued_requests": server.max_queued_requests,
         }
+        if pipe.spec.model.tool_parser != "auto":
+            inputs["tool_parser"] = pipe.spec.model.tool_parser
+        if server.generation_config != "auto":
+            inputs["generation_config"] = server.generation_config
+        if server.cors is not None:
+            inputs["cors"] = list(server.cors.allowed_origins)
+        kept, default = server.stored_responses, StoredResponsesSpec()
+        if (kept.count, kept.memory_bytes) != (default.count, default.memory_bytes):
+            inputs["stored_responses"] = [kept.count, kept.memory_bytes]
         if pipe.spec.recovery != RecoverySpec():
             inputs["recovery"] = [pipe.spec.recovery.max_wait_seconds, pipe.spec.recovery.max_replays]
     return digest(inputs)

@@ -25,9 +25,12 @@ def check_model(spec: PipeSpec, facts: ModelFacts) -> None:
     """Raises PlanError(ContextTooLong)."""
     asked = spec.model.max_context_length
     if asked > facts.max_position:
+        # An API server writes defaults out, so whether somebody wrote this one cannot be seen.
+        default = type(spec.model).model_fields["max_context_length"].default
+        by_default = ", its default" if asked == default else ""
         raise PlanError(
             "ContextTooLong",
-            f"maxContextLength is {asked}, and the model has {facts.max_position} positions: "
+            f"maxContextLength is {asked}{by_default}, and the model has {facts.max_position} positions: "
             f"set spec.model.maxContextLength to at most {facts.max_position}",
         )
 

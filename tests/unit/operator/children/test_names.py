@@ -181,3 +181,17 @@ def test_recovery_is_told_to_the_end_model_alone_and_only_where_it_is_not_the_de
         "stage": {},
         "end-model": {"LANGUAGEPIPES_MAX_WAIT_SECONDS": "60.0", "LANGUAGEPIPES_MAX_REPLAYS": "0"},
     }
+
+
+def test_a_tool_parser_is_told_to_the_end_model_alone_and_only_where_one_is_named() -> None:
+    """Images from before it refuse a variable that they do not know."""
+
+    def told(**model: Any) -> dict[str, str]:
+        return {
+            deployment["metadata"]["labels"]["languagepipes.io/role"]: environment["LANGUAGEPIPES_TOOL_PARSER"]
+            for deployment in of_kind(rendered(pipe_snapshot(model=model)), "Deployment")
+            if "LANGUAGEPIPES_TOOL_PARSER" in (environment := environment_of(deployment))
+        }
+
+    assert told() == told(toolParser="auto") == {}
+    assert told(toolParser="qwen-xml") == {"end-model": "qwen-xml"}

@@ -168,6 +168,25 @@ def test_memory_of_a_gpu_stage_is_not_main_memory() -> None:
     assert resources["limits"] == {"memory": "4Gi", "nvidia.com/gpu": "1"}
 
 
+@pytest.mark.parametrize("device", ["CPU", "GPU"])
+@pytest.mark.parametrize(
+    ("stored", "more"),
+    [
+        ({"memory": "4Gi"}, (4 << 30) - (64 << 20)),
+        ({"memory": "16Mi"}, 0),
+        ({"count": 0, "memory": "4Gi"}, 0),
+    ],
+)
+def test_an_end_model_has_memory_for_the_responses_it_stores(device: str, stored: dict[str, Any], more: int) -> None:
+    limits = []
+    for spec in ({}, {"storedResponses": stored}):
+        objects = rendered(pipe_snapshot(endModel={"device": device}, server=spec))
+        (end_model,) = of_kind(objects, "Deployment", "end-model")
+        limits.append(parse_quantity(container_of(end_model)["resources"]["limits"]["memory"]))
+
+    assert limits[1] - limits[0] == more
+
+
 @pytest.mark.parametrize("named", ["nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "amd.com/gpu"])
 def test_gpus_that_the_template_names_stand_alone(named: str) -> None:
     resources = container_of(stage_of({"resources": {"limits": {named: 2}}}, device="GPU"))["resources"]

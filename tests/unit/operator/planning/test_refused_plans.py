@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,6 +83,11 @@ TABLE: list[tuple[ModelFacts, Any, dict[str, Any], tuple[Node, ...], str, str]] 
     (
         SMOLLM2, 3, {"model": {"maxContextLength": 8193}}, (), "ContextTooLong",
         "maxContextLength is 8193, and the model has 8192 positions: set spec.model.maxContextLength to at most 8192",
+    ),
+    (
+        replace(SMOLLM2, max_position=2048), 3, {}, (), "ContextTooLong",
+        "maxContextLength is 8192, its default, and the model has 2048 positions: set spec.model.maxContextLength to "
+        "at most 2048",
     ),
 ]  # fmt: skip
 
