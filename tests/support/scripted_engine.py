@@ -18,6 +18,7 @@ from languagepipes_node.end_model.requests import (
     EngineOutput,
     EngineStatus,
     Failure,
+    PromptScores,
     Submission,
     TokenLogprobs,
     TokenOutput,
@@ -35,7 +36,14 @@ Script = Callable[[Submission], Iterable[int | Failure]]
 class ScriptedEngine:
     """The engine's side of the boundary: every step gives each running sequence the next token of its script."""
 
-    def __init__(self, deliver: Callable[[list[EngineOutput]], None], script: Script, pace_seconds: float) -> None:
+    def __init__(
+        self,
+        deliver: Callable[[list[EngineOutput]], None],
+        script: Script,
+        pace_seconds: float,
+        logprob: Callable[[int], float] = lambda request_id: -0.25,
+    ) -> None:
+        """logprob: of each token of a request."""
         self.status = EngineStatus(ring_ready=True, ring_error="", accepting=True, epoch=1)
         self.submissions: list[Submission] = []
         self.cancellations: list[Cancellation] = []
@@ -43,6 +51,7 @@ class ScriptedEngine:
         self._deliver = deliver
         self._script = script
         self._pace_seconds = pace_seconds
+        self._logprob = logprob
         self._inbox: queue.SimpleQueue[EngineCommand | None] = queue.SimpleQueue()
         self._running: dict[int, tuple[Submission, Iterator[int | Failure]]] = {}
         self._counts: dict[int, int] = {}
@@ -70,6 +79,7 @@ class ScriptedEngine:
                     self.submissions.append(command)
                     self._running[command.request_id] = (command, iter(self._script(command)))
                     self._counts[command.request_id] = 0
+                    self._score_prompt(command)
                 else:
                     self.cancellations.append(command)
                     self._running.pop(command.request_id, None)
@@ -78,6 +88,19 @@ class ScriptedEngine:
             self._deliver(outputs)
             if self._pace_seconds:
                 time.sleep(self._pace_seconds)
+
+    def _score_prompt(self, submission: Submission) -> None:
+        """Token i of a prompt has the log probability -i, and the second-likeliest is the next id; in two parts."""
+        count = submission.prompt_logprobs
+        if count is None:
+            return
+        scored = [
+            TokenLogprobs(-float(place), ((token, -float(place)), (token + 1, -float(place) - 1))[:count])
+            for place, token in enumerate(submission.prompt)
+        ]
+        for first, stop in ((1, len(scored) // 2), (max(1, len(scored) // 2), len(scored))):
+            if stop > first:
+                self._deliver([PromptScores(submission.request_id, first, tuple(scored[first:stop]))])
 
     def _next(self, submission: Submission, script: Iterator[int | Failure]) -> EngineOutput:
         number = submission.request_id
@@ -95,8 +118,9 @@ class ScriptedEngine:
             del self._running[number]
         logprobs = None
         if submission.logprobs is not None:
-            top = ((token, -0.25), (token + 1, -1.5), (token + 2, float("-inf")))
-            logprobs = TokenLogprobs(-0.25, top[: submission.logprobs])
+            own = self._logprob(number)
+            top = ((token, own), (token + 1, own - 1.25), (token + 2, float("-inf")))
+            logprobs = TokenLogprobs(own, top[: submission.logprobs])
         return TokenOutput(number, token, finish, logprobs)
 
 

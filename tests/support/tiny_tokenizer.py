@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from languagepipes_node.end_model.text import TextCodec
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 CHATML = (
     "{% for message in messages %}"
@@ -42,6 +42,26 @@ def train_tokenizer() -> Tokenizer:
     tokenizer.train_from_iterator(CORPUS, trainer)
     tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
     return tokenizer
+
+
+def sentencepiece_like() -> TextCodec:
+    """Llama 2's kind of tokenizer: words begin with ▁, bytes fall back to <0xNN>, and a text's first space goes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        limit_alphabet=60,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text.encode("ascii", "ignore").decode() for text in CORPUS], trainer)
+    # Byte tokens must decode, so only the three others are special.
+    description = json.loads(tokenizer.to_str())
+    description["added_tokens"] = [token for token in description["added_tokens"] if token["id"] < 3]
+    return TextCodec.load({"tokenizer.json": json.dumps(description).encode()}.__getitem__)
 
 
 def model_files(tokenizer: Tokenizer, *, chat_template: str | None = CHATML) -> dict[str, bytes]:

@@ -72,6 +72,7 @@ def _node_affinity(requirement: str, *messages: str) -> Wrong:
 
 
 _NAME = "metadata.name must be a DNS label of at most 40 characters: a-z, 0-9 and -, starting with a letter"
+_DEFAULT_PORT = "browsers leave the default port out of an origin (443 with https, 80 with http): leave it out too"
 _SCHEMES = "source must start with hf://, pvc:// or https:// (file:// is for `languagepipes up` alone)"
 _HUB = "an hf:// source is hf://OWNER/NAME, or hf://OWNER/NAME/FILE.gguf for one GGUF file"
 _VOLUME = "a pvc:// source is pvc://CLAIM/PATH, without .. in PATH"
@@ -124,6 +125,11 @@ WRONG = (
     _model("revision: 12345678", "spec.model.revision: 12345678 is not a string; write it in quotes"),
     _model("revision: ../x", "spec.model.revision: '../x' does not match ^[A-Za-z0-9][A-Za-z0-9._/-]*$"),
     _model("servedName: 'a b'", "spec.model.servedName: 'a b' does not match ^[A-Za-z0-9][A-Za-z0-9._:/-]*$"),
+    _model(
+        "toolParser: qwen_xml",
+        "spec.model.toolParser: 'qwen_xml' is none of auto, hermes, qwen-xml, "
+        "llama3-json, mistral, harmony, glm, gemma, deepseek; did you mean qwen-xml?",
+    ),
     _model("servdName: a", "spec.model.servdName: unknown field; did you mean servedName?"),
     _model("served_name: a", "spec.model.served_name: unknown field; did you mean servedName?"),
     _model("tokenSecretRef: {name: hf}", "spec.model.tokenSecretRef.key: is required"),
@@ -222,6 +228,46 @@ WRONG = (
         "a key in the API keys' reference",
         "spec: {server: {apiKeysSecretRef: {name: keys, key: a}}}",
         ("spec.server.apiKeysSecretRef.key: unknown field; known here: name",),
+    ),
+    Wrong(
+        "defaults from elsewhere",
+        "spec: {server: {generationConfig: vllm}}",
+        ("spec.server.generationConfig: 'vllm' is none of auto, none",),
+    ),
+    Wrong(
+        "an origin with a path",
+        "spec: {server: {cors: {allowedOrigins: ['https://a.example/chat']}}}",
+        (r"spec.server.cors.allowedOrigins[0]: 'https://a.example/chat' does not match ^(\*|https?://[^/?#,\s]+)$",),
+    ),
+    Wrong(
+        "an origin with capitals",
+        "spec: {server: {cors: {allowedOrigins: ['https://a.example', 'https://Chat.example']}}}",
+        ("spec.server.cors.allowedOrigins: browsers send origins in small letters: write them so",),
+    ),
+    Wrong(
+        "an origin with the default port of https",
+        "spec: {server: {cors: {allowedOrigins: ['https://a.example:443']}}}",
+        (f"spec.server.cors.allowedOrigins: {_DEFAULT_PORT}",),
+    ),
+    Wrong(
+        "an origin with the default port of http",
+        "spec: {server: {cors: {allowedOrigins: ['http://a.example', 'http://[::1]:80']}}}",
+        (f"spec.server.cors.allowedOrigins: {_DEFAULT_PORT}",),
+    ),
+    Wrong(
+        "no origins",
+        "spec: {server: {cors: {allowedOrigins: []}}}",
+        ("spec.server.cors.allowedOrigins: has 0 entries, fewer than 1",),
+    ),
+    Wrong(
+        "cors without origins",
+        "spec: {server: {cors: {}}}",
+        ("spec.server.cors.allowedOrigins: is required",),
+    ),
+    Wrong(
+        "fewer responses than none",
+        "spec: {server: {storedResponses: {count: -1}}}",
+        ("spec.server.storedResponses.count: -1 is less than 0",),
     ),
     # recovery
     Wrong(

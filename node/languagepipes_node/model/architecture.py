@@ -23,6 +23,15 @@ _ROPE_FIELDS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
+# What a key means that config.json leaves out, where the family's class in transformers has a number of its own.
+_CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "qwen3_moe": {"num_key_value_heads": 4},
+    "gemma3_text": {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096},
+    "olmo2": {"rms_norm_eps": 1e-5},
+}
 _LARGEST = (1 << 31) - 1  # no count in a config.json is larger; keeps products of two of them within 64 bits
 _MOST_LAYERS = _MOST_EXPERTS = 4096  # their descriptions are held one by one
 
@@ -94,6 +103,7 @@ class Architecture:
             raise ArchitectureError(
                 "quantization_config: pre-quantised weights are not supported; use the unquantised checkpoint"
             )
+        config = {**_CLASS_DEFAULTS.get(family, {}), **config}
         layer_count = _integer(config, "num_hidden_layers", largest=_MOST_LAYERS)
         hidden_size = _integer(config, "hidden_size")
         heads = _integer(config, "num_attention_heads")
@@ -102,7 +112,7 @@ class Architecture:
             raise ArchitectureError(
                 f"num_key_value_heads: {kv_heads} does not divide num_attention_heads ({heads}); the config is wrong"
             )
-        head_dim = _integer(config, "head_dim", 256 if family == "gemma3_text" else hidden_size // heads)
+        head_dim = _integer(config, "head_dim", hidden_size // heads)
         if head_dim % 2:
             raise ArchitectureError(f"head_dim: {head_dim} is odd; rotary embeddings need an even size")
         max_position = _integer(config, "max_position_embeddings")

@@ -191,6 +191,7 @@ class Downloader:
             inspect_gguf,
             natural_dtype,
         )
+        from languagepipes_node.weights.gguf_tokenizer import splitting_note
 
         self._enter("Verifying")
         digest = file.sha256 or self._cache.local_digest(path)
@@ -198,6 +199,8 @@ class Downloader:
             digest = sha256_of(path, lambda nbytes: self._on_progress())
             self._cache.remember_digest(path, digest)
         header, plan = inspect_gguf(path, dtype=self._dtype)
+        if (note := splitting_note(header.metadata, file=path.name)) is not None:
+            log.warning("%s", note)
         dtype = self._dtype or natural_dtype(header)
         output = self._cache.converted / converted_name(digest, dtype)
         if not output.exists():

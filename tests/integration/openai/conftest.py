@@ -38,11 +38,12 @@ def serve(codec: TextCodec) -> Iterator[Callable[..., Served]]:
         max_sequences: int | None = None,
         max_context_length: int = 512,
         embedding_rows: int | None = None,
+        logprob: Callable[[int], float] = lambda request_id: -0.25,
         **options: object,
     ) -> Served:
         bridge = EngineBridge(max_sequences=max_sequences)
         chosen = saying(codec, script) if isinstance(script, str) else script
-        engine = ScriptedEngine(bridge.deliver, chosen, pace_seconds)
+        engine = ScriptedEngine(bridge.deliver, chosen, pace_seconds, logprob)
         app = create_app(
             engine=engine,
             bridge=bridge,

@@ -99,7 +99,9 @@ def test_a_key_must_be_the_one_bearer_token(serve, keys):
         [("authorization", "Bearer")],
         [("authorization", "Bearer sk-wrong")],
         [("authorization", "Bearer sk-alice"), ("authorization", "Bearer sk-alice")],
-        [("x-api-key", "sk-alice")],
+        [("x-api-key", "sk-wrong")],
+        [("x-api-key", "sk-alice"), ("x-api-key", "sk-alice")],
+        [("authorization", "Bearer sk-wrong"), ("x-api-key", "sk-alice")],
     ):
         response = httpx.get(f"{served.url}/v1/models", headers=headers)
         assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key"), headers

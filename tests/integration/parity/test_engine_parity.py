@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from languagepipes_api.plan import LayerRange
 from languagepipes_node.end_model.engine import Engine, EngineSettings
-from languagepipes_node.end_model.requests import Submission
+from languagepipes_node.end_model.requests import PromptScores, SamplingParameters, Submission
 from languagepipes_node.model.end import EndLayers
 from languagepipes_node.model.stack import LayerStack
 from support.loopback_ring import LoopbackRing
@@ -29,8 +29,10 @@ class Run:
     client: Client
     ring: LoopbackRing
 
-    def submit(self, request: int, prompt: list[int], tokens: int) -> None:
-        self.engine.submit(Submission(request, tuple(prompt), tokens, GREEDY))
+    def submit(
+        self, request: int, prompt: list[int], tokens: int, sampling: SamplingParameters = GREEDY, **fields: Any
+    ) -> None:
+        self.engine.submit(Submission(request, tuple(prompt), tokens, sampling, **fields))
 
     def until(self, requests: int) -> None:
         for _ in range(20_000):
@@ -125,3 +127,29 @@ def test_one_micro_batch_with_shared_cores_equals_generate(model: ParityModel, s
     run.until(4)
     for request in range(4):
         assert run.client.tokens(request) == model.generate(model.prompt(10 * request + 3), 10)
+
+
+@pytest.mark.parametrize("tail", [0, 1])
+def test_prompts_log_probabilities_are_those_of_the_unsplit_model(model: ParityModel, start: Any, tail: int) -> None:
+    run = start(tail=tail, blocks=200, block_tokens=8, context=128, frame_tokens=32)
+    lengths = [2, 31, 32, 33, 90]
+    for request, length in enumerate(lengths):
+        run.submit(request, model.prompt(length), 2, prompt_logprobs=0)
+    run.until(len(lengths))
+    for request, length in enumerate(lengths):
+        parts = [part for part in run.client.outputs[request] if isinstance(part, PromptScores)]
+        seen = [token.logprob for part in parts for token in part.logprobs]
+        prompt = model.prompt(length)
+        expected = torch.log_softmax(model.logits(prompt), dim=1)[range(length - 1), prompt[1:]]
+        assert seen == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_a_repetition_penalty_gives_the_tokens_of_generate(model: ParityModel, start: Any) -> None:
+    run = start(blocks=64)
+    prompt = model.prompt(30)
+    run.submit(0, prompt, 20, replace(GREEDY, repetition_penalty=1.4))
+    run.until(1)
+    answer = model.oracle.generate(
+        torch.tensor([prompt]), max_new_tokens=20, min_new_tokens=20, do_sample=False, repetition_penalty=1.4
+    )
+    assert run.client.tokens(0) == answer[0, len(prompt) :].tolist()

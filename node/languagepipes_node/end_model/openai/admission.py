@@ -32,10 +32,17 @@ class Asker:
     """Whose request it is, and what must be given back once it is over. The guard puts one into each scope.
 
     client: equal for requests of one client. It says nothing else, changes with each process, and is never logged.
+    keyed: whether the client is known by an API key.
     """
 
     client: str
     seats: contextlib.ExitStack
+    keyed: bool = False
+
+    @property
+    def owner(self) -> str:
+        """Whose is what the request leaves behind: its key's, or everybody's where no keys are asked for."""
+        return self.client if self.keyed else ""
 
     @staticmethod
     def of(scope: Scope) -> Asker:

@@ -10,15 +10,24 @@ import hashlib
 import hmac
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-from fastapi.security import HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
+
+from languagepipes_node.end_model.openai.errors import Unauthorised
 
 _CHECK_SECONDS = 1.0
 _MAX_KEY_BYTES = 4096
 
 # Describes the keys in `/openapi.json`; the guard in app.py asks for them.
 bearer = HTTPBearer(scheme_name="ApiKey", auto_error=False, description="One of the keys that the server was given.")
+header = APIKeyHeader(
+    name="x-api-key",
+    scheme_name="ApiKeyHeader",
+    auto_error=False,
+    description="The same, as Anthropic's clients send it.",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +81,28 @@ class ApiKeys:
         self._signature = signature
         if not keys:
             logger.warning("%s holds no API key, so every request is refused", directory)
+
+
+def presented_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The key that a request was sent with: in `Authorization: Bearer KEY`, or else in `x-api-key: KEY`. Raises
+    Unauthorised."""
+    authorization, plain = [], []
+    for name, value in headers:
+        if name == b"authorization":
+            authorization.append(value)
+        elif name == b"x-api-key":
+            plain.append(value)
+    if not authorization and not plain:
+        raise Unauthorised(
+            "You did not provide an API key. Send it in an Authorization header: 'Authorization: Bearer KEY'."
+        )
+    if not authorization:
+        scheme, key = b"bearer", plain[0]
+    else:
+        scheme, _, key = authorization[0].partition(b" ")
+    if max(len(authorization), len(plain)) > 1 or scheme.lower() != b"bearer":
+        raise Unauthorised("Incorrect API key provided.")
+    return key.strip()
 
 
 def _key_files(directory: Path) -> list[Path]:

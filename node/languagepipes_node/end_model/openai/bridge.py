@@ -22,10 +22,12 @@ from languagepipes_node.end_model.requests import (
     EngineOutput,
     EngineStatus,
     Failure,
+    PromptScores,
     SamplingParameters,
     Submission,
     TokenOutput,
 )
+from languagepipes_node.end_model.structured import Grammar
 
 
 class EngineHandle(Protocol):
@@ -71,6 +73,8 @@ class SequenceRequest:
     stop_token_ids: frozenset[int]
     logprobs: int | None
     client: str = ""
+    grammar: Grammar | None = None
+    prompt_logprobs: int | None = None
 
 
 class _Route:
@@ -221,6 +225,8 @@ class EngineBridge:
                         stop_token_ids=sequence.stop_token_ids,
                         logprobs=sequence.logprobs,
                         client=sequence.client,
+                        grammar=sequence.grammar,
+                        prompt_logprobs=sequence.prompt_logprobs,
                     )
                 )
         except BaseException:
@@ -240,7 +246,9 @@ class EngineBridge:
             route = self._routes.get(output.request_id)
             if route is None:
                 continue  # cancelled while the step was on the ring
-            if isinstance(output, TokenOutput):
+            if isinstance(output, PromptScores):
+                ended = False
+            elif isinstance(output, TokenOutput):
                 if route.started:
                     metrics.TIME_BETWEEN_TOKENS.observe(now - route.since)
                 else:
@@ -262,11 +270,11 @@ class Exchange:
         self._bridge = bridge
         self._loop = loop
         self._request_ids: dict[int, int] = {}  # of choices that may still get outputs
-        self._arrived: list[tuple[int, TokenOutput | Failure]] = []
+        self._arrived: list[tuple[int, EngineOutput]] = []
         self._waiter: asyncio.Future[None] | None = None
         self._client_gone = False
 
-    async def take(self) -> list[tuple[int, TokenOutput | Failure]]:
+    async def take(self) -> list[tuple[int, EngineOutput]]:
         """Everything that arrived since the last call as (choice, output), at least one; waits for it. Nothing if
         `nudge` was called meanwhile.
 
@@ -304,8 +312,8 @@ class Exchange:
         for index in list(self._request_ids):
             self.cancel(index)
 
-    def _put(self, index: int, output: TokenOutput | Failure) -> None:
-        if isinstance(output, Failure) or output.finish is not None:
+    def _put(self, index: int, output: EngineOutput) -> None:
+        if isinstance(output, Failure) or (isinstance(output, TokenOutput) and output.finish is not None):
             self._request_ids.pop(index, None)
         self._arrived.append((index, output))
         self._wake()

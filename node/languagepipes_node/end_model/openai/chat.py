@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import orjson
 from fastapi import APIRouter, Depends, Request
 
 from languagepipes_node.end_model.openai.admission import Asker
-from languagepipes_node.end_model.openai.answers import Piece, ScoredToken
+from languagepipes_node.end_model.openai.answer_grammars import answer_grammar
+from languagepipes_node.end_model.openai.answers import AnswerFinish, Piece, ScoredToken
+from languagepipes_node.end_model.openai.chat_messages import DeltaWriter, MessageWriter
+from languagepipes_node.end_model.openai.chat_support import Offer
+from languagepipes_node.end_model.openai.choice_format import ResponseFormat, event_end
 from languagepipes_node.end_model.openai.errors import InvalidRequest, UnsupportedParameter
 from languagepipes_node.end_model.openai.generation import (
     GENERATION_ERRORS,
-    CurrentService,
     EventStream,
-    ResponseFormat,
-    Service,
     WholeAnswer,
     answer_whole,
-    event_end,
-    plan_generation,
-    require_served_model,
-    reserve_seats,
     streamed,
 )
 from languagepipes_node.end_model.openai.http import JsonRoute
 from languagepipes_node.end_model.openai.logprobs import chat_logprobs
-from languagepipes_node.end_model.openai.prompts import PromptReader
+from languagepipes_node.end_model.openai.planning import Generation, plan_generation, reserve_seats
 from languagepipes_node.end_model.openai.response_models import ChatCompletion, ChatCompletionChunk, Usage
+from languagepipes_node.end_model.openai.sampling_request import prompt_limit
 from languagepipes_node.end_model.openai.schemas import ChatCompletionRequest
-from languagepipes_node.end_model.requests import FinishReason
+from languagepipes_node.end_model.openai.service import CurrentService, Service, require_served_model
+from languagepipes_node.end_model.openai.token_ids import ShownIds
 from languagepipes_node.end_model.text import NoChatTemplate, TemplateError, TextCodec
 
 _WHOLE, _CHUNK = "chat.completion", "chat.completion.chunk"
@@ -46,34 +48,68 @@ async def create_chat_completion(
     request: Request, body: ChatCompletionRequest, service: CurrentService
 ) -> WholeAnswer | EventStream:
     """Answer a chat: as one object, or as server-sent events with `stream`."""
-    _check_template_variables(service.text, body)
-    asker = Asker.of(request.scope)
-    seats = reserve_seats(service, asker, body, prompts=1)
-    prompt = await service.workers.run_for(request, partial(_tokenise, service.prompts, body))
-    generation = plan_generation(
-        service,
-        asker,
-        seats,
-        body,
-        [prompt],
-        prompt_param="messages",
-        max_tokens=_max_tokens(body),
-        default_max_tokens=None,
-        logprobs=_alternatives(body),
-    )
+    generation = await prepare(service, request, body)
     include_usage = body.stream_options is not None and body.stream_options.include_usage
-    format = ChatFormat(service, include_usage=include_usage, scored=body.logprobs)
+    read = generation.new_reader is not None
+    format = ChatFormat(service, include_usage=include_usage, scored=body.logprobs, read=read)
+    if body.return_token_ids:
+        format.ids = ShownIds([generation.sequences[0].prompt], generation.per_prompt, in_choice=False)
     if body.stream:
         return EventStream(service, generation, format)
     return await answer_whole(service, generation, format, request.receive)
 
 
+async def count_prompt(service: Service, request: Request, body: ChatCompletionRequest) -> int:
+    """How many tokens the prompt of a chat has. Raises ApiError and ClientGone."""
+    check_template_variables(service.text, body)
+    offer = service.chat.offer(body)
+    variables = service.chat.template_variables(body)
+    seats = reserve_seats(service, Asker.of(request.scope), body, prompts=1)
+    with seats:
+        tokenise = partial(_tokenise, service, body, offer, variables, keep_last=None)
+        prompt = await service.workers.run_for(request, tokenise)
+    return len(prompt.tokens)
+
+
+async def prepare(service: Service, request: Request, body: ChatCompletionRequest) -> Generation:
+    """From a chat to what is to be generated: for every route that answers chats. Raises ApiError and ClientGone."""
+    check_template_variables(service.text, body)
+    offer = service.chat.offer(body)
+    variables = service.chat.template_variables(body)
+    asker = Asker.of(request.scope)
+    seats = reserve_seats(service, asker, body, prompts=1)
+    limit = _max_tokens(body)
+    keep_last = prompt_limit(body, context=service.max_context_length, answer_tokens=limit[1] if limit else None)
+    tokenise = partial(_tokenise, service, body, offer, variables, keep_last=keep_last)
+    prompt = await service.workers.run_for(request, tokenise)
+    asked = body.constraint
+    grammar = await answer_grammar(service, request, offer, asked, inside=prompt.inside)
+    generation = plan_generation(
+        service,
+        asker,
+        seats,
+        body,
+        [prompt.tokens],
+        prompt_param="messages",
+        max_tokens=limit,
+        default_max_tokens=None,
+        logprobs=_alternatives(body),
+        grammar=grammar,
+    )
+    reader = service.chat.reader(offer, inside=prompt.inside)
+    return replace(generation, new_reader=reader, special=service.chat.special(offer))
+
+
 class ChatFormat(ResponseFormat[bytes]):
     """`chat.completion` and `chat.completion.chunk` objects."""
 
-    def __init__(self, service: Service, *, include_usage: bool, scored: bool) -> None:
+    def __init__(self, service: Service, *, include_usage: bool, scored: bool, read: bool) -> None:
+        """read: answers may hold thinking and calls."""
         super().__init__(service, prefix="chatcmpl", whole_object=_WHOLE, include_usage=include_usage)
         self._scored = scored
+        self._deltas: defaultdict[int, DeltaWriter] = defaultdict(DeltaWriter)
+        self._messages: defaultdict[int, MessageWriter] = defaultdict(MessageWriter)
+        self._no_content = b"null" if read else b'""'
         start = self.event_start(_CHUNK)
         end = event_end(self.usage_field)
         self._start = start
@@ -83,13 +119,15 @@ class ChatFormat(ResponseFormat[bytes]):
         self._end = end
 
     def opening(self, index: int) -> bytes:
-        delta = b',"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}'
-        return self._index + str(index).encode() + delta + self._end
+        delta = b',"delta":{"role":"assistant","content":' + self._no_content
+        return self._index + str(index).encode() + delta + b',"refusal":null' + self._no_more
 
     def event(self, index: int, piece: Piece) -> bytes:
         number = str(index).encode()
         events = b""
-        if piece.scored:
+        if piece.events is not None:
+            events = self._read_events(index, piece)
+        elif piece.scored:
             logprobs = b"".join(chat_logprobs([self.scored(token) for token in piece.scored]))
             text = orjson.dumps(piece.text)
             events = (
@@ -99,9 +137,32 @@ class ChatFormat(ResponseFormat[bytes]):
         elif piece.text:
             events = self._index + number + self._content + orjson.dumps(piece.text) + self._no_more
         if piece.finish is not None:
+            if piece.events is not None and not self._deltas[index].said:
+                events += self.empty_event(index)  # what clients put together is then no message without content
             finish = b',"delta":{},"logprobs":null,"finish_reason":"' + piece.finish.encode() + b'"}'
             events += self._index + number + finish + self._end
         return events
+
+    def _read_events(self, index: int, piece: Piece) -> bytes:
+        """An event for each delta. Log probabilities come with the first, or with one of their own."""
+        start = self._index + str(index).encode() + b',"delta":'
+        deltas = list(self._deltas[index].deltas(piece.events or ()))
+        logprobs = b"null"
+        if piece.scored:
+            logprobs = b"".join(chat_logprobs([self.scored(token) for token in piece.scored]))
+            deltas = deltas or [b'{"content":""}']
+        events = b""
+        for delta in deltas:
+            events += start + delta + b',"logprobs":' + logprobs + b',"finish_reason":null}' + self._end
+            logprobs = b"null"
+        return events
+
+    def collect(self, index: int, piece: Piece) -> None:
+        if piece.events is not None:
+            self._messages[index].collect(piece.events)
+
+    def empty_event(self, index: int) -> bytes:
+        return self._index + str(index).encode() + self._content + b'""' + self._no_more
 
     def usage_event(self, usage: Usage) -> bytes:
         return self._start + event_end(b',"usage":' + usage.model_dump_json().encode())
@@ -109,25 +170,48 @@ class ChatFormat(ResponseFormat[bytes]):
     def scored(self, token: ScoredToken) -> bytes:
         return self.service.logprobs.chat_token(token)
 
-    def choice(self, index: int, text: str, scored: Sequence[bytes], finish: FinishReason) -> Iterator[bytes]:
-        message = b',"message":{"role":"assistant","content":' + orjson.dumps(text) + b',"refusal":null},"logprobs":'
-        yield b'{"index":' + str(index).encode() + message
+    def choice(
+        self, index: int, text: str, scored: Sequence[bytes], finish: AnswerFinish, extra: bytes = b""
+    ) -> Iterator[bytes]:
+        message = b'{"role":"assistant","content":' + orjson.dumps(text) + b',"refusal":null}'
+        if index in self._messages:
+            message = self._messages.pop(index).message()
+        yield b'{"index":' + str(index).encode() + b',"message":' + message + b',"logprobs":'
         yield from chat_logprobs(scored) if self._scored else (b"null",)
-        yield b',"finish_reason":"' + finish.encode() + b'"}'
+        yield b',"finish_reason":"' + finish.encode() + b'"' + extra + b"}"
 
 
-def _tokenise(prompts: PromptReader, request: ChatCompletionRequest) -> tuple[int, ...]:
+class ChatPrompt(NamedTuple):
+    """inside: an answer begins within thinking."""
+
+    tokens: tuple[int, ...]
+    inside: bool
+
+
+def _tokenise(
+    service: Service,
+    request: ChatCompletionRequest,
+    offer: Offer | None,
+    variables: Mapping[str, Any],
+    *,
+    keep_last: int | None,
+) -> ChatPrompt:
     """Raises InvalidRequest if the template cannot render the messages, or the model lacks a token of what it wrote."""
-    codec = prompts.text
+    text = render(service, request, offer, variables)
+    tokens = service.prompts.encode(text, param="messages", add_special_tokens=False, keep_last=keep_last)
+    return ChatPrompt(tokens, service.chat.opens_thinking(text))
+
+
+def render(service: Service, request: ChatCompletionRequest, offer: Offer | None, variables: Mapping[str, Any]) -> str:
+    """The messages through the chat template. Raises InvalidRequest if it cannot render them."""
+    codec = service.text
     template = codec.template
     # OpenAI's newer name for the system role, which few templates know.
     developer = "developer" if template is not None and template.knows_developer_role else "system"
-    plain = [
-        {"role": developer if message.role == "developer" else message.role, "content": message.content}
-        for message in request.messages
-    ]
+    messages = service.chat.messages(request.messages, developer=developer)
+    tools = None if offer is None else service.chat.template.tools([tool.definition for tool in offer.tools])
     try:
-        rendered = codec.render_chat(plain, request.chat_template_kwargs)
+        rendered = codec.render_chat(messages, variables, tools)
     except NoChatTemplate as error:
         raise InvalidRequest(f"{error}.", param="messages", code="no_chat_template") from error
     except TemplateError as error:
@@ -138,7 +222,7 @@ def _tokenise(prompts: PromptReader, request: ChatCompletionRequest) -> tuple[in
                 f"The model's chat template leaves out this message of role '{message.role}'.",
                 param=f"messages[{place}]",
             )
-    return prompts.encode(rendered, param="messages", add_special_tokens=False)
+    return rendered
 
 
 def settable_variables(codec: TextCodec) -> frozenset[str]:
@@ -152,7 +236,7 @@ def _is_given(name: str) -> bool:
     return name in ("messages", "tools", "documents", "add_generation_prompt") or name.endswith("_token")
 
 
-def _check_template_variables(codec: TextCodec, request: ChatCompletionRequest) -> None:
+def check_template_variables(codec: TextCodec, request: ChatCompletionRequest) -> None:
     settable = settable_variables(codec)
     for name in request.chat_template_kwargs:
         param = f"chat_template_kwargs.{name[:64]}"

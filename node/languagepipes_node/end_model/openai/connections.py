@@ -6,10 +6,12 @@ uvicorn bounds neither. The body is bounded in `http.read_body`; what frames its
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from languagepipes_node.end_model.openai.errors import ApiError, HeadTooLarge, RequestTimeout
+from languagepipes_node.end_model.openai.upgrades import DecliningParser
 
 _HEAD_SECONDS = 30.0
 # Checked after each read of the socket, so a head of this size and one read more (256 kB) may get through.
@@ -31,6 +33,10 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     _body_bytes = 0  # of the message
     _other_bytes = 0  # of the message; within a read, what was parsed
     _refused = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.parser = DecliningParser(self)  # type: ignore[assignment]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

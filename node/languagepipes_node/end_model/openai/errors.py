@@ -4,6 +4,7 @@
     ├── InvalidRequest            400  (UnsupportedParameter, ContextLengthExceeded)
     ├── Unauthorised              401
     ├── ModelNotFound             404
+    ├── ResponseNotFound          404
     ├── UnknownRoute              404
     ├── MethodNotAllowed          405
     ├── RequestTimeout            408
@@ -106,6 +107,13 @@ class ModelNotFound(ApiError):
     status = 404
     type = "invalid_request_error"
     code = "model_not_found"
+    outcome = "invalid"
+
+
+class ResponseNotFound(ApiError):
+    status = 404
+    type = "invalid_request_error"
+    code = "response_not_found"
     outcome = "invalid"
 
 
@@ -218,6 +226,7 @@ _MEANINGS: dict[type[ApiError], str] = {
     InvalidRequest: "The request is wrong; `param` names the field.",
     Unauthorised: "The API key is absent or wrong.",
     ModelNotFound: "The model is not the one that is served.",
+    ResponseNotFound: "The response is not stored here, or not any more.",
     RequestTimeout: "The body did not arrive in time.",
     BodyTooLarge: "The body is larger than the server's limit.",
     UnsupportedMediaType: "The body is not plain JSON.",

@@ -2,6 +2,9 @@
 
 An answer of 4,000 tokens with 20 alternatives each names 84,000 tokens: as objects of pydantic's they take seconds to
 make and to serialise. So what is constant of a token is made once, and each token is written when it arrives.
+
+A whole answer's tokens are kept until it is sent. What orjson returns occupies some 4 KB however short it is, so what
+is kept is a copy.
 """
 
 from __future__ import annotations
@@ -31,31 +34,46 @@ class LogprobWriter:
             return codec.token_bytes(token).decode(errors="replace")
 
         @functools.lru_cache(maxsize=_REMEMBERED_TOKENS)
+        def name(token: int) -> str:
+            return codec.token_name(token)
+
+        @functools.lru_cache(maxsize=_REMEMBERED_TOKENS)
         def chat_fields(token: int) -> tuple[bytes, bytes]:
             before = b'{"token":' + orjson.dumps(text(token)) + b',"logprob":'
             return before, b',"bytes":' + orjson.dumps(list(codec.token_bytes(token)))
 
-        self._text = text
+        @functools.lru_cache(maxsize=_REMEMBERED_TOKENS)
+        def written_name(token: int) -> bytes:
+            return _copy(orjson.dumps(name(token)))
+
+        self._name = name
+        self._written_name = written_name
         self._chat_fields = chat_fields
 
     def chat_token(self, scored: ScoredToken) -> bytes:
         """A `ScoredChatToken`."""
         before, after = self._chat_fields(scored.token)
         top = []
-        for other, logprob in scored.logprobs.top:
+        logprobs = scored.logprobs
+        assert logprobs is not None  # noqa: S101 (chats show no prompt)
+        for other, logprob in logprobs.top:
             start, end = self._chat_fields(other)
             top.append(start + _number(logprob) + end + b"}")
-        return before + _number(scored.logprobs.logprob) + after + b',"top_logprobs":[' + b",".join(top) + b"]}"
+        return before + _number(logprobs.logprob) + after + b',"top_logprobs":[' + b",".join(top) + b"]}"
 
     def text_token(self, scored: ScoredToken) -> TextToken:
         """What it adds to each list of a `TextLogprobs`."""
-        top = {self._text(other): max(logprob, _LEAST) for other, logprob in scored.logprobs.top}
-        return (
-            orjson.dumps(self._text(scored.token)),
-            _number(scored.logprobs.logprob),
-            orjson.dumps(top),
-            orjson.dumps(scored.offset),
-        )
+        name, logprobs = self._written_name(scored.token), scored.logprobs
+        offset = str(scored.offset).encode()
+        if logprobs is None:
+            return name, b"null", b"null", offset
+        top: dict[str, float] = {}
+        for other, logprob in logprobs.top:
+            key = self._name(other)
+            top[f"token_id:{other}" if key in top else key] = max(logprob, _LEAST)
+        # As in OpenAI's API: the sampled one is always there.
+        top.setdefault(self._name(scored.token), max(logprobs.logprob, _LEAST))
+        return name, _copy(_number(logprobs.logprob)), _copy(orjson.dumps(top)), offset
 
 
 def chat_logprobs(tokens: Sequence[bytes]) -> Iterator[bytes]:
@@ -84,3 +102,8 @@ def _listed(items: Sequence[bytes]) -> Iterator[bytes]:
 
 def _number(logprob: float) -> bytes:
     return orjson.dumps(max(logprob, _LEAST))
+
+
+def _copy(written: bytes) -> bytes:
+    """The same in no more memory than it needs."""
+    return bytes(memoryview(written))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from languagepipes_node.end_model.openai.errors import ModelNotFound, documented
-from languagepipes_node.end_model.openai.generation import CurrentService, Service
 from languagepipes_node.end_model.openai.response_models import Model, ModelList
+from languagepipes_node.end_model.openai.service import CurrentService, Service
 
 router = APIRouter(tags=["models"])
 

@@ -26,17 +26,18 @@ class PromptReader:
         """One more than the largest token id that both the tokenizer and the model know."""
         return min(self.text.vocabulary_size, self.embedding_rows)
 
-    def encode(self, text: str, *, param: str, add_special_tokens: bool = True) -> tuple[int, ...]:
+    def encode(
+        self, text: str, *, param: str, add_special_tokens: bool = True, keep_last: int | None = None
+    ) -> tuple[int, ...]:
         """`text` as token ids. Raises InvalidRequest if the model lacks one of its tokens, and ContextLengthExceeded
         where no tokens of this tokenizer could spell so long a text within the context: then it is not tokenised.
+        keep_last: leave out all but so many of its last tokens; a text of any length is tokenised then.
         """
-        if (least := self.text.least_tokens(text)) >= self.max_context_length:
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {self.max_context_length} tokens, and the prompt has at least"
-                f" {least}, which leaves no room for an answer. Please shorten the prompt.",
-                param=param,
-            )
+        if keep_last is None:
+            self.check_length(text, param=param)
         tokens = self.text.encode(text, add_special_tokens=add_special_tokens)
+        if keep_last is not None:
+            tokens = tokens[-keep_last:]
         if tokens and max(tokens) >= self.embedding_rows:
             place = next(place for place, token in enumerate(tokens) if token >= self.embedding_rows)
             raise InvalidRequest(
@@ -45,6 +46,15 @@ class PromptReader:
                 param=param,
             )
         return tokens
+
+    def check_length(self, text: str, *, param: str) -> None:
+        """Raises ContextLengthExceeded where no tokens of this tokenizer could spell so long a text in the context."""
+        if (least := self.text.least_tokens(text)) >= self.max_context_length:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self.max_context_length} tokens, and the prompt has at least"
+                f" {least}, which leaves no room for an answer. Please shorten the prompt.",
+                param=param,
+            )
 
     def check(self, tokens: Sequence[int], *, param: str) -> None:
         """Raises InvalidRequest for token ids that the tokenizer or the model does not have."""

@@ -11,11 +11,25 @@ from pydantic import BaseModel
 
 from languagepipes_node.end_model.requests import FinishReason
 
+ChatFinishReason = FinishReason | Literal["tool_calls"]
+
+
+class CompletionTokensDetails(BaseModel):
+    """reasoning_tokens: those of the model's thinking, the marks around it included."""
+
+    reasoning_tokens: int
+
+
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int
+
 
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class TokenLogprob(BaseModel):
@@ -33,17 +47,37 @@ class ChatLogprobs(BaseModel):
     refusal: None
 
 
+class FunctionCall(BaseModel):
+    """`arguments` is the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(BaseModel):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
 class AssistantMessage(BaseModel):
+    """`content` is null where there are calls and no content. Thinking, if there is any, stands in `reasoning` and in
+    `reasoning_content`."""
+
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    reasoning: str = ""
+    reasoning_content: str = ""
+    tool_calls: list[MessageToolCall] = []
 
 
 class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
+    token_ids: list[int] | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -56,21 +90,42 @@ class ChatCompletion(BaseModel):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: list[int] | None = None
+
+
+class DeltaFunctionCall(BaseModel):
+    """The name in the first chunk of a call; pieces of the arguments in all of them."""
+
+    name: str = ""
+    arguments: str
+
+
+class DeltaToolCall(BaseModel):
+    """A piece of the call number `index`. The first has its id, type and name."""
+
+    index: int
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: DeltaFunctionCall
 
 
 class ChatDelta(BaseModel):
-    """What a chunk adds: the role at the start, then content, nothing at the end."""
+    """What a chunk adds: the role at the start, then thinking, content or calls, nothing at the end."""
 
     role: Literal["assistant"] = "assistant"
-    content: str = ""
+    content: str | None = ""
     refusal: None = None
+    reasoning: str = ""
+    reasoning_content: str = ""
+    tool_calls: list[DeltaToolCall] = []
 
 
 class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
+    token_ids: list[int] | None = None
 
 
 class ChatCompletionChunk(BaseModel):
@@ -83,12 +138,15 @@ class ChatCompletionChunk(BaseModel):
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class TextLogprobs(BaseModel):
+    """With `echo`, a prompt's first token has null for its numbers: nothing comes before it."""
+
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -97,6 +155,8 @@ class TextChoice(BaseModel):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishReason
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
 
 
 class Completion(BaseModel):
@@ -116,6 +176,8 @@ class TextChunkChoice(BaseModel):
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishReason | None
+    prompt_token_ids: list[int] | None = None
+    token_ids: list[int] | None = None
 
 
 class CompletionChunk(BaseModel):
@@ -145,6 +207,10 @@ class ModelList(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
+
+
+class Version(BaseModel):
+    version: str
 
 
 class Readiness(BaseModel):

@@ -7,16 +7,12 @@ JSON schemas of these models, which `/openapi.json` shows, say the same.
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     PlainValidator,
@@ -24,89 +20,99 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+from languagepipes_node.end_model.openai import tool_schemas
 from languagepipes_node.end_model.openai.errors import InvalidRequest, UnsupportedParameter
+from languagepipes_node.end_model.openai.fields import (
+    HINT,
+    Strict,
+    is_one_of,
+    json_type,
+    missing,
+    shortened,
+    unknown,
+    unsupported,
+    with_accepted,
+    without_nulls,
+    wrong_type,
+)
+from languagepipes_node.end_model.openai.message_schemas import Messages
+from languagepipes_node.end_model.openai.structured_parameters import (
+    AskedConstraint,
+    GuidedChoice,
+    GuidedGrammar,
+    GuidedJson,
+    GuidedRegex,
+    ResponseFormat,
+    StructuredOutputsField,
+    only_one,
+)
+from languagepipes_node.end_model.reasoning.effort import Effort
+from languagepipes_node.end_model.requests import LEAST_REPETITION_PENALTY, MOST_REPETITION_PENALTY
 
 MAX_CHOICES = 128
-_MAX_STOPS = 4
+_MAX_STOPS = 64
 _MAX_STOP_CHARACTERS = 512
+MAX_STOP_CHARACTERS_IN_ALL = 8192
+_MAX_STOP_TOKENS = 256
+_MAX_METADATA = 16
 _MAX_LOGIT_BIASES = 1024
-_MAX_MESSAGES = 4096
 _MAX_TEMPLATE_VARIABLES = 16
 
 # Parameters that are not served, with the values that ask for nothing.
 _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
-    "best_of": (1,),
     "chat_template": (),
     "continue_final_message": (False,),
     "documents": ([],),
-    "echo": (False,),
-    "guided_json": (),
-    "guided_regex": (),
-    "include_stop_str_in_output": (False,),
-    "metadata": ({},),
-    "min_tokens": (0,),
-    "repetition_penalty": (1, 1.0),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "priority": (0,),
+    "prompt_logprobs": (),
     "service_tier": ("auto", "default"),
-    "skip_special_tokens": (True,),
-    "stop_token_ids": ([],),
     "store": (False,),
-    "structured_outputs": (),
     "suffix": ("",),
     "use_beam_search": (False,),
 }
 _CHAT_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
-    "prompt_cache_key": (),
-    "prompt_cache_retention": (),
-    "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
-    "safety_identifier": (),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "verbosity": (),
     "web_search_options": (),
 }
-_ROLES = ("system", "developer", "user", "assistant")
-_UNSUPPORTED_ROLES = ("tool", "function")
-# What answers carry besides their text, so that a client may send them back, with the values that say nothing.
-_MESSAGE_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
-    "annotations": ([],),
-    "audio": (),
-    "function_call": (),
-    "name": (),
-    "reasoning_content": ("",),
-    "refusal": (),
-    "tool_call_id": (),
-    "tool_calls": ([],),
-}
+_STREAM_OPTIONS_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {"include_obfuscation": (False,)}
 
 
-@dataclass(frozen=True)
-class ChatMessage:
-    role: str
-    content: str
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _served_options(cls, fields: Any) -> Any:
+        """The options without those that ask for nothing. Raises UnsupportedParameter."""
+        if not isinstance(fields, dict):
+            return fields
+        for name, accepted in _STREAM_OPTIONS_WITHOUT_EFFECT.items():
+            value = fields.get(name)
+            if value is not None and not is_one_of(value, accepted):
+                param = f"stream_options.{name}"
+                raise UnsupportedParameter(unsupported(param, accepted), param=param)
+        return {name: value for name, value in fields.items() if name not in _STREAM_OPTIONS_WITHOUT_EFFECT}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return _with_accepted(handler.resolve_ref_schema(handler(schema)), {})
+        return with_accepted(handler.resolve_ref_schema(handler(schema)), _STREAM_OPTIONS_WITHOUT_EFFECT)
 
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _LogitBias = Annotated[float, Field(ge=-100, le=100)]
+_MetadataKey = Annotated[str, Field(max_length=64)]
+_MetadataValue = Annotated[str, Field(max_length=512)]
+_TokenId = Annotated[int, Field(ge=0)]
+_MODELS_DEFAULT = "Left out: what the model's generation_config.json says, or else what asks for nothing."
 
 
 def _stops(value: object) -> tuple[str, ...]:
@@ -122,18 +128,13 @@ def _stops(value: object) -> tuple[str, ...]:
                 f"A string of 'stop' has {len(stop)} characters, expected 1 to {_MAX_STOP_CHARACTERS}.",
                 param="stop",
             )
-    return tuple(stops)
-
-
-def _messages(value: object) -> tuple[ChatMessage, ...]:
-    """The `messages` of a chat request. Raises InvalidRequest naming the part of the message that is wrong."""
-    if not isinstance(value, list):
-        raise _wrong_type("messages", "a list of messages", value)
-    if not 1 <= len(value) <= _MAX_MESSAGES:
+    if (size := sum(map(len, stops))) > MAX_STOP_CHARACTERS_IN_ALL:
         raise InvalidRequest(
-            f"'messages' holds {len(value)} messages, expected 1 to {_MAX_MESSAGES}.", param="messages"
+            f"The strings of 'stop' have {size} characters together, at most {MAX_STOP_CHARACTERS_IN_ALL} are"
+            " accepted.",
+            param="stop",
         )
-    return tuple(_message(message, f"messages[{place}]") for place, message in enumerate(value))
+    return tuple(stops)
 
 
 def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
@@ -142,7 +143,7 @@ def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
         return (value,)
     expected = "a string, a list of strings, a list of token ids or a list of such lists"
     if not isinstance(value, list):
-        raise _wrong_type("prompt", expected, value)
+        raise wrong_type("prompt", expected, value)
     if not value:
         raise InvalidRequest(f"'prompt' is empty, expected {expected}.", param="prompt")
     if all(_is_token(token) for token in value):
@@ -160,11 +161,10 @@ def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
     )
 
 
-# How the three above are described: pydantic's own findings would not name the place of what is wrong.
+# How the two above are described: pydantic's own findings would not name the place of what is wrong.
 _StopString = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARACTERS)]
 _Stop = _StopString | Annotated[list[_StopString], Field(max_length=_MAX_STOPS)]
 _TextPrompt = Annotated[str, Field(min_length=1)]
-_TokenId = Annotated[int, Field(ge=0)]
 _TokenPrompt = Annotated[list[_TokenId], Field(min_length=1)]
 _Prompt = (
     _TextPrompt
@@ -174,51 +174,17 @@ _Prompt = (
 )
 
 
-class TextPart(_Strict):
-    """A part of a message's content. Only text is served."""
-
-    type: Literal["text"]
-    text: str
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return _with_accepted(handler.resolve_ref_schema(handler(schema)), {})
+Tools = Annotated[
+    tuple[tool_schemas.Tool, ...], PlainValidator(tool_schemas.tools, json_schema_input_type=tool_schemas.ToolList)
+]
+TemplateVariables = Annotated[dict[str, str | int | float | bool], Field(max_length=_MAX_TEMPLATE_VARIABLES)]
 
 
-class Message(_Strict):
-    """A message of a chat. Several text parts are joined by line breaks."""
+class RequestBody(Strict):
+    """A JSON body. without_effect: parameters that are not served, with the values that ask for nothing."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return _with_accepted(handler.resolve_ref_schema(handler(schema)), _MESSAGE_WITHOUT_EFFECT)
-
-
-class _Generation(_Strict):
-    """What both routes take. Names, ranges and defaults are OpenAI's; top_k, min_p and ignore_eos are vLLM's."""
-
-    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = _WITHOUT_EFFECT
-    depending: ClassVar[Mapping[str, str]] = {"stream_options": "stream"}  # allowed only where the other is true
-
-    # First, so that it is reported before what else is wrong.
-    stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=_Stop)] = ()
-    model: str
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1)
-    min_p: float = Field(0.0, ge=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    presence_penalty: _Penalty = 0.0
-    frequency_penalty: _Penalty = 0.0
-    logit_bias: dict[str, _LogitBias] = Field(default_factory=dict, max_length=_MAX_LOGIT_BIASES)
-    ignore_eos: bool = False
-    user: str | None = None
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    depending: ClassVar[Mapping[str, str]] = {}  # allowed only where the other is true
 
     @model_validator(mode="before")
     @classmethod
@@ -229,17 +195,19 @@ class _Generation(_Strict):
         served = {}
         for name, value in fields.items():
             if name in cls.without_effect:
-                if not _is_one_of(value, cls.without_effect[name]):
-                    raise UnsupportedParameter(_unsupported(name, cls.without_effect[name]), param=name)
+                if not is_one_of(value, cls.without_effect[name]):
+                    raise UnsupportedParameter(unsupported(name, cls.without_effect[name]), param=name)
             elif name in cls.model_fields:
-                served[name] = _without_nulls(value) if isinstance(value, dict) else value
+                served[name] = without_nulls(value) if isinstance(value, dict) else value
             else:
-                raise _unknown(name, set(cls.model_fields) | set(cls.without_effect))
+                raise unknown(name, set(cls.model_fields) | set(cls.without_effect))
         return served
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        described = _with_accepted(handler.resolve_ref_schema(handler(schema)), cls.without_effect)
+        described = with_accepted(handler.resolve_ref_schema(handler(schema)), cls.without_effect)
+        if not cls.depending:
+            return described
         described["dependentSchemas"] = {
             option: {
                 "anyOf": [
@@ -252,60 +220,93 @@ class _Generation(_Strict):
         return described
 
 
+class _Generation(RequestBody):
+    """What both routes take. Names, ranges and meaning are OpenAI's, or vLLM's where its reference has none."""
+
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = _WITHOUT_EFFECT
+    depending: ClassVar[Mapping[str, str]] = {"stream_options": "stream"}
+
+    # First, so that it is reported before what else is wrong.
+    stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=_Stop)] = ()
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    max_tokens: int | None = Field(None, ge=1)
+    min_tokens: int = Field(0, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2, description=_MODELS_DEFAULT)
+    top_p: float | None = Field(None, ge=0, le=1, description=_MODELS_DEFAULT)
+    top_k: int | None = Field(None, ge=-1, description=_MODELS_DEFAULT)
+    min_p: float | None = Field(None, ge=0, le=1, description=_MODELS_DEFAULT)
+    repetition_penalty: float | None = Field(
+        None, ge=LEAST_REPETITION_PENALTY, le=MOST_REPETITION_PENALTY, description=_MODELS_DEFAULT
+    )
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
+    logit_bias: dict[str, _LogitBias] = Field(default_factory=dict, max_length=_MAX_LOGIT_BIASES)
+    ignore_eos: bool = False
+    stop_token_ids: list[_TokenId] = Field(default_factory=list, max_length=_MAX_STOP_TOKENS)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = Field(None, ge=-1)
+    return_token_ids: bool = False
+    user: str | None = Field(None, description=HINT)
+    metadata: dict[_MetadataKey, _MetadataValue] = Field(
+        default_factory=dict, max_length=_MAX_METADATA, description=HINT
+    )
+    safety_identifier: str | None = Field(None, description=HINT)
+    prompt_cache_key: str | None = Field(None, description=HINT)
+    prompt_cache_retention: Literal["in-memory", "in_memory", "24h"] | None = Field(None, description=HINT)
+    response_format: ResponseFormat = None
+    structured_outputs: StructuredOutputsField = None
+    guided_json: GuidedJson = None
+    guided_regex: GuidedRegex = None
+    guided_choice: GuidedChoice = None
+    guided_grammar: GuidedGrammar = None
+
+    @property
+    def constraint(self) -> AskedConstraint | None:
+        """What the answer must match, if anything. Raises InvalidRequest if that is said twice."""
+        return only_one(
+            self.response_format,
+            self.structured_outputs,
+            self.guided_json,
+            self.guided_regex,
+            self.guided_choice,
+            self.guided_grammar,
+        )
+
+
 class ChatCompletionRequest(_Generation):
     """/v1/chat/completions"""
 
     without_effect = _WITHOUT_EFFECT | _CHAT_WITHOUT_EFFECT
-    depending = {"stream_options": "stream", "top_logprobs": "logprobs"}
+    depending: ClassVar[Mapping[str, str]] = {"stream_options": "stream", "top_logprobs": "logprobs"}
 
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    chat_template_kwargs: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, max_length=_MAX_TEMPLATE_VARIABLES
-    )
-    messages: Annotated[
-        tuple[ChatMessage, ...],
-        PlainValidator(
-            _messages,
-            json_schema_input_type=Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)],
-        ),
-    ]
+    verbosity: Literal["low", "medium", "high"] | None = Field(None, description=HINT)
+    chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
+    tools: Tools = ()
+    tool_choice: Annotated[
+        tool_schemas.ToolChoice | None,
+        PlainValidator(tool_schemas.tool_choice, json_schema_input_type=tool_schemas.AnyToolChoice),
+    ] = None
+    parallel_tool_calls: bool = True
+    reasoning_effort: Effort | None = None
+    messages: Messages
 
 
 class CompletionRequest(_Generation):
     """/v1/completions"""
 
+    max_tokens: int | None = Field(None, ge=0)
+    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=5)
     prompt: Annotated[tuple[str | tuple[int, ...], ...], PlainValidator(_prompts, json_schema_input_type=_Prompt)]
-
-
-def _with_accepted(schema: dict[str, Any], without_effect: Mapping[str, tuple[object, ...]]) -> dict[str, Any]:
-    """The schema of an object with all that is accepted: null for what may be absent, and what asks for nothing."""
-    properties = schema["properties"]
-    for name, field in properties.items():
-        if "additionalProperties" in field:
-            field["additionalProperties"] = _or_null(field["additionalProperties"])
-        if name not in schema.get("required", []):
-            properties[name] = _or_null(field)
-    for name, accepted in without_effect.items():
-        distinct = [value for place, value in enumerate(accepted) if value not in accepted[:place]]
-        properties[name] = {
-            "title": name.replace("_", " ").title(),
-            "description": "Not served: accepted with the values that ask for nothing.",
-            "enum": [*distinct, None],
-        }
-    schema["additionalProperties"] = {"type": "null"}
-    return schema
-
-
-def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
-    null = {"type": "null"}
-    if null in schema.get("anyOf", []):
-        return schema
-    shown: dict[str, Any] = {key: schema.pop(key) for key in ("title", "default", "description") if key in schema}
-    alternatives = schema.get("anyOf", [schema])
-    return {"anyOf": [*alternatives, null], **shown}
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -318,115 +319,12 @@ def parse_json(body: bytes) -> dict[str, Any]:
             code="invalid_json",
         ) from None
     if not isinstance(value, dict):
-        raise InvalidRequest(f"The body is a JSON {_json_type(value)}, expected an object.", code="invalid_type")
-    return _without_nulls(value)
-
-
-def _message(value: object, where: str) -> ChatMessage:
-    if not isinstance(value, dict):
-        raise _wrong_type(where, "a message object", value)
-    message = _without_nulls(value)
-    role = message.pop("role", None)
-    if role is None:
-        raise _missing(f"{where}.role")
-    if role in _UNSUPPORTED_ROLES:
-        raise UnsupportedParameter(
-            f"Messages of role '{role}' are not supported, since this server calls no tools.",
-            param=f"{where}.role",
-        )
-    if role not in _ROLES:
-        raise InvalidRequest(f"'{where}.role' must be one of {', '.join(_ROLES)}.", param=f"{where}.role")
-    content = message.pop("content", None)
-    for name, rest in message.items():
-        if name not in _MESSAGE_WITHOUT_EFFECT:
-            raise _unknown(name, {"role", "content", *_MESSAGE_WITHOUT_EFFECT}, inside=where)
-        if not _is_one_of(rest, _MESSAGE_WITHOUT_EFFECT[name]):
-            raise UnsupportedParameter(
-                f"'{name}' of a message is not supported by this server.", param=f"{where}.{name}"
-            )
-    if content is None:
-        raise _missing(f"{where}.content")
-    return ChatMessage(role, _content(content, f"{where}.content"))
-
-
-def _content(value: object, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise _wrong_type(where, "a string or a list of text parts", value)
-    if not value:
-        raise InvalidRequest(f"'{where}' is empty, expected a string or at least one text part.", param=where)
-    return "\n".join(_text_part(part, f"{where}[{place}]") for place, part in enumerate(value))
-
-
-def _text_part(value: object, where: str) -> str:
-    if not isinstance(value, dict):
-        raise _wrong_type(where, "a content part object", value)
-    part = _without_nulls(value)
-    kind = part.pop("type", None)
-    if kind is None:
-        raise _missing(f"{where}.type")
-    if not isinstance(kind, str):
-        raise _wrong_type(f"{where}.type", "a string", kind)
-    if kind != "text":
-        raise UnsupportedParameter(
-            f"Content parts of type '{_shortened(kind)}' are not supported by this server, only 'text'.",
-            param=f"{where}.type",
-        )
-    text = part.pop("text", None)
-    if text is None:
-        raise _missing(f"{where}.text")
-    if not isinstance(text, str):
-        raise _wrong_type(f"{where}.text", "a string", text)
-    for name in part:
-        raise _unknown(name, {"type", "text"}, inside=where)
-    return text
-
-
-def _without_nulls(value: dict[str, Any]) -> dict[str, Any]:
-    return {name: field for name, field in value.items() if field is not None}
+        raise InvalidRequest(f"The body is a JSON {json_type(value)}, expected an object.", code="invalid_type")
+    return without_nulls(value)
 
 
 def _is_token(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_one_of(value: object, accepted: Sequence[object]) -> bool:
-    # True == 1 in Python, not in JSON.
-    return any(type(value) is type(candidate) and value == candidate for candidate in accepted)
-
-
-def _json_type(value: object) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 64 else text[:64] + "…"
-
-
-def _missing(param: str) -> InvalidRequest:
-    return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
-
-
-def _wrong_type(param: str, expected: str, value: object) -> InvalidRequest:
-    return InvalidRequest(
-        f"'{param}' is a JSON {_json_type(value)}, expected {expected}.", param=param, code="invalid_type"
-    )
-
-
-def _unsupported(name: str, accepted: tuple[object, ...]) -> str:
-    if not accepted:
-        return f"The parameter '{name}' is not supported by this server: leave it out."
-    values = " or ".join(orjson.dumps(value).decode() for value in accepted)
-    return f"The parameter '{name}' is not supported by this server: leave it out, or send {values}."
-
-
-def _unknown(name: str, known: set[str], *, inside: str | None = None) -> InvalidRequest:
-    param = f"{inside}.{_shortened(name)}" if inside else _shortened(name)
-    close = difflib.get_close_matches(name[:64], sorted(known), n=1, cutoff=0.6)
-    hint = f" Did you mean '{close[0]}'?" if close else ""
-    return InvalidRequest(f"Unknown parameter: '{param}'.{hint}", param=param, code="unknown_parameter")
 
 
 def refusal(finding: Mapping[str, Any]) -> InvalidRequest:
@@ -441,14 +339,14 @@ def refusal(finding: Mapping[str, Any]) -> InvalidRequest:
         elif param and step in ("str", "int", "float", "bool"):
             break  # which member of a union was tried says nothing to a client
         else:
-            param += f".{_shortened(step)}" if param else _shortened(step)
+            param += f".{shortened(step)}" if param else shortened(step)
     if finding["type"] == "missing":
-        return _missing(param)
+        return missing(param)
     if finding["type"] == "extra_forbidden":
         parent, _, name = param.rpartition(".")
-        return _unknown(name, set(StreamOptions.model_fields), inside=parent or None)
+        return unknown(name, set(StreamOptions.model_fields), inside=parent or None)
     given = finding["input"]
-    got = f", got {given!r}" if isinstance(given, int | float) else f", got a JSON {_json_type(given)}"
+    got = f", got {given!r}" if isinstance(given, int | float) else f", got a JSON {json_type(given)}"
     if isinstance(given, str | list | dict) and not finding["type"].endswith("_type"):
         got = ""
     reason = re.sub(r"^Input should be", "must be", finding["msg"])
