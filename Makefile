@@ -89,8 +89,13 @@ images: packages $(MODEL) ## Build the container images (5 min from nothing)
 	$(call say,Container images)
 	$(PYTHON) hack/build_images.py
 
+.PHONY: clients
+clients: install ## Install the clients of others that tests use (PyPI, npm, Maven Central)
+	$(call say,Clients of others)
+	cd tests && ../$(BIN)/python -m support.client_packages
+
 .PHONY: parts
-parts: install model cluster images ## What `make e2e` needs: packages, images, programs of the test cluster, model
+parts: install model cluster images clients ## What `make e2e` needs: packages, images, programs of the test cluster, model, clients
 
 .PHONY: test
 test: install model lint types contracts ## All tests that need neither root nor Go nor Debian packages; style, types, contracts

@@ -1,4 +1,4 @@
-"""Everything below this folder needs the test cluster, its programs or the images: `make e2e` runs it."""
+"""Everything below this folder needs the test cluster, its programs, images or clients of others: see `make e2e`."""
 
 from __future__ import annotations
 
