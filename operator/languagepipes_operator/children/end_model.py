@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from languagepipes_api.end_model_settings import end_model_settings
 from languagepipes_api.member_settings import MemberSettings
 from languagepipes_api.names import API_PORT, RING_PORT, TELEMETRY_PORT
 from languagepipes_api.spec import StoredResponsesSpec
@@ -44,17 +45,8 @@ def end_model_deployment(
             device=end_model.device,
             threads=resources.threads(template.get("resources", {})),
             api_listen=f"{settings.every_address}:{API_PORT}",
-            served_name=pipe.served_name,
-            tool_parser=pipe.spec.model.tool_parser,
             api_keys_dir=None if keys is None else Path(names.KEYS_DIR),
-            max_concurrent_requests=server.max_concurrent_requests,
-            max_queued_requests=server.max_queued_requests,
-            generation_config=server.generation_config,
-            cors_allowed_origins=None if server.cors is None else ",".join(server.cors.allowed_origins),
-            max_stored_responses=server.stored_responses.count,
-            max_stored_response_bytes=server.stored_responses.memory_bytes,
-            max_wait_seconds=pipe.spec.recovery.max_wait_seconds,
-            max_replays=pipe.spec.recovery.max_replays,
+            **end_model_settings(pipe),
             **members.common_settings(pipe, identity.replica, settings),
         ),
         resources=resources.member_resources(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from languagepipes_api.end_model_settings import end_model_settings
 from languagepipes_api.member_settings import PREFIX, MemberSettings
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import LayerRange, Plan
@@ -121,7 +122,6 @@ def member_processes(
         )
         for index, stage in enumerate(plan.stages, start=1)
     ]
-    server = pipe.spec.server
     end_model = MemberProcess(
         END_MODEL,
         MemberSettings(
@@ -132,17 +132,8 @@ def member_processes(
             successor=ring[0],
             device=plan.end_model.device,
             api_listen=api,
-            served_name=pipe.served_name,
-            tool_parser=pipe.spec.model.tool_parser,
             api_keys_dir=api_keys_dir,
-            max_concurrent_requests=server.max_concurrent_requests,
-            max_queued_requests=server.max_queued_requests,
-            generation_config=server.generation_config,
-            cors_allowed_origins=None if server.cors is None else ",".join(server.cors.allowed_origins),
-            max_stored_responses=server.stored_responses.count,
-            max_stored_response_bytes=server.stored_responses.memory_bytes,
-            max_wait_seconds=pipe.spec.recovery.max_wait_seconds,
-            max_replays=pipe.spec.recovery.max_replays,
+            **end_model_settings(pipe),
             drain_seconds=_DRAIN_SECONDS,
             **common,
         ),
