@@ -150,10 +150,10 @@ class EchoedPrompt:
 
 
 class Answer:
-    """Assembles one choice. Feed it `TokenOutput`s until a piece has `finish`; then it takes no more.
+    """Assembles one choice. Feed it what the engine reports until `finish` is set; then it takes no more.
 
-    With `rules.echo` the prompt's text comes first: with the prompt's own scores, if there are any (`push_scores`), or
-    before the first token's. reader: tells thinking, content and calls apart; None: all is content. special: special
+    With `rules.echo` the prompt's text comes first: with the prompt's own scores, if there are any, or before the first
+    token's. reader: tells thinking, content and calls apart; None: all is content. special: special
     tokens whose text it needs.
     """
 
@@ -196,9 +196,11 @@ class Answer:
         """Of its tokens, where the engine reports log probabilities."""
         return self._total_logprob / max(1, self.tokens)
 
-    def push_scores(self, output: PromptScores) -> Iterator[Piece]:
-        """The prompt's text with its log probabilities, in pieces of a few tokens each."""
-        if self._echo is not None:
+    def pieces(self, output: TokenOutput | PromptScores) -> Iterator[Piece]:
+        """What `output` adds, in pieces of a few scored tokens each: at least one for a token."""
+        if isinstance(output, TokenOutput):
+            yield from self.push(output).parts()
+        elif self._echo is not None:
             yield from self._echo.pieces(output)
 
     def push(self, output: TokenOutput) -> Piece:

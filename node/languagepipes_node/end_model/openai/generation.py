@@ -23,11 +23,7 @@ from starlette.types import Receive, Scope, Send
 from languagepipes_node.end_model.openai.admission import disconnected
 from languagepipes_node.end_model.openai.answer_format import AnswerFormat, Scored
 from languagepipes_node.end_model.openai.answers import Answer
-from languagepipes_node.end_model.openai.bridge import (
-    ClientGone,
-    EngineBridge,
-    Exchange,
-)
+from languagepipes_node.end_model.openai.bridge import ClientGone, EngineBridge, Exchange
 from languagepipes_node.end_model.openai.errors import (
     ApiError,
     BodyTooLarge,
@@ -45,11 +41,9 @@ from languagepipes_node.end_model.openai.errors import (
 from languagepipes_node.end_model.openai.http import Outcome
 from languagepipes_node.end_model.openai.planning import Generation, told_to_the_client
 from languagepipes_node.end_model.openai.response_models import CompletionTokensDetails, PromptTokensDetails, Usage
-from languagepipes_node.end_model.openai.sampling_request import (
-    shown_answers,
-)
+from languagepipes_node.end_model.openai.sampling_request import shown_answers
 from languagepipes_node.end_model.openai.service import Service
-from languagepipes_node.end_model.requests import Failure, PromptScores
+from languagepipes_node.end_model.requests import Failure
 
 # A client that reads nothing for this long has gone, whatever its TCP says.
 _STALL_SECONDS = 60.0
@@ -230,21 +224,15 @@ async def _collect(
                 continue  # sampled while the stop string was being noticed
             if isinstance(output, Failure):
                 raise from_failure(output)
-            if isinstance(output, PromptScores):
-                for piece in answer.push_scores(output):
-                    texts[index].append(piece.text)
-                    scored[index] += map(format.scored, piece.scored)
-                    await turns.after(piece.work)
-                continue
-            for piece in answer.push(output).parts():
+            for piece in answer.pieces(output):
                 texts[index].append(piece.text)
                 format.collect(index, piece)
                 scored[index] += map(format.scored, piece.scored)
                 ids[index] += piece.tokens
                 await turns.after(piece.work)
-            if piece.finish is not None:
-                exchange.cancel(index)
-                open_answers -= 1
+                if piece.finish is not None:
+                    exchange.cancel(index)
+                    open_answers -= 1
     parts = [format.whole_start]
     for place, index in enumerate(shown_answers(generation.kept, answers, generation.per_prompt)):
         finish = answers[index].finish
@@ -302,21 +290,14 @@ async def _stream(
                 if first:
                     opened[index] = True
                     events.append(format.first_event(index))
-                if isinstance(output, PromptScores):
-                    for place, piece in enumerate(answer.push_scores(output)):
-                        events.append(format.events_of(index, piece, first=first and not place))
-                        if turns.due(piece.work):
-                            await send_events()
-                            await asyncio.sleep(0)
-                    continue
-                for place, piece in enumerate(answer.push(output).parts()):
+                for place, piece in enumerate(answer.pieces(output)):
                     events.append(format.events_of(index, piece, first=first and not place))
                     if turns.due(piece.work):
                         await send_events()
                         await asyncio.sleep(0)
-                if piece.finish is not None:
-                    exchange.cancel(index)
-                    open_answers -= 1
+                    if piece.finish is not None:
+                        exchange.cancel(index)
+                        open_answers -= 1
             if failure is not None:
                 if not started:
                     raise failure

@@ -11,13 +11,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from languagepipes_node.end_model.openai.admission import FairWorkers
-from languagepipes_node.end_model.openai.bridge import (
-    EngineBridge,
-)
+from languagepipes_node.end_model.openai.bridge import EngineBridge
 from languagepipes_node.end_model.openai.chat_support import ChatSupport
-from languagepipes_node.end_model.openai.errors import (
-    ModelNotFound,
-)
+from languagepipes_node.end_model.openai.errors import ModelNotFound
 from languagepipes_node.end_model.openai.logprobs import LogprobWriter
 from languagepipes_node.end_model.openai.prompts import PromptReader
 from languagepipes_node.end_model.structured.compiler import Grammars
