@@ -10,8 +10,10 @@ from languagepipes_node.end_model.openai.auth import ApiKeys
 from languagepipes_node.end_model.openai.bridge import EngineBridge
 from languagepipes_node.end_model.openai.server import ApiServer
 from languagepipes_node.end_model.text import TextCodec
+from support import chat_templates
 from support.scripted_engine import Script, ScriptedEngine, Served, saying, smollm2_file
 from support.tiny_tokenizer import model_files, train_tokenizer
+from support.tool_model import codec_of
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +68,16 @@ def serve(codec: TextCodec) -> Iterator[Callable[..., Served]]:
             client.close()
         served.server.stop()
         served.engine.stop()
+
+
+@pytest.fixture
+def hermes(serve: Callable[..., Served]) -> Callable[..., Served]:
+    """Starts servers of a model that calls tools, and answers with a text: hermes(text, …)."""
+    codec = codec_of(chat_templates.HERMES)
+    return lambda text="Hello", **options: serve(saying(codec, text), codec=codec, max_context_length=4096, **options)
+
+
+@pytest.fixture
+def hermes_server(hermes: Callable[..., Served]) -> Served:
+    """One of them, for requests that are to be refused."""
+    return hermes("x")

@@ -46,12 +46,6 @@ def client():
 
 
 @pytest.fixture
-def hermes(serve):
-    codec = codec_of(chat_templates.HERMES)
-    return lambda text="Hello", **options: serve(saying(codec, text), codec=codec, max_context_length=4096, **options)
-
-
-@pytest.fixture
 def thinking(serve):
     codec = codec_of(THINKS)
     return lambda text=THOUGHT: serve(saying(codec, text), codec=codec, max_context_length=4096)

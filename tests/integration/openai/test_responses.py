@@ -33,12 +33,6 @@ THINKING = (
 )
 
 
-@pytest.fixture
-def hermes(serve):
-    codec = codec_of(chat_templates.HERMES)
-    return lambda text="Hello", **options: serve(saying(codec, text), codec=codec, max_context_length=4096, **options)
-
-
 def ask(served, **parameters):
     return served.client.responses.create(**({"model": "tiny", "input": "Weather in Paris?"} | parameters))
 

@@ -6,7 +6,6 @@ import httpx
 import jsonschema
 import pytest
 from pydantic import BaseModel
-from support import chat_templates
 from support.scripted_engine import saying
 from support.tool_model import WEATHER, codec_of
 
@@ -24,12 +23,6 @@ class City(BaseModel):
 def assistant(call=(), function=(), **fields):
     call = {"id": "call_1", "type": "function", "function": FUNCTION | dict(function), **dict(call)}
     return {"role": "assistant", "content": None, "tool_calls": [call], **fields}
-
-
-@pytest.fixture
-def hermes(serve):
-    codec = codec_of(chat_templates.HERMES)
-    return lambda text: serve(saying(codec, text), codec=codec, max_context_length=4096)
 
 
 @pytest.fixture

@@ -51,12 +51,6 @@ class City(BaseModel):
     city: str
 
 
-@pytest.fixture
-def hermes(serve):
-    codec = codec_of(chat_templates.HERMES)
-    return lambda text="Hello", **options: serve(saying(codec, text), codec=codec, max_context_length=4096, **options)
-
-
 def ask(served, **parameters):
     return served.client.chat.completions.create(
         **({"model": "tiny", "messages": QUESTION, "tools": [WEATHER, NOW]} | parameters)

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import httpx
-import pytest
-from support import chat_templates
-from support.tool_model import codec_of
 
 HI = {"role": "user", "content": "Hi"}
 NOW = {"name": "now", "input_schema": {"type": "object"}}
@@ -76,11 +73,6 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def hermes(serve):
-    return serve("x", codec=codec_of(chat_templates.HERMES), max_context_length=4096)
-
-
 def error_of(response) -> tuple[str, str]:
     body = response.json()
     assert body["type"] == "error"
@@ -88,20 +80,20 @@ def error_of(response) -> tuple[str, str]:
     return body["error"]["type"], body["error"]["message"]
 
 
-def test_every_wrong_value_is_a_400_that_names_it(hermes):
-    with httpx.Client(base_url=hermes.url) as client:
+def test_every_wrong_value_is_a_400_that_names_it(hermes_server):
+    with httpx.Client(base_url=hermes_server.url) as client:
         for name, changes, message in WRONG:
             body = {"model": "tiny", "max_tokens": 64, "messages": [HI], **changes}
             response = client.post("/v1/messages", json=body)
             assert response.status_code == 400, (name, response.text)
             kind, told = error_of(response)
             assert (kind, told.startswith(message)) == ("invalid_request_error", True), (name, told)
-    assert hermes.engine.submissions == []
+    assert hermes_server.engine.submissions == []
 
 
-def test_other_errors_have_the_same_form(hermes):
+def test_other_errors_have_the_same_form(hermes_server):
     good = {"model": "tiny", "max_tokens": 64, "messages": [HI]}
-    with httpx.Client(base_url=f"{hermes.url}/v1/") as client:
+    with httpx.Client(base_url=f"{hermes_server.url}/v1/") as client:
         for status, kind, response in (
             (404, "not_found_error", client.post("messages", json=good | {"model": "claude"})),
             (404, "not_found_error", client.post("messages/batches", json=good)),
