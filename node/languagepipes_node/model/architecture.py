@@ -6,7 +6,8 @@ transformers' layers (`model.fallback`). Every other family is refused by name: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from languagepipes_api.facts import TRANSFORMERS_FAMILIES
@@ -23,6 +24,11 @@ _ROPE_FIELDS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
+# Types that serve more positions than `max_position_embeddings` says (vLLM multiplies for the same ones). Llama 3's
+# configs say the larger number, and so do Gemma 3's, which are linear.
+_EXTENDING_ROPES = ("linear", "yarn")
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 # What a key means that config.json leaves out, where the family's class in transformers has a number of its own.
 _CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
@@ -57,8 +63,9 @@ class Architecture:
     sliding_windows: per layer, the window in tokens (a token sees itself and the window - 1 before it) or None for full
     attention. sparse_layers: per layer, whether its MLP is a mixture of experts. attention_bias: of the query, key and
     value projections; output_bias: of the attention's output projection. activation: "silu", "gelu" or "gelu_tanh".
-    rope: the rope parameters (rope_type, rope_theta, …), as transformers 5 spells them. For fallback families these
-    fields say sizes only, and `config` holds config.json for transformers.
+    rope: the rope parameters (rope_type, rope_theta, …), as transformers 5 spells them. max_position: positions that
+    can be served, those that the rope's scaling adds included. embedding_tensor: the name that the embedding is stored
+    under. For fallback families these fields say sizes only, and `config` holds config.json for transformers.
     """
 
     family: str
@@ -83,6 +90,7 @@ class Architecture:
     rope: dict[str, Any] = field(default_factory=dict)
     eos_token_ids: tuple[int, ...] = ()
     output_bias: bool = False
+    embedding_tensor: str = EMBEDDING
     config: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -131,7 +139,7 @@ class Architecture:
             head_dim=head_dim,
             vocabulary_size=_integer(config, "vocab_size"),
             rms_norm_eps=_number(config, "rms_norm_eps", 1e-6),
-            max_position=max_position,
+            max_position=_served_positions(config, family, max_position),
             tied_embeddings=_boolean(config, "tie_word_embeddings", family == "gemma3_text"),
             attention_bias=attention_bias,
             output_bias=attention_bias and family != "qwen2",
@@ -146,6 +154,18 @@ class Architecture:
             eos_token_ids=_eos_token_ids(config),
             config={} if native else config,
         )
+
+    def as_stored(self, tensors: Container[str]) -> Architecture:
+        """The same for a model whose files hold these tensors, whatever config.json says of tied embeddings.
+
+        As transformers 5: a head that is stored beside the embedding is the head, and one that is stored alone is
+        the embedding too.
+        """
+        if not self.tied_embeddings or HEAD not in tensors:
+            return self
+        if EMBEDDING in tensors:
+            return replace(self, tied_embeddings=False)
+        return replace(self, embedding_tensor=HEAD)
 
 
 def _whole(name: str, value: Any, smallest: int, largest: int = _LARGEST) -> int:
@@ -263,12 +283,31 @@ def _sliding_windows(config: dict[str, Any], family: str, layer_count: int) -> t
     return tuple(known[kind] for kind in types)
 
 
-def _rope(config: dict[str, Any], max_position: int) -> dict[str, Any]:
-    """transformers 5's `rope_parameters`, or 4's `rope_scaling` beside `rope_theta`, as one flat dict."""
+def _given_rope(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     where = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     if not isinstance(given, dict):
         raise ArchitectureError(f"{where}: {given!r} is not an object")
+    return where, given
+
+
+def _served_positions(config: dict[str, Any], family: str, max_position: int) -> int:
+    """`max_position_embeddings`, extended by the rope's scaling as model cards tell their users to: a `rope_scaling` is
+    written into config.json, and the other number is left as it was."""
+    _, given = _given_rope(config)
+    kind = given.get("rope_type") or given.get("type")
+    if kind not in _EXTENDING_ROPES or family == "gemma3_text" or given.get("factor") is None:
+        return max_position
+    original = max_position
+    if kind == "yarn":
+        trained = config.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
+        original = _whole("original_max_position_embeddings", trained or max_position, 1)
+    return max(max_position, int(min(original * _number(given, "factor"), _LARGEST)))
+
+
+def _rope(config: dict[str, Any], max_position: int) -> dict[str, Any]:
+    """transformers 5's `rope_parameters`, or 4's `rope_scaling` beside `rope_theta`, as one flat dict."""
+    where, given = _given_rope(config)
     rope: dict[str, Any] = {name: value for name, value in given.items() if name != "type" and value is not None}
     kind = rope.setdefault("rope_type", given.get("type") or "default")
     if kind not in _ROPE_FIELDS:

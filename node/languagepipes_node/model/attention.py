@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from languagepipes_node.model.attention_plan import COPY_ELEMENTS, Padded, Single, Sizes, StepAttention
+from languagepipes_node.model import chunk_attention
+from languagepipes_node.model.attention_plan import COPY_ELEMENTS, Chunk, Padded, Single, Sizes, StepAttention
 
 
 def attend(todo: StepAttention, queries: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
@@ -13,13 +14,13 @@ def attend(todo: StepAttention, queries: torch.Tensor, cache: torch.Tensor) -> t
     dtype, sizes, scale = queries.dtype, todo.sizes, todo.scale
     queries = queries.to(todo.dtype)
     tokens = queries.shape[0]
-    if len(todo.jobs) == 1 and isinstance(todo.jobs[0], Single) and todo.jobs[0].count == 1:
+    if len(todo.jobs) == 1 and isinstance(todo.jobs[0], Single):
         return _decode_one(todo.jobs[0], queries, cache, sizes, scale).view(1, -1).to(dtype)
     out = torch.empty((tokens, sizes.heads, sizes.head_dim), dtype=queries.dtype, device=queries.device)
     for job in todo.jobs:
         if isinstance(job, Padded):
             _decode_many(job, queries, cache, sizes, todo.block_tokens, scale, out)
-        elif job.count == 1:
+        elif isinstance(job, Single):
             out[job.token] = _decode_one(job, queries[job.token], cache, sizes, scale).view(sizes.heads, -1)
         else:
             _prefill(job, queries, cache, sizes, scale, out)
@@ -27,7 +28,7 @@ def attend(todo: StepAttention, queries: torch.Tensor, cache: torch.Tensor) -> t
 
 
 def _keys_values(
-    job: Single, cache: torch.Tensor, kv_heads: int, begin: int, end: int, dtype: torch.dtype
+    job: Single | Chunk, cache: torch.Tensor, kv_heads: int, begin: int, end: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of kv heads `[begin, end)`, each [end - begin, len(span), head_dim] in `dtype`."""
     keys, values = cache[begin:end], cache[kv_heads + begin : kv_heads + end]
@@ -43,7 +44,7 @@ def _keys_values(
     return keys, values
 
 
-def _heads_at_once(job: Single, cache: torch.Tensor, sizes: Sizes, dtype: torch.dtype) -> int:
+def _heads_at_once(job: Single | Chunk, cache: torch.Tensor, sizes: Sizes, dtype: torch.dtype) -> int:
     """All, unless keys and values have to be copied or converted and are too many for that."""
     if job.slots is None and cache.dtype == dtype:
         return sizes.kv_heads
@@ -93,19 +94,13 @@ def _decode_many(
 
 
 def _prefill(
-    job: Single, queries: torch.Tensor, cache: torch.Tensor, sizes: Sizes, scale: float, out: torch.Tensor
+    job: Chunk, queries: torch.Tensor, cache: torch.Tensor, sizes: Sizes, scale: float, out: torch.Tensor
 ) -> None:
     shape = (job.count, sizes.kv_heads, sizes.group, sizes.head_dim)
-    own = queries.narrow(0, job.token, job.count).view(shape).permute(1, 2, 0, 3)  # [kv head, group, token, head_dim]
-    target = out.narrow(0, job.token, job.count).view(shape).permute(1, 2, 0, 3)
-    at_once = _heads_at_once(job, cache, sizes, queries.dtype)
+    own = queries.narrow(0, job.token, job.count).view(shape)
+    target = out.narrow(0, job.token, job.count).view(shape)
+    at_once = min(_heads_at_once(job, cache, sizes, queries.dtype), job.way.heads_at_once or sizes.kv_heads)
     for begin in range(0, sizes.kv_heads, at_once):
         end = min(begin + at_once, sizes.kv_heads)
         keys, values = _keys_values(job, cache, sizes.kv_heads, begin, end, queries.dtype)
-        # The group's heads share keys and values by a stride of zero, not by a copy.
-        keys = keys[:, None].expand(-1, sizes.group, -1, -1)
-        values = values[:, None].expand(-1, sizes.group, -1, -1)
-        for first, last, mask in job.pieces:
-            target[begin:end, :, first:last] = F.scaled_dot_product_attention(
-                own[begin:end, :, first:last], keys, values, attn_mask=mask, is_causal=job.causal, scale=scale
-            )
+        chunk_attention.attend(job.way, own[:, begin:end], keys, values, scale, target[:, begin:end])

@@ -5,7 +5,7 @@ for all of them. Three ways:
 
 - a decode token alone: its keys and values as a view of the cache (copied first if its blocks are scattered);
 - several decode tokens: their blocks copied side by side, padded to the longest, one batched product for all;
-- a prefill chunk: one call with a causal mask over the chunk's tokens and all that came before.
+- a prefill chunk: `model.chunk_attention`.
 
 docs/decisions/0001-decoder-layer-on-cpu.md has the measurements behind the thresholds.
 """
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from languagepipes_node.model import chunk_attention
+from languagepipes_node.model.chunk_attention import ChunkPlan
 from languagepipes_node.model.step import Sequence, Span, Step
 
 # Temporaries for copied or converted keys and values stay below this many elements (a layer at a time).
 COPY_ELEMENTS = 8 << 20
-# Elements of one explicit mask; longer prefill chunks are cut into rows of queries.
-_MASK_ELEMENTS = 4 << 20
 # In float32, SDPA over a view beats copy-and-multiply from about this many cached tokens on; in bfloat16 it never does.
 _COPY_TOKENS_FLOAT32 = 192
 # One sequence in bfloat16: from here on two batched products beat SDPA.
@@ -48,21 +48,29 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Single:
-    """One sequence's queries: packed tokens `[token, token + count)` over `span`.
+    """A decode token alone: packed token `token` over `span`.
 
-    slot: of the span's first token; slots: of all, if they are scattered. pieces: query rows `[begin, end)` each with
-    an additive mask [end - begin, len(span)]; a None mask with `causal` means that the span is the chunk itself.
-    products: two batched products instead of SDPA.
+    slot: of the span's first token; slots: of all, if they are scattered. products: two batched products instead of
+    SDPA.
     """
+
+    token: int
+    span: Span
+    slot: int
+    slots: torch.Tensor | None
+    products: bool
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A prefill chunk: packed tokens `[token, token + count)`, the last of `span`. slot, slots: as of `Single`."""
 
     token: int
     count: int
     span: Span
     slot: int
     slots: torch.Tensor | None
-    pieces: tuple[tuple[int, int, torch.Tensor | None], ...]
-    causal: bool
-    products: bool
+    way: ChunkPlan
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class Padded:
     mask: torch.Tensor
 
 
-Job = Single | Padded
+Job = Single | Chunk | Padded
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ def plan(
     for sequence in step.sequences:
         span = sequence.span(window, step.block_tokens)
         if sequence.count > 1:
-            jobs.append(maker.single(sequence, span))
+            jobs.append(maker.chunk(sequence, span))
         else:
             decoding.append((sequence, span))
     # A view is better than a copy only where nothing has to be converted.
@@ -181,29 +189,36 @@ class _Maker:
     quick: bool
 
     def single(self, sequence: Sequence, span: Span) -> Single:
-        slots = None
-        if span.slot is None:
-            slots = torch.from_numpy(sequence.slots(span.first, span.stop, self.block_tokens)).to(self.device)
-        slides = self.window is not None and sequence.length > self.window
-        causal = sequence.count > 1 and sequence.start == 0 and not slides
-        pieces: list[tuple[int, int, torch.Tensor | None]] = []
-        if sequence.count == 1 or causal:
-            pieces.append((0, sequence.count, None))
-        else:
-            rows = max(1, _MASK_ELEMENTS // len(span))
-            for begin in range(0, sequence.count, rows):
-                end = min(begin + rows, sequence.count)
-                pieces.append((begin, end, self._causal(sequence.start + begin, sequence.start + end, span)))
         return Single(
+            token=sequence.token,
+            span=span,
+            slot=span.slot or 0,
+            slots=self._slots(sequence, span),
+            products=self.quick and len(span) >= _PRODUCT_TOKENS,
+        )
+
+    def chunk(self, sequence: Sequence, span: Span) -> Chunk:
+        return Chunk(
             token=sequence.token,
             count=sequence.count,
             span=span,
             slot=span.slot or 0,
-            slots=slots,
-            pieces=tuple(pieces),
-            causal=causal,
-            products=self.quick and len(span) >= _PRODUCT_TOKENS,
+            slots=self._slots(sequence, span),
+            way=chunk_attention.plan(
+                count=sequence.count,
+                past=sequence.start - span.first,
+                hidden=None if self.window is None else sequence.start + 1 - self.window - span.first,
+                kv_heads=self.sizes.kv_heads,
+                group=self.sizes.group,
+                dtype=self.dtype,
+                device=self.device,
+            ),
         )
+
+    def _slots(self, sequence: Sequence, span: Span) -> torch.Tensor | None:
+        if span.slot is not None:
+            return None
+        return torch.from_numpy(sequence.slots(span.first, span.stop, self.block_tokens)).to(self.device)
 
     def padded(self, group: list[tuple[Sequence, Span]]) -> Padded:
         group = sorted(group, key=lambda pair: pair[0].token)
@@ -228,15 +243,6 @@ class _Maker:
             blocks=torch.from_numpy(blocks.reshape(-1)).to(self.device),
             mask=mask.repeat(self.sizes.kv_heads, 1).unsqueeze(1),
         )
-
-    def _causal(self, begin: int, end: int, span: Span) -> torch.Tensor:
-        """[end - begin, len(span)]: which keys the queries at positions `[begin, end)` must not see."""
-        query = torch.arange(begin, end, device=self.device)[:, None]
-        key = torch.arange(span.first, span.stop, device=self.device)[None, :]
-        hidden = key > query
-        if self.window is not None:
-            hidden |= key <= query - self.window
-        return self._additive(hidden)
 
     def _additive(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, -math.inf)

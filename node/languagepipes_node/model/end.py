@@ -11,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from languagepipes_api.plan import LayerRange
 
-from languagepipes_node.model import loading
+from languagepipes_node.model import loading, packed
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.errors import BatchError
-from languagepipes_node.model.linear import Arithmetic, Compute, always, measure
+from languagepipes_node.model.linear import WHOLE, Arithmetic, Compute, always, measure
+from languagepipes_node.model.matrix import Matrix, multiply, panels, panels_pay
 from languagepipes_node.model.names import Part, embedding_part, head_part, norm_part
+from languagepipes_node.model.quantised import QuantisedWeight, Weight, look_up, plain, rows_of
 from languagepipes_node.model.stack import LayerStack
 from languagepipes_node.weights.source import TensorSource
 
@@ -94,12 +96,17 @@ class EndLayers:
         if not architecture.tied_embeddings:
             parts.append(head_part(architecture))
         self._parts: tuple[Part, ...] = tuple(parts)
-        self._weights: dict[str, torch.Tensor] = {}
+        self._weights: dict[str, Weight] = {}
+        chosen_natively = architecture.native and (compute is None or compute == always(WHOLE))
+        # The head as panels, which stand in for a tied embedding too: see NativeLayers.
+        self._in_panels = chosen_natively and panels_pay(dtype, device)
+        self._packs = chosen_natively and packed.packs(device)
+        self._panels: Matrix | None = None
 
     @property
     def weight_bytes(self) -> int:
-        """Resident bytes of embedding, head (once if tied), norm and layers."""
-        own = loading.bytes_needed(self._parts, self.dtype)
+        """Resident bytes of embedding, head (once if tied), norm and layers; 0 before they are loaded."""
+        own = loading.held_bytes([*self._weights.values(), *([] if self._panels is None else [self._panels])])
         return own + self._local.weight_bytes + self._tail.weight_bytes
 
     @property
@@ -109,13 +116,22 @@ class EndLayers:
 
     def load(self, source: TensorSource, progress: Callable[[int], None]) -> int:
         """As LayerStack.load. A tied embedding is read and kept once."""
-        loading.check(source, self._parts)
-        weights = loading.allocate_targets(self._parts, self.dtype, self.device, "end model")
+        loading.check(source, self._parts, quantised=self.architecture.native)
+        weights = loading.allocate_targets(source, self._parts, self.dtype, self.device, "end model")
         done = loading.fill(source, self._parts, weights, progress)
         self._weights = weights
-        self._head = weights.get("head", weights["embedding"])
-        if self._measures:
-            self._compute = measure([[self._head[: max(1, _MEASURED_ELEMENTS // self._head.shape[1])]]])
+        head = "embedding" if self.architecture.tied_embeddings else "head"
+        if self._packs and isinstance(weights[head], QuantisedWeight):
+            self._panels = packed.pack(weights.pop(head))
+            log.info("head: quantised, arithmetic by the native kernel")
+        elif self._in_panels and isinstance(weights[head], torch.Tensor):
+            self._panels = panels(plain(weights.pop(head)))
+            log.info("head: arithmetic in bfloat16 by the native kernel")
+        else:
+            self._head = weights[head]
+        if self._measures and self._panels is None:
+            measured = min(self._head.shape[0], max(1, _MEASURED_ELEMENTS // self._head.shape[1]))
+            self._compute = measure([[rows_of(self._head, 0, measured)]], self.dtype)
             log.info("head: arithmetic in %s", self._compute)
         done = self._local.load(source, progress, done)
         return self._tail.load(source, progress, done)
@@ -131,7 +147,12 @@ class EndLayers:
             wrong = int(tokens[(tokens < 0) | (tokens >= rows)][0])
             raise BatchError(f"token id {wrong}: the embedding has rows 0 to {rows - 1}")
         with torch.inference_mode():
-            hidden = self._ends.embed(tokens.to(self.device), self._weights["embedding"])
+            if self._panels is not None and self.architecture.tied_embeddings:
+                hidden = packed.look_up(self._panels, tokens, self.dtype)
+            elif isinstance(embedding := self._weights["embedding"], torch.Tensor):
+                hidden = self._ends.embed(tokens.to(self.device), embedding)
+            else:
+                hidden = look_up(embedding, tokens.to(self.device), self.dtype)
         return self._local.run(hidden, batch)
 
     def back(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -149,8 +170,11 @@ class EndLayers:
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """rows: [R, hidden]. Returns float32 [R, vocabulary]."""
         with torch.inference_mode():
+            if self._panels is not None:
+                normed = self._ends.norm(rows.float(), plain(self._weights["norm"]).float())
+                return multiply(normed, self._panels)
             arithmetic = self._compute.for_rows(rows.shape[0])
             rows = rows.to(arithmetic.dtype)
-            norm = self._weights["norm"].to(rows.dtype)
+            norm = plain(self._weights["norm"]).to(rows.dtype)
             normed = self._ends.norm(rows, norm)
             return arithmetic.product(normed, self._head, None).float()

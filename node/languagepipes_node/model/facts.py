@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from languagepipes_api.facts import LayerFacts, ModelFacts
+from languagepipes_api.facts import LayerFacts, ModelFacts, QuantisedFacts, QuantisedShare
+from languagepipes_api.plan import Quantization
 
-from languagepipes_node.model.architecture import Architecture, ArchitectureError
+from languagepipes_node.model.architecture import EMBEDDING, HEAD, Architecture, ArchitectureError
 from languagepipes_node.weights.errors import BrokenFile, UnsupportedArchitecture, UnsupportedFile
 from languagepipes_node.weights.index import IndexEntry, WeightsIndex
+from languagepipes_node.weights.quantised import Kind, kind_for
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 NORM = "model.norm.weight"
 SERVED_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -23,18 +24,35 @@ _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.(.+)")
 _NOT_WEIGHTS = ("rotary_emb.inv_freq",)
 
 
-def read_facts(config: Mapping[str, Any], index: WeightsIndex, revision: str, download_bytes: int) -> ModelFacts:
+@dataclass(frozen=True)
+class StoredTypes:
+    """Of a source with block types of its own. kept: what asStored makes of tensors, by name. notes: for people, by
+    mode.
+    """
+
+    kept: Mapping[str, Kind] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_facts(
+    config: Mapping[str, Any],
+    index: WeightsIndex,
+    revision: str,
+    download_bytes: int,
+    stored: StoredTypes | None = None,
+) -> ModelFacts:
     """Count. Raises UnsupportedArchitecture, UnsupportedFile or BrokenFile, naming tensor and numbers."""
     try:
-        architecture = Architecture.from_config(dict(config))
+        architecture = Architecture.from_config(dict(config)).as_stored(index.tensors)
     except ArchitectureError as error:
         raise UnsupportedArchitecture(str(error)) from error
     layers = _layers(architecture, index)
-    embedding = _shaped(index, EMBEDDING, (architecture.vocabulary_size, architecture.hidden_size))
+    embedding = _shaped(index, architecture.embedding_tensor, (architecture.vocabulary_size, architecture.hidden_size))
     norm = _shaped(index, NORM, (architecture.hidden_size,))
     head = embedding
     if not architecture.tied_embeddings:
         head = _shaped(index, HEAD, (architecture.vocabulary_size, architecture.hidden_size))
+    experts = architecture.experts
     return ModelFacts(
         revision=revision,
         family=architecture.family,
@@ -52,6 +70,68 @@ def read_facts(config: Mapping[str, Any], index: WeightsIndex, revision: str, do
         max_position=architecture.max_position,
         stored_dtype=_stored_dtype(index),
         download_bytes=download_bytes,
+        quantised=_quantised(architecture, index, stored or StoredTypes()),
+        experts_per_token=experts.top_k if experts is not None else 0,
+        expert_intermediate_size=experts.intermediate_size if experts is not None else 0,
+    )
+
+
+def _quantised(architecture: Architecture, index: WeightsIndex, stored: StoredTypes) -> dict[str, QuantisedFacts]:
+    """By mode; empty for a family whose layers take no quantised weights."""
+    if not architecture.native:
+        return {}
+    found: dict[str, QuantisedFacts] = {}
+    modes: tuple[Quantization, ...] = ("int8", "int4", "asStored")
+    for mode in modes:
+        kinds = stored.kept if mode == "asStored" else _kinds(index, mode)
+        if kinds:
+            found[mode] = _with_kinds(architecture, index, kinds, stored.notes.get(mode, ""))
+    return found
+
+
+def _kinds(index: WeightsIndex, mode: Quantization) -> dict[str, Kind]:
+    kinds = {name: kind_for(name, entry.shape, mode) for name, entry in index.tensors.items()}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def _with_kinds(
+    architecture: Architecture, index: WeightsIndex, kinds: Mapping[str, Kind], note: str
+) -> QuantisedFacts:
+    experts = architecture.experts
+    top_k, count = (experts.top_k, experts.count) if experts is not None else (1, 1)
+    layers = [QuantisedShare(0, 0, 0, 0)] * architecture.layer_count
+    ends = {name: QuantisedShare(0, 0, 0, 0) for name in (EMBEDDING, HEAD)}
+    for name, kind in kinds.items():
+        shape = index.tensors[name].shape
+        parameters, nbytes = math.prod(shape), kind.nbytes(shape)
+        match = _LAYER.fullmatch(name)
+        if match is None:
+            ends[name] = QuantisedShare(parameters, nbytes, parameters, nbytes)
+        elif (layer := int(match[1])) < len(layers):
+            sparse = match[2].startswith("mlp.experts.")
+            layers[layer] = _plus(layers[layer], parameters, nbytes, sparse)
+    if architecture.tied_embeddings:
+        ends[EMBEDDING] = ends[HEAD] = ends[architecture.embedding_tensor]
+    # Expert by expert the sum is exact; their share is what a token reads.
+    shares = [
+        QuantisedShare(
+            each.parameters,
+            each.nbytes,
+            each.parameters - each.active_parameters + each.active_parameters * top_k // count,
+            each.nbytes - each.active_nbytes + each.active_nbytes * top_k // count,
+        )
+        for each in layers
+    ]
+    return QuantisedFacts(tuple(shares), ends[EMBEDDING], ends[HEAD], note)
+
+
+def _plus(share: QuantisedShare, parameters: int, nbytes: int, sparse: bool) -> QuantisedShare:
+    """With one more tensor; active_… gathers what belongs to experts."""
+    return QuantisedShare(
+        share.parameters + parameters,
+        share.nbytes + nbytes,
+        share.active_parameters + (parameters if sparse else 0),
+        share.active_nbytes + (nbytes if sparse else 0),
     )
 
 

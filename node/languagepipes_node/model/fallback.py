@@ -24,6 +24,7 @@ from languagepipes_node.model.errors import UnsupportedModel
 from languagepipes_node.model.kv import KvCache
 from languagepipes_node.model.layers import Attention
 from languagepipes_node.model.names import Part, layer_prefix
+from languagepipes_node.model.quantised import Weight
 from languagepipes_node.model.step import Step
 from languagepipes_node.weights.source import TensorSource
 
@@ -124,6 +125,7 @@ class FallbackLayers:
         self._device = device
         self._sizes = Sizes(architecture.attention_heads, architecture.kv_heads, architecture.head_dim)
         self._layers: list[Any] = []
+        self._held_bytes = 0
         self._parts: list[tuple[Part, ...]] = []
         if not len(layers):
             return
@@ -145,14 +147,16 @@ class FallbackLayers:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(loading.bytes_needed(parts, self._dtype) for parts in self._parts)
+        return self._held_bytes
 
     def load(self, source: TensorSource, progress: Callable[[int], None], done: int) -> int:
-        loading.check(source, [part for parts in self._parts for part in parts])
+        loading.check(source, [part for parts in self._parts for part in parts], quantised=False)
         for layer, parts in zip(self._layers, self._parts, strict=True):
             layer.to_empty(device=self._device)
             layer.requires_grad_(False)
-            done = loading.fill(source, parts, dict(layer.named_parameters()), progress, done)
+            weights: dict[str, Weight] = dict(layer.named_parameters())
+            done = loading.fill(source, parts, weights, progress, done)
+            self._held_bytes += loading.held_bytes(weights.values())
         return done
 
     def settle(self, cache: KvCache) -> None:

@@ -12,6 +12,7 @@ from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.attention_plan import Sizes
 from languagepipes_node.model.linear import Product
 from languagepipes_node.model.moe import ExpertMlp
+from languagepipes_node.model.quantised import Weight, plain
 from languagepipes_node.model.rope import rotate_
 
 # (queries [tokens, heads, head_dim], keys and values [tokens, 2 × kv heads, head_dim]) → [tokens, heads × head_dim].
@@ -22,34 +23,33 @@ Attention = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class DecoderLayer:
     """Packed weights by target name (`model.names`); see there for what each is made of."""
 
-    def __init__(self, architecture: Architecture, layer: int, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, architecture: Architecture, layer: int, weights: dict[str, Weight]) -> None:
         a = architecture
         self._sizes = Sizes(a.attention_heads, a.kv_heads, a.head_dim)
         self._eps = a.rms_norm_eps
         self._activation = a.activation
         self._hidden = (a.hidden_size,)
-        self._input_norm = weights["input_norm"]
-        self._mlp_norm = weights["mlp_norm"]
-        self._qkv, self._qkv_bias = weights["qkv"], weights.get("qkv_bias")
-        self._output, self._output_bias = weights["output"], weights.get("output_bias")
+
+        def bias(name: str) -> torch.Tensor | None:
+            return plain(weights[name]) if name in weights else None
+
+        self._input_norm = plain(weights["input_norm"])
+        self._mlp_norm = plain(weights["mlp_norm"])
+        self._qkv, self._qkv_bias = weights["qkv"], bias("qkv_bias")
+        self._output, self._output_bias = weights["output"], bias("output_bias")
         self._qk_norm = None
         if "qk_norm" in weights:
-            queries, keys = weights["qk_norm"].view(2, a.head_dim)
+            queries, keys = plain(weights["qk_norm"]).view(2, a.head_dim)
             # One row a head, so that all heads are normed by one call: [heads + kv heads, head_dim]
             self._qk_norm = torch.cat((queries.expand(a.attention_heads, -1), keys.expand(a.kv_heads, -1)))
         self._experts = None
         if a.experts is not None and "router" in weights:
-            count, size = a.experts.count, a.experts.intermediate_size
             self._experts = ExpertMlp(
-                a.experts,
-                weights["router"],
-                weights["experts_gate_up"].view(count, 2 * size, a.hidden_size),
-                weights["experts_down"].view(count, a.hidden_size, size),
-                a.activation,
+                a.experts, weights["router"], weights["experts_gate_up"], weights["experts_down"], a.activation
             )
         else:
-            self._gate_up, self._gate_up_bias = weights["gate_up"], weights.get("gate_up_bias")
-            self._down, self._down_bias = weights["down"], weights.get("down_bias")
+            self._gate_up, self._gate_up_bias = weights["gate_up"], bias("gate_up_bias")
+            self._down, self._down_bias = weights["down"], bias("down_bias")
 
     def __call__(
         self,

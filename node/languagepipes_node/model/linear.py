@@ -4,7 +4,9 @@
 input is float32 and the weight is not, the weight is widened tile by tile into a small float32 buffer, so that a
 member never needs a float32 copy of its weights. The kernel of `model.kernels` widens in registers instead. Which of
 the three is fastest depends on the processor and on the number of rows (without AVX512-BF16, bfloat16 arithmetic is
-several times slower than float32 from a few rows on; float16 is so on most): `measure` finds out at start-up.
+several times slower than float32 from a few rows on; float16 is so on most): `measure` finds out at start-up. Where the
+processor has bfloat16 dot products, native families' bfloat16 weights are not chosen for here: they are kept as panels
+(`model.matrix`), and every number of rows is multiplied one way.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from languagepipes_node.model import kernels
+from languagepipes_node.model.matrix import Matrix, multiply, row_major
+from languagepipes_node.model.quantised import QuantisedWeight, StackedWeight, Weight, quantised
 
 # Elements of the float32 buffer (4 MiB): large enough to hide the calls, small enough for a shared cache.
 _TILE_ELEMENTS = 1 << 20
@@ -31,8 +35,13 @@ _MEASURED_BYTES = 64 << 20
 _ARITHMETIC_ROWS = 16
 
 
-def project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def project(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x: [rows, in]; weight: [out, in]; bias: [out] or None. Returns [rows, out] in x's dtype."""
+    if isinstance(weight, Matrix):
+        raise TypeError("packed weights are multiplied by project_natively")
+    if not isinstance(weight, torch.Tensor):
+        out = _project_quantised(x, weight)
+        return out if bias is None else out.add_(bias)
     if x.dtype == weight.dtype:
         return F.linear(x, weight, bias)
     rows, outputs = x.shape[0], weight.shape[0]
@@ -49,13 +58,33 @@ def project(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
     return out if bias is None else out.add_(bias)
 
 
-def project_natively(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def _project_quantised(x: torch.Tensor, weight: QuantisedWeight | StackedWeight) -> torch.Tensor:
+    """Some rows of the weight at a time are widened to x's dtype."""
+    if isinstance(weight, StackedWeight):
+        return torch.cat([project(x, segment) for segment in weight.segments], dim=1)
+    outputs, depth = weight.shape
+    height = max(1, _TILE_ELEMENTS // depth)
+    if outputs <= height:
+        return F.linear(x, weight.widened(x.dtype))
+    out = torch.empty((x.shape[0], outputs), dtype=x.dtype, device=x.device)
+    for start in range(0, outputs, height):
+        stop = min(start + height, outputs)
+        torch.mm(x, weight.rows(start, stop).widened(x.dtype).t(), out=out[:, start:stop])
+    return out
+
+
+def project_natively(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """As `project`, by this package's own kernel (model.kernels): x is float32, the weight of any dtype."""
-    out = kernels.linear(x, weight)
+    if isinstance(weight, Matrix):
+        out = multiply(x, weight)
+    elif isinstance(weight, torch.Tensor):
+        out = multiply(x, row_major(weight))
+    else:
+        out = _project_quantised(x, weight)
     return out if bias is None else out.add_(bias)
 
 
-Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+Product = Callable[[torch.Tensor, Weight, torch.Tensor | None], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -112,33 +141,37 @@ def always(arithmetic: Arithmetic) -> Compute:
     return Compute(((1, arithmetic),))
 
 
-def candidates(storage: torch.dtype) -> list[Arithmetic]:
-    """Every way to multiply by weights of this dtype on this CPU; torch's own kernel for the dtype comes first."""
+def candidates(storage: torch.dtype, *, quantised: bool = False) -> list[Arithmetic]:
+    """Every way to multiply by weights of this dtype on this CPU; torch's own kernel for the dtype comes first.
+
+    quantised: the weights are, and are widened to the dtype of the arithmetic.
+    """
     ways = [Arithmetic(storage)]
     if storage != torch.float32:
         ways.append(Arithmetic(torch.float32))
-    if kernels.available():
+    if kernels.available() and not quantised:
         ways.append(Arithmetic(torch.float32, native=True))
     return ways
 
 
-def measure(layers: Sequence[Sequence[torch.Tensor]], clock: Callable[[], float] = time.perf_counter) -> Compute:
+def measure(
+    layers: Sequence[Sequence[Weight]], dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
+) -> Compute:
     """Time every way on the weights of these layers (or of the head alone) and keep the fastest for each bucket.
 
     A few rows read enough layers for the weights to come from memory and not from a cache, as in a real step; more
     rows are bound by arithmetic, and one layer says it all. Takes at most about two seconds. On a GPU there is nothing
-    to choose.
+    to choose. dtype: of the weights that are not quantised.
     """
-    storage = layers[0][0].dtype
-    if layers[0][0].device.type != "cpu":
-        return always(Arithmetic(storage))
+    if any(not isinstance(each, Matrix) and each.device.type != "cpu" for each in layers[0]):
+        return always(Arithmetic(dtype))
     one = list(layers[0])
-    several: list[torch.Tensor] = []
+    several: list[Weight] = []
     for weights in layers:
         several.extend(weights)
         if sum(weight.nbytes for weight in several) > _MEASURED_BYTES:
             break
-    ways = candidates(storage)
+    ways = candidates(dtype, quantised=any(quantised(weights) for weights in layers))
     started = clock()
     choices: list[tuple[int, Arithmetic]] = []
     for rows in ROW_BUCKETS:
@@ -156,7 +189,7 @@ def measure(layers: Sequence[Sequence[torch.Tensor]], clock: Callable[[], float]
 
 
 def _seconds(
-    weights: Sequence[torch.Tensor], rows: int, ways: Sequence[Arithmetic], clock: Callable[[], float]
+    weights: Sequence[Weight], rows: int, ways: Sequence[Arithmetic], clock: Callable[[], float]
 ) -> dict[Arithmetic, float]:
     """The seconds that all products take, each way."""
 

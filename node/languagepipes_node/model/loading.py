@@ -1,7 +1,8 @@
 """From a TensorSource into packed weights: every tensor checked, then its bytes read straight to where they stay.
 
 Where the stored dtype is the planned one and the device is a CPU, the source writes into the packed weight itself. In
-every other case it goes through a temporary of at most 16 MiB (or one row), some rows at a time.
+every other case it goes through a temporary of at most 16 MiB (or one row), some rows at a time. A matrix that the
+source has quantised stays so.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import torch
 
 from languagepipes_node.model.buffers import TORCH_DTYPES
 from languagepipes_node.model.errors import OutOfMemory, WrongWeights
-from languagepipes_node.model.names import Part, target_shapes
+from languagepipes_node.model.matrix import Matrix
+from languagepipes_node.model.names import Part
+from languagepipes_node.model.quantised import QuantisedWeight, StackedWeight, Weight, plain
+from languagepipes_node.weights.errors import UnsupportedFile
+from languagepipes_node.weights.quantised import MINIMUMS, SCALES, Kind, stored_kind
 from languagepipes_node.weights.source import TensorSource
 
 _TEMPORARY_BYTES = 16 << 20
-
-
-def bytes_needed(parts: Iterable[Part], dtype: torch.dtype) -> int:
-    """Resident bytes of `parts` in `dtype`."""
-    return sum(math.prod(part.shape) for part in parts) * dtype.itemsize
+_STORED_DTYPES = {**TORCH_DTYPES, "int8": torch.int8, "uint8": torch.uint8}
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, purpose: str) -> torch.Tensor:
@@ -36,38 +37,86 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, p
 
 
 def allocate_targets(
-    parts: tuple[Part, ...], dtype: torch.dtype, device: torch.device, purpose: str
-) -> dict[str, torch.Tensor]:
-    """One tensor for each packed weight of `parts`. Raises OutOfMemory."""
-    return {
-        target: allocate(shape, dtype, device, f"{purpose} {target}") for target, shape in target_shapes(parts).items()
-    }
+    source: TensorSource, parts: tuple[Part, ...], dtype: torch.dtype, device: torch.device, purpose: str
+) -> dict[str, Weight]:
+    """One weight for each target of `parts`, which were checked: a tensor of `dtype`, or quantised as the source has
+    it; a stack where parts of one target are of different kinds. Raises OutOfMemory.
+    """
+    segments: dict[str, list[tuple[Kind | None, tuple[int, ...]]]] = {}
+    for part in parts:
+        kind, own = _kind(source, part), segments.setdefault(part.target, [])
+        if own and own[-1][0] == kind:
+            rows, *tail = own[-1][1]
+            own[-1] = (kind, (rows + part.shape[0], *tail))
+        else:
+            own.append((kind, part.shape))
+    targets: dict[str, Weight] = {}
+    for target, own in segments.items():
+        held = tuple(_allocate_kind(kind, shape, dtype, device, f"{purpose} {target}") for kind, shape in own)
+        targets[target] = held[0] if len(held) == 1 else StackedWeight(held)
+    return targets
 
 
-def check(source: TensorSource, parts: Iterable[Part]) -> None:
-    """Compare every part with what the source has, before any byte is read. Raises WrongWeights."""
+def _allocate_kind(
+    kind: Kind | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, purpose: str
+) -> torch.Tensor | QuantisedWeight:
+    if kind is None:
+        return allocate(shape, dtype, device, purpose)
+    return QuantisedWeight(
+        *(allocate(each, _STORED_DTYPES[stored], device, purpose) for stored, each in kind.tensors("", shape).values())
+    )
+
+
+def held_bytes(weights: Iterable[Weight]) -> int:
+    """Resident bytes."""
+    return sum(weight.nbytes for weight in weights)
+
+
+def check(source: TensorSource, parts: Iterable[Part], *, quantised: bool = True) -> None:
+    """Compare every part with what the source has, before any byte is read. quantised: whether matrices may be so.
+
+    Raises WrongWeights.
+    """
     for part in parts:
         try:
             info = source.info(part.name)
         except KeyError as error:
             raise WrongWeights(f"tensor {part.name}: missing from the weights, but config.json calls for it") from error
-        if info.dtype not in TORCH_DTYPES:
+        kind = _kind(source, part) if quantised else None
+        if kind is None and info.dtype not in TORCH_DTYPES:
             raise WrongWeights(f"tensor {part.name}: stored as {info.dtype}; supported are {', '.join(TORCH_DTYPES)}")
-        if tuple(info.shape) != part.shape:
-            raise WrongWeights(
-                f"tensor {part.name}: shape {list(info.shape)}, but config.json makes it {list(part.shape)}"
-            )
-        expected = math.prod(part.shape) * TORCH_DTYPES[info.dtype].itemsize
+        shape = tuple(info.shape) if kind is None else (info.shape[0], info.shape[1] * 8 // kind.bits)
+        if shape != part.shape:
+            raise WrongWeights(f"tensor {part.name}: shape {list(shape)}, but config.json makes it {list(part.shape)}")
+        expected = math.prod(info.shape) * _STORED_DTYPES[info.dtype].itemsize
         if info.nbytes != expected:
             raise WrongWeights(
                 f"tensor {part.name}: {info.nbytes} bytes, but shape and dtype make {expected}: the file is damaged"
             )
 
 
+def _kind(source: TensorSource, part: Part) -> Kind | None:
+    """How the source has a matrix quantised; None if it has not. Raises WrongWeights."""
+    held = {}
+    for name in (part.name, part.name + SCALES, part.name + MINIMUMS):
+        try:
+            info = source.info(name)
+        except KeyError:
+            continue
+        held[name] = (info.dtype, tuple(info.shape))
+        if info.dtype in TORCH_DTYPES and name == part.name:
+            return None
+    try:
+        found = stored_kind(part.name, held)
+    except UnsupportedFile as error:
+        raise WrongWeights(str(error)) from error
+    return None if found is None else found[0]
+
+
 def fill(
     source: TensorSource,
     parts: Iterable[Part],
-    targets: dict[str, torch.Tensor],
+    targets: dict[str, Weight],
     progress: Callable[[int], None],
     done: int = 0,
 ) -> int:
@@ -76,16 +125,29 @@ def fill(
     Raises WrongWeights, or WeightsError of the source.
     """
     for part in parts:
-        place = targets[part.target][part.start : part.start + part.shape[0]]
-        read_tensor(source, part.name, place)
-        done += place.numel() * place.element_size()
+        for name, place in _places(part, targets[part.target]):
+            read_tensor(source, name, place)
+            done += place.nbytes
         progress(done)
     return done
 
 
+def _places(part: Part, target: Weight) -> list[tuple[str, torch.Tensor]]:
+    """The source's tensors of a part, and where each goes."""
+    start, stop = part.start, part.start + part.shape[0]
+    if isinstance(target, torch.Tensor):
+        return [(part.name, target[start:stop])]
+    if isinstance(target, Matrix):
+        raise TypeError(f"{part.target}: packed before it was read")
+    own = target.rows(start, stop)  # one segment: segments begin and end where parts do
+    if isinstance(own, QuantisedWeight):
+        return list(zip((part.name, part.name + SCALES, part.name + MINIMUMS), own.tensors, strict=False))
+    return [(part.name, plain(own))]
+
+
 def read_tensor(source: TensorSource, name: str, place: torch.Tensor) -> None:
     """Read one checked tensor into the contiguous `place`, converting to its dtype and device if they differ."""
-    stored = TORCH_DTYPES[source.info(name).dtype]
+    stored = _STORED_DTYPES[source.info(name).dtype]
     if place.device.type == "cpu" and stored == place.dtype:
         source.read_into(name, _bytes(place))
         return

@@ -1,4 +1,7 @@
-"""The mixture-of-experts MLP of Qwen3-MoE: a router picks a few experts for each token."""
+"""The mixture-of-experts MLP of Qwen3-MoE by torch's calls: a router picks a few experts for each token.
+
+Where whole native steps serve (`model.whole_step`) they have routing and experts of their own.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,32 @@ import torch
 from languagepipes_node.model.activation import gated
 from languagepipes_node.model.architecture import Experts
 from languagepipes_node.model.linear import Product
+from languagepipes_node.model.quantised import Weight, rows_of
+
+
+def each_expert(weight: Weight, count: int) -> list[Weight]:
+    """Views of the matrices of `count` experts, which are one under the other."""
+    height = weight.shape[0] // count
+    return [rows_of(weight, expert * height, (expert + 1) * height) for expert in range(count)]
 
 
 class ExpertMlp:
-    """router [experts, hidden]; gate_up [experts, 2 × intermediate, hidden]; down [experts, hidden, intermediate]."""
+    """router [experts, hidden]; the experts' matrices one under the other: gate_up
+    [experts × 2 × intermediate, hidden], down [experts × hidden, intermediate].
+    """
 
     def __init__(
         self,
         experts: Experts,
-        router: torch.Tensor,
-        gate_up: torch.Tensor,
-        down: torch.Tensor,
+        router: Weight,
+        gate_up: Weight,
+        down: Weight,
         activation: str,
     ) -> None:
         self._experts = experts
         self._router = router
-        self._gate_up = gate_up
-        self._down = down
+        self._gate_up = each_expert(gate_up, experts.count)
+        self._down = each_expert(down, experts.count)
         self._activation = activation
 
     def __call__(self, x: torch.Tensor, product: Product) -> torch.Tensor:

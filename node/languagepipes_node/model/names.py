@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from languagepipes_node.model.architecture import Architecture, Experts
+from languagepipes_node.model.architecture import HEAD, Architecture, Experts
 
-EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
-HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def layer_parts(architecture: Architecture, layer: int) -> tuple[Part, ...]:
 
 
 def embedding_part(architecture: Architecture) -> Part:
-    return Part(EMBEDDING, (architecture.vocabulary_size, architecture.hidden_size), "embedding")
+    return Part(architecture.embedding_tensor, (architecture.vocabulary_size, architecture.hidden_size), "embedding")
 
 
 def norm_part(architecture: Architecture) -> Part:
@@ -71,16 +69,6 @@ def norm_part(architecture: Architecture) -> Part:
 def head_part(architecture: Architecture) -> Part:
     """The LM head of a model whose embeddings are not tied."""
     return Part(HEAD, (architecture.vocabulary_size, architecture.hidden_size), "head")
-
-
-def target_shapes(parts: tuple[Part, ...]) -> dict[str, tuple[int, ...]]:
-    """The shape of each packed weight: its parts' rows added up."""
-    rows: dict[str, int] = {}
-    tails: dict[str, tuple[int, ...]] = {}
-    for part in parts:
-        rows[part.target] = rows.get(part.target, 0) + part.shape[0]
-        tails[part.target] = part.shape[1:]
-    return {target: (count, *tails[target]) for target, count in rows.items()}
 
 
 def _packed(prefix: str, target: str, rows: tuple[tuple[str, int], ...], columns: int, *, bias: bool) -> list[Part]:

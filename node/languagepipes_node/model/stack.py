@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 import torch
 from languagepipes_api.plan import LayerRange
 
-from languagepipes_node.model import attention, attention_plan, loading, step, whole_step
+from languagepipes_node.model import attention, attention_plan, loading, packed, step, whole_step
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.attention_plan import Sizes
 from languagepipes_node.model.batch import Batch
@@ -19,10 +19,13 @@ from languagepipes_node.model.errors import BatchError
 from languagepipes_node.model.kv import KvCache
 from languagepipes_node.model.layers import Attention, DecoderLayer
 from languagepipes_node.model.linear import ROW_BUCKETS, WHOLE, Arithmetic, Compute, always, measure, seconds_of
+from languagepipes_node.model.matrix import PANEL, Matrix, panels, panels_pay, row_major
+from languagepipes_node.model.moe import each_expert
 from languagepipes_node.model.names import Part, layer_parts
+from languagepipes_node.model.quantised import Weight, plain, quantised
 from languagepipes_node.model.rope import Rope
 from languagepipes_node.model.step import Step, probe
-from languagepipes_node.model.whole_step import WholeStep
+from languagepipes_node.model.whole_step import LayerWeights, Mixture, WholeStep
 from languagepipes_node.weights.source import TensorSource
 
 log = logging.getLogger(__name__)
@@ -86,7 +89,7 @@ class LayerStack:
 
     @property
     def weight_bytes(self) -> int:
-        """Resident bytes of this range's weights."""
+        """Resident bytes of this range's weights; 0 before they are loaded."""
         return self._layers.weight_bytes
 
     def load(self, source: TensorSource, progress: Callable[[int], None], done: int = 0) -> int:
@@ -154,35 +157,117 @@ class NativeLayers:
         self._sizes = Sizes(architecture.attention_heads, architecture.kv_heads, architecture.head_dim)
         self._scale = architecture.head_dim**-0.5
         self._decoders: list[DecoderLayer] = []
-        self._packed: list[dict[str, torch.Tensor]] = []
+        self._held_bytes = 0
+        self._served = whole_step.serves(architecture, device)
+        chosen_natively = compute is None or compute == always(WHOLE)
+        # With panels all steps are whole native steps: nothing else reads them, and there is nothing to measure.
+        self._in_panels = self._served and panels_pay(dtype, device) and chosen_natively
+        # Quantised weights are multiplied one way, whatever the number of rows.
+        self._packs = packed.packs(device) and chosen_natively
+        self._native: list[LayerWeights] = []
         self._whole: WholeStep | None = None
 
     @property
     def weight_bytes(self) -> int:
-        return sum(loading.bytes_needed(parts, self._dtype) for parts in self._parts)
+        return self._held_bytes
 
     def load(self, source: TensorSource, progress: Callable[[int], None], done: int) -> int:
         every: list[Part] = [part for parts in self._parts for part in parts]
         loading.check(source, every)
         self._rope = Rope(self._architecture.rope, self._architecture.head_dim, self._device)
-        products: list[list[torch.Tensor]] = []
+        loaded: list[dict[str, Weight]] = []
         for layer, parts in enumerate(self._parts, self._layers.start):
-            weights = loading.allocate_targets(parts, self._dtype, self._device, f"layer {layer}")
+            weights = loading.allocate_targets(source, parts, self._dtype, self._device, f"layer {layer}")
             done = loading.fill(source, parts, weights, progress, done)
-            self._decoders.append(DecoderLayer(self._architecture, layer, weights))
-            self._packed.append(weights)
-            # Experts see other numbers of rows than the step has.
-            products.append([w for name, w in weights.items() if w.ndim == 2 and not name.startswith("experts")])
-        if self._measures and products:
-            self._compute = measure(products)
+            self._held_bytes += loading.held_bytes(weights.values())
+            loaded.append(weights)
+        if any(quantised(list(weights.values())) for weights in loaded):
+            self._take_quantised(loaded)
+        else:
+            self._take(loaded)
         return done
 
+    def _take(self, loaded: Sequence[dict[str, Weight]]) -> None:
+        """Layers in the dtype at rest."""
+        products: list[list[Weight]] = []
+        for layer, weights in enumerate(loaded, self._layers.start):
+            if self._served:
+                self._native.append(self._as_native(weights))
+            if self._in_panels:
+                continue
+            self._decoders.append(DecoderLayer(self._architecture, layer, weights))
+            # Experts see other numbers of rows than the step has.
+            products.append([w for name, w in weights.items() if len(w.shape) == 2 and not name.startswith("experts")])
+        if self._in_panels:
+            self._compute = always(WHOLE)
+        elif self._measures and products:
+            self._compute = measure(products, self._dtype)
+
+    def _take_quantised(self, loaded: Sequence[dict[str, Weight]]) -> None:
+        """Layers with quantised matrices: by the native kernels for every number of rows, in whole steps if all of it
+        fits these; without the kernels each matrix is widened as it is used.
+        """
+        self._served = self._packs and self._served and all(map(self._fits_whole_steps, loaded))
+        self._in_panels = self._served  # nothing is left to measure
+        for layer, weights in enumerate(loaded, self._layers.start):
+            if self._served:
+                self._native.append(self._as_native(weights))
+                continue
+            taken = packed.pack_all(weights, self._architecture) if self._packs else weights
+            self._decoders.append(DecoderLayer(self._architecture, layer, taken))
+        if self._served:
+            self._compute = always(WHOLE)
+        elif self._packs:
+            self._compute = always(Arithmetic(torch.float32, native=True))
+            self._measures = False
+        elif self._measures:
+            matrices = [[w for w in weights.values() if len(w.shape) == 2] for weights in loaded]
+            self._compute = measure(matrices, self._dtype)
+
+    def _fits_whole_steps(self, weights: dict[str, Weight]) -> bool:
+        a = self._architecture
+        gates, ups, downs = self._mlp(weights)
+        return (
+            a.attention_heads // a.kv_heads * a.head_dim % PANEL == 0
+            and gates[0].shape[0] % PANEL == 0
+            and all(len({isinstance(each, torch.Tensor) for each in alike}) == 1 for alike in (gates + ups, downs))
+            and all(packed.packable(each) for each in (weights["qkv"], weights["output"], *gates, *ups, *downs))
+        )
+
+    def _mlp(self, weights: dict[str, Weight]) -> tuple[list[Weight], list[Weight], list[Weight]]:
+        """Gates, ups and downs of a layer: one each, or one an expert."""
+        experts = self._architecture.experts
+        if experts is None or "router" not in weights:
+            gate_ups, downs = [weights["gate_up"]], [weights["down"]]
+        else:
+            gate_ups = each_expert(weights["experts_gate_up"], experts.count)
+            downs = each_expert(weights["experts_down"], experts.count)
+        gates, ups = zip(*map(packed.halves, gate_ups), strict=True)
+        return list(gates), list(ups), downs
+
+    def _as_native(self, weights: dict[str, Weight]) -> LayerWeights:
+        """One layer's packed weights for whole steps; matrices that become panels are no longer what they were."""
+        in_panels = self._in_panels and panels_pay(self._dtype, self._device)
+
+        def make(weight: Weight) -> Matrix:
+            if not isinstance(weight, torch.Tensor):
+                return packed.pack(weight)
+            return panels(weight) if in_panels else row_major(weight)
+
+        gates, ups, downs = (tuple(map(make, each)) for each in self._mlp(weights))
+        matrices = {name: make(weights[name]) for name in ("qkv", "output")}
+        vectors = {name: plain(weight) for name, weight in weights.items() if len(weight.shape) == 1}
+        experts = self._architecture.experts
+        if experts is None or "router" not in weights:
+            return LayerWeights(matrices | {"gate": gates[0], "up": ups[0], "down": downs[0]}, vectors)
+        return LayerWeights(matrices, vectors, Mixture(experts, make(weights["router"]), gates, ups, downs))
+
     def settle(self, cache: KvCache) -> None:
-        if not self._packed:
+        if not len(self._layers):
             return
-        if whole_step.serves(self._architecture, self._device):
-            self._whole = WholeStep(self._architecture, self._packed, self._windows, self._rope, cache, self._dtype)
-            if self._measures:
+        if self._served:
+            self._whole = WholeStep(self._architecture, self._native, self._windows, self._rope, cache, self._dtype)
+            if self._measures and not self._in_panels:
                 self._compute = self._compute.whole_below(self._rows_that_are_slower_whole(cache))
         if self._measures:
             log.info("layers %s: arithmetic in %s", self._layers, self._compute)
@@ -194,12 +279,13 @@ class NativeLayers:
         """
         faster_below = 1
         started = time.monotonic()
+        draw = torch.Generator().manual_seed(0)  # rows that differ: of a mixture they take different experts
         with torch.inference_mode():
             for rows in ROW_BUCKETS:
                 step = probe(rows, cache.blocks, cache.block_tokens)
                 if step is None or time.monotonic() - started > _MEASURING_SECONDS:
                     break
-                hidden = torch.full((rows, self._architecture.hidden_size), 0.01, dtype=self._dtype)
+                hidden = torch.randn((rows, self._architecture.hidden_size), generator=draw).to(self._dtype)
                 arithmetic = self._compute.for_rows(rows)
                 ways = (WHOLE, arithmetic)
                 seconds = seconds_of([partial(self._run_by, way, hidden, step, cache) for way in ways])

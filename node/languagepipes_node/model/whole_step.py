@@ -1,35 +1,49 @@
-"""A step of few rows through a range of layers in one native call (`lp_layers` in node/native/kernels.c).
+"""A step through a range of layers in one native call (`lp_layers` in node/native/step.c).
 
-For a handful of rows, calling torch a dozen times a layer costs more than computing. Arithmetic is float32 whatever the
-dtype at rest. It serves dense layers with a SiLU MLP on a CPU; whether it is faster for so many rows is measured at
-start-up by whoever uses it (`model.stack`).
+For a handful of rows, calling torch a dozen times a layer costs more than computing. It serves layers with SiLU MLPs
+on a CPU, mixtures of experts included. Weights in panels (`model.matrix`) are multiplied in bfloat16, all others in
+float32; residual stream, norms and sums are float32. With panels a step of any size comes here; without, whoever uses
+it measures at start-up up to how many rows it is faster than torch (`model.stack`).
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from languagepipes_node.model import kernels
-from languagepipes_node.model.architecture import Architecture
+from languagepipes_node.model.architecture import Architecture, Experts
 from languagepipes_node.model.kv import KvCache
+from languagepipes_node.model.matrix import KINDS, Matrix, NativeMatrix
 from languagepipes_node.model.rope import Rope
 from languagepipes_node.model.step import Step
 
-_MOST_LAYERS, _MOST_GROUP, _MOST_HEAD_DIM = 256, 32, 1024
+_MOST_LAYERS, _MOST_GROUP = 256, 32
+_MATRICES = ("qkv", "output", "gate", "up", "down")
+_OF_EXPERTS = ("gate", "up", "down")
 _POINTER = ctypes.c_void_p
+
+
+class _Mixture(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("count", "top_k", "normalise")),
+        ("router", NativeMatrix),
+        *((name, ctypes.POINTER(NativeMatrix)) for name in _OF_EXPERTS),
+    ]
 
 
 class _Layer(ctypes.Structure):
     _fields_ = [
         *((name, _POINTER) for name in ("input_norm", "mlp_norm", "q_norm", "k_norm")),
         *((name, _POINTER) for name in ("qkv_bias", "output_bias", "gate_up_bias", "down_bias")),
-        *((name, _POINTER) for name in ("qkv", "output", "gate_up", "down")),
+        *((name, NativeMatrix) for name in _MATRICES),
         ("cache", _POINTER),
         ("window", ctypes.c_int64),
+        ("mixture", ctypes.POINTER(_Mixture)),
     ]
 
 
@@ -48,9 +62,9 @@ class _Model(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = [
-        ("rows", ctypes.c_int64),
-        ("longest", ctypes.c_int64),
-        *((name, _POINTER) for name in ("position", "slot", "blocks", "block_start", "cosine", "sine")),
+        *((name, ctypes.c_int64) for name in ("rows", "sequences", "longest")),
+        *((name, _POINTER) for name in ("position", "slot", "blocks", "sequence_row", "sequence_block")),
+        *((name, _POINTER) for name in ("cosine", "sine")),
     ]
 
 
@@ -61,21 +75,51 @@ def serves(architecture: Architecture, device: torch.device) -> bool:
         device.type == "cpu"
         and kernels.available()
         and a.activation == "silu"
-        and not any(a.sparse_layers)
         and a.head_dim % 16 == 0
-        and a.head_dim <= _MOST_HEAD_DIM
         and a.layer_count <= _MOST_LAYERS
         and a.attention_heads // a.kv_heads <= _MOST_GROUP
     )
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """A layer's experts. router: [experts, hidden]. gate, up, down: one matrix an expert. Gates and ups are all
+    quantised or all of one kind, and so are downs: one kind of operand serves them.
+    """
+
+    experts: Experts
+    router: Matrix
+    gate: tuple[Matrix, ...]
+    up: tuple[Matrix, ...]
+    down: tuple[Matrix, ...]
+
+    def native(self) -> _Mixture:
+        """Valid as long as this object."""
+        experts = self.experts
+        described = (
+            (NativeMatrix * experts.count)(*(matrix.native() for matrix in getattr(self, name))) for name in _OF_EXPERTS
+        )
+        return _Mixture(experts.count, experts.top_k, experts.normalise_top_k, self.router.native(), *described)
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer for `WholeStep`. matrices: qkv and output, and of a dense MLP gate, up and down. vectors: norms and
+    biases by their target's name (`model.names`). mixture: None for a dense MLP.
+    """
+
+    matrices: dict[str, Matrix]
+    vectors: dict[str, torch.Tensor]
+    mixture: Mixture | None = None
+
+
 class WholeStep:
-    """One range of layers, their cache and their packed weights (`model.names`), as the native code sees them."""
+    """One range of layers and their cache, as the native code sees them."""
 
     def __init__(
         self,
         architecture: Architecture,
-        weights: Sequence[dict[str, torch.Tensor]],
+        weights: Sequence[LayerWeights],
         windows: Sequence[int | None],
         rope: Rope,
         cache: KvCache,
@@ -84,18 +128,23 @@ class WholeStep:
         a = architecture
         self._hidden, self._dtype, self._rope = a.hidden_size, dtype, rope
         # What the pointers point to must live as long as they do.
-        self._kept: list[torch.Tensor] = [tensor for layer in weights for tensor in layer.values()] + list(cache.layers)
+        self._weights, self._cache = tuple(weights), cache
+        self._kept: list[torch.Tensor] = []
         self._layers = (_Layer * len(weights))()
-        for layer, packed, window, store in zip(self._layers, weights, windows, cache.layers, strict=True):
-            layer.input_norm = self._float32(packed["input_norm"])
-            layer.mlp_norm = self._float32(packed["mlp_norm"])
-            if "qk_norm" in packed:
-                layer.q_norm = self._float32(packed["qk_norm"][: a.head_dim])
-                layer.k_norm = self._float32(packed["qk_norm"][a.head_dim :])
-            for name in ("qkv", "output", "gate_up", "down"):
-                setattr(layer, name, packed[name].data_ptr())
-                if f"{name}_bias" in packed:
-                    setattr(layer, f"{name}_bias", self._float32(packed[f"{name}_bias"]))
+        for layer, own, window, store in zip(self._layers, weights, windows, cache.layers, strict=True):
+            vectors = own.vectors
+            layer.input_norm = self._float32(vectors["input_norm"])
+            layer.mlp_norm = self._float32(vectors["mlp_norm"])
+            if "qk_norm" in vectors:
+                layer.q_norm = self._float32(vectors["qk_norm"][: a.head_dim])
+                layer.k_norm = self._float32(vectors["qk_norm"][a.head_dim :])
+            for name in ("qkv_bias", "output_bias", "gate_up_bias", "down_bias"):
+                if name in vectors:
+                    setattr(layer, name, self._float32(vectors[name]))
+            for name, matrix in own.matrices.items():
+                setattr(layer, name, matrix.native())
+            if own.mixture is not None:
+                layer.mixture = ctypes.pointer(own.mixture.native())
             layer.cache = store.data_ptr()
             layer.window = window or 0
         self._library, level = kernels.library()
@@ -110,10 +159,10 @@ class WholeStep:
             block_tokens=cache.block_tokens,
             eps=a.rms_norm_eps,
             scale=a.head_dim**-0.5,
-            dtype=kernels.DTYPE_CODES[dtype],
+            dtype=KINDS[dtype],
             level=level,
         )
-        self._scratch = torch.empty(0)
+        self._scratch = torch.empty(0, dtype=torch.uint8)
 
     def _float32(self, tensor: torch.Tensor) -> int:
         self._kept.append(tensor.float().contiguous())
@@ -127,31 +176,30 @@ class WholeStep:
         cosine, sine = self._rope.at(torch.from_numpy(step.positions), torch.float32)
         blocks = np.concatenate([sequence.blocks for sequence in step.sequences])
         held = np.array([len(sequence.blocks) for sequence in step.sequences])
-        counts = np.array([sequence.count for sequence in step.sequences])
-        block_start = np.repeat(np.cumsum(held) - held, counts)
+        sequence_block = np.cumsum(held) - held
+        sequence_row = np.array([sequence.token for sequence in step.sequences] + [step.tokens])
         longest = max(sequence.length for sequence in step.sequences)
         native = _Step(
             rows=step.tokens,
+            sequences=len(step.sequences),
             longest=longest,
             position=step.positions.ctypes.data,
             slot=step.slots.ctypes.data,
             blocks=blocks.ctypes.data,
-            block_start=block_start.ctypes.data,
+            sequence_row=sequence_row.ctypes.data,
+            sequence_block=sequence_block.ctypes.data,
             cosine=cosine.data_ptr(),
             sine=sine.data_ptr(),
         )
         threads = torch.get_num_threads()
-        needed = self._library.lp_scratch(ctypes.byref(self._model), step.tokens, longest, threads)
+        model = ctypes.byref(self._model)
+        needed = self._library.lp_scratch(self._layers, model, ctypes.byref(native), threads)
         if self._scratch.numel() < needed:
-            self._scratch = torch.empty(needed)
-        refused = self._library.lp_layers(
-            x.data_ptr(),
-            self._layers,
-            ctypes.byref(self._model),
-            ctypes.byref(native),
-            self._scratch.data_ptr(),
-            threads,
-        )
+            self._scratch = torch.empty(needed, dtype=torch.uint8)
+        scratch = self._scratch.data_ptr()
+        refused = self._library.lp_layers(x.data_ptr(), self._layers, model, ctypes.byref(native), scratch, threads)
         if refused:
-            raise RuntimeError(f"the native layers do not take {self._model.head_dim=} {self._model.heads=}")
+            raise RuntimeError(
+                f"the native layers do not take {self._model.head_dim=} {self._model.heads=} {self._model.level=}"
+            )
         return x.to(self._dtype)

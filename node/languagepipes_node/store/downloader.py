@@ -11,20 +11,22 @@ import json
 import logging
 import os
 import random
+import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from languagepipes_api.facts import ModelFacts
+from languagepipes_api.plan import Quantization
 from languagepipes_api.store_answers import StorePhase
 
-from languagepipes_node.model.facts import read_facts
-from languagepipes_node.store.cache import Cache
+from languagepipes_node.store.cache import Cache, blob_key
 from languagepipes_node.store.fetch import fetch, sha256_of
+from languagepipes_node.store.selection import RangeReader, Selection, inspect_model, select
+from languagepipes_node.store.side_by_side import side_by_side
 from languagepipes_node.store.sources import LocalSource, RemoteSource, Snapshot, SourceFile
 from languagepipes_node.store.state import StoreState
-from languagepipes_node.weights.directory import is_model_file, list_files, read_file_range
+from languagepipes_node.weights.directory import list_files, read_file_range
 from languagepipes_node.weights.errors import (
     BrokenFile,
     CacheUnusable,
@@ -36,13 +38,8 @@ from languagepipes_node.weights.errors import (
     WeightsError,
 )
 from languagepipes_node.weights.index import (
-    MAX_JSON_BYTES,
-    SINGLE_FILE,
-    IndexEntry,
     WeightsIndex,
     build_index,
-    read_json,
-    weight_files,
 )
 
 log = logging.getLogger(__name__)
@@ -50,25 +47,10 @@ log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _HASH_ATTEMPTS = 2
+# One connection seldom fills a network, and one core hashes 0.5 to 2 GB/s.
+_FILES_AT_ONCE = 4
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which files of a listing make up the model. gguf: the one GGUF file to convert, else None."""
-
-    weights: tuple[SourceFile, ...]
-    small: tuple[SourceFile, ...]
-    gguf: SourceFile | None = None
-
-    @property
-    def files(self) -> tuple[SourceFile, ...]:
-        return (*self.small, *self.weights)
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(file.size for file in self.files)
 
 
 class Downloader:
@@ -84,6 +66,7 @@ class Downloader:
         store_state: StoreState,
         *,
         dtype: str | None,
+        quantization: Quantization = "none",
         wait: Callable[[float], bool],
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
@@ -91,8 +74,12 @@ class Downloader:
         self._cache = cache
         self._store_state = store_state
         self._dtype = dtype
+        self._quantization = quantization
         self._wait = wait
         self._on_progress = on_progress
+        # Files are fetched by several threads.
+        self._lock = threading.Lock()
+        self._giving_up = threading.Event()
 
     def run(self) -> None:
         """Returns when all files are served, when it failed for good, or when the process is to stop."""
@@ -131,8 +118,10 @@ class Downloader:
         selection = self._retrying(lambda: select(self._source, snapshot, self._cache))
         self._store_state.total_bytes = selection.total_bytes
         index, facts = self._retrying(lambda: self.read_facts(snapshot, selection))
+        self._check_quantization(facts)
+        self._store_state.quantization = self._quantization
         self._store_state.facts = facts
-        if selection.gguf is None:
+        if not self._converts(selection):
             self._publish_index(index, facts.revision)
         if isinstance(self._source, RemoteSource):
             paths = self.download(self._source, snapshot, selection)
@@ -141,6 +130,9 @@ class Downloader:
             self._store_state.done_bytes = selection.total_bytes
         if selection.gguf is not None:
             self.convert(selection.gguf, paths[selection.gguf.name], facts.revision)
+        elif self._converts(selection):
+            self._check_unchanged(index, paths)
+            self.quantise(snapshot, selection, index, paths, facts.revision)
         else:
             self._check_unchanged(index, paths)
             for name, path in paths.items():
@@ -165,22 +157,43 @@ class Downloader:
         return inspect_model(reader, selection, snapshot, self._dtype)
 
     def download(self, source: RemoteSource, snapshot: Snapshot, selection: Selection) -> dict[str, Path]:
-        """Fetch and verify every file; each may be served as soon as it is verified."""
+        """Fetch and verify every file, shards side by side; each may be served as soon as it is verified."""
         self._enter("Downloading")
         blobs = {file.name: self._cache.blob(source.url, snapshot, file) for file in selection.files}
         missing = [file for file in selection.files if not self._cache.has(source.url, snapshot, file)]
         needed = sum(file.size - self._cache.partial_bytes(source.url, snapshot, file) for file in missing)
         partials = [self._cache.partial / blob.name for blob in blobs.values()]
-        if needed or selection.gguf is not None:
-            self._cache.make_room(needed, [*blobs.values(), *partials, *self._converted(selection)])
-        for file in selection.files:
+        if needed or self._converts(selection):
+            made = self._converted(snapshot, selection)
+            self._cache.make_room(needed, [*blobs.values(), *partials, *made])
+
+        def serve(file: SourceFile) -> None:
             if file in missing:
                 self._fetch(source, snapshot, file)
             else:
                 self._advance(file.size)
-            if selection.gguf is None:
+            if not self._converts(selection):
                 self._store_state.put(file.name, blobs[file.name])
+
+        for file in selection.small:
+            serve(file)
+        side_by_side(serve, selection.weights, threads=_FILES_AT_ONCE, giving_up=self._giving_up)
         return blobs
+
+    def _converts(self, selection: Selection) -> bool:
+        """Whether what is served is made of the files, and not the files themselves."""
+        return selection.gguf is not None or self._quantization != "none"
+
+    def _check_quantization(self, facts: ModelFacts) -> None:
+        """Before anything is downloaded. Raises UnsupportedFile."""
+        mode = self._quantization
+        if mode == "none" or mode in facts.quantised:
+            return
+        others = ", ".join(each for each in ("int8", "int4") if each in facts.quantised)
+        raise UnsupportedFile(
+            f"{self._source.url} ({facts.family}, stored as {facts.stored_dtype}) has nothing that can be served with "
+            f"spec.model.quantization {mode}: set spec.model.quantization to {others + ' or ' if others else ''}none"
+        )
 
     def convert(self, file: SourceFile, path: Path, revision: str) -> None:
         """Convert the GGUF file unless that was done before, and serve the result."""
@@ -198,17 +211,43 @@ class Downloader:
         if digest is None:
             digest = sha256_of(path, lambda nbytes: self._on_progress())
             self._cache.remember_digest(path, digest)
+        mode = self._quantization
         header, plan = inspect_gguf(path, dtype=self._dtype)
         if (note := splitting_note(header.metadata, file=path.name)) is not None:
             log.warning("%s", note)
         dtype = self._dtype or natural_dtype(header)
-        output = self._cache.converted / converted_name(digest, dtype)
+        output = self._cache.converted / converted_name(digest, dtype, mode)
         if not output.exists():
-            needed = converted_bytes(plan, dtype)
+            needed = converted_bytes(plan, dtype, mode)
             self._cache.make_room(needed, [path, output])
             self._enter("Converting")
             self._store_state.total_bytes += needed
-            convert(path, output, dtype=dtype, progress=self._advance)
+            convert(path, output, dtype=dtype, quantization=mode, progress=self._advance)
+        self._serve(output, revision)
+
+    def quantise(
+        self, snapshot: Snapshot, selection: Selection, index: WeightsIndex, paths: dict[str, Path], revision: str
+    ) -> None:
+        """Quantise the safetensors files unless that was done before, and serve the result."""
+        from languagepipes_node.weights.quantise import quantise_model, quantised_bytes
+
+        output = self._quantised_directory(snapshot, selection)
+        if not output.exists():
+            needed = quantised_bytes(index, self._quantization)
+            kept = paths.values() if isinstance(self._source, RemoteSource) else ()
+            self._cache.make_room(needed, [*kept, output])
+            self._enter("Converting")
+            self._store_state.total_bytes += needed
+            quantise_model(paths, index, output, quantization=self._quantization, progress=self._advance)
+        self._serve(output, revision)
+
+    def _quantised_directory(self, snapshot: Snapshot, selection: Selection) -> Path:
+        from languagepipes_node.weights.quantise import quantised_name
+
+        keys = [f"{file.name} {blob_key(self._source.url, snapshot, file)}" for file in selection.files]
+        return self._cache.converted / quantised_name(keys, self._quantization)
+
+    def _serve(self, output: Path, revision: str) -> None:
         files = list_files(output)
         index = build_index(files, lambda name, begin, end: read_file_range(output / name, begin, end))
         self._publish_index(index, revision)
@@ -216,14 +255,16 @@ class Downloader:
             self._store_state.put(name, output / name)
 
     def _fetch(self, source: RemoteSource, snapshot: Snapshot, file: SourceFile) -> None:
-        done_before = self._store_state.done_bytes
+        there = 0
 
         def present(nbytes: int) -> None:
-            self._advance(done_before + nbytes - self._store_state.done_bytes)
+            nonlocal there
+            there, before = nbytes, there
+            self._advance(there - before)
 
         for attempt in range(1, _HASH_ATTEMPTS + 1):
             try:
-                self._retrying(lambda: fetch(source, snapshot, file, self._cache, present))
+                self._retrying(lambda: fetch(source, snapshot, file, self._cache, present), done_bytes=lambda: there)
                 return
             except HashMismatch as error:
                 if attempt == _HASH_ATTEMPTS:
@@ -244,8 +285,11 @@ class Downloader:
                 "the verified files' headers differ from those read first; the source was changed meanwhile"
             )
 
-    def _converted(self, selection: Selection) -> Iterable[Path]:
-        if selection.gguf is None or selection.gguf.sha256 is None:
+    def _converted(self, snapshot: Snapshot, selection: Selection) -> Iterable[Path]:
+        """What was made of the files before."""
+        if selection.gguf is None:
+            return [self._quantised_directory(snapshot, selection)] if self._converts(selection) else []
+        if selection.gguf.sha256 is None:
             return []
         return [path for path in self._cache.converted.iterdir() if path.name.startswith(selection.gguf.sha256)]
 
@@ -254,30 +298,38 @@ class Downloader:
         self._store_state.index_json = json.dumps(data, separators=(",", ":")).encode()
         self._store_state.index = index
 
-    def _retrying(self, attempt: Callable[[], Result]) -> Result:
-        pause, done = _FIRST_PAUSE_SECONDS, self._store_state.done_bytes
+    def _retrying(self, attempt: Callable[[], Result], done_bytes: Callable[[], int] = lambda: 0) -> Result:
+        """What `attempt` returns once it succeeds. done_bytes: how far it came; then pauses are short again."""
+        pause, done = _FIRST_PAUSE_SECONDS, done_bytes()
         while True:
             try:
                 result = attempt()
-                self._store_state.error = None
+                self._note(None)
                 return result
             except WeightsError as error:
                 if not error.retriable:
                     raise
                 if self._store_state.error is None or str(self._store_state.error) != str(error):
                     log.warning("%s", error)
-                self._store_state.error = error
+                self._note(error)
             self._on_progress()
-            if self._store_state.done_bytes > done:
-                pause, done = _FIRST_PAUSE_SECONDS, self._store_state.done_bytes
-            if self._wait(pause * random.uniform(0.75, 1.25)):  # noqa: S311 - spreads stores out, no secret
+            if done_bytes() > done:
+                pause, done = _FIRST_PAUSE_SECONDS, done_bytes()
+            stopped = self._wait(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads stores out, no secret
+            if stopped or self._giving_up.is_set():
                 raise Stopped
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
+    def _note(self, error: WeightsError | None, *, more_bytes: int = 0) -> None:
+        """Raises Stopped once a file failed for good: what others still do changes nothing."""
+        with self._lock:
+            if self._giving_up.is_set():
+                raise Stopped
+            self._store_state.error = error
+            self._store_state.done_bytes += more_bytes
+
     def _advance(self, nbytes: int) -> None:
-        if nbytes > 0 and self._store_state.error is not None:
-            self._store_state.error = None
-        self._store_state.done_bytes += nbytes
+        self._note(None if nbytes > 0 else self._store_state.error, more_bytes=nbytes)
         self._on_progress()
         if self._wait(0):
             raise Stopped
@@ -288,97 +340,10 @@ class Downloader:
 
     def _fail(self, error: WeightsError) -> None:
         log.error("%s: %s", error.reason, error)
-        self._store_state.error = error
+        with self._lock:
+            self._store_state.error = error
         self._enter("Failed")
 
 
 class Stopped(Exception):
     """The process is to stop; no failure."""
-
-
-class RangeReader:
-    """Reads ranges of a snapshot's files: from verified copies where there are any; small files are kept."""
-
-    def __init__(self, source: RemoteSource | LocalSource, cache: Cache | None, snapshot: Snapshot) -> None:
-        self._source = source
-        self._cache = cache
-        self._snapshot = snapshot
-        self._small: dict[str, bytes] = {}
-
-    def __call__(self, name: str, begin: int, end: int) -> bytes:
-        file = self._snapshot.file(name)
-        if file is None:
-            raise BrokenFile(f"{name}: not in the source's listing")
-        cache = self._cache
-        source = self._source
-        if cache is not None and isinstance(source, RemoteSource):
-            blob = cache.verified(source.url, self._snapshot, file)
-            if blob is not None:
-                return read_file_range(blob, begin, end)
-        if name.endswith(".json") and file.size <= MAX_JSON_BYTES:
-            if name not in self._small:
-                self._small[name] = self._source.read_range(self._snapshot, file, 0, file.size)
-            return self._small[name][begin:end]
-        return self._source.read_range(self._snapshot, file, begin, end)
-
-
-def select(source: RemoteSource | LocalSource, snapshot: Snapshot, cache: Cache | None = None) -> Selection:
-    """Choose the model's files. Raises UnsupportedFile or FileNotFoundAtSource, naming what was found instead."""
-    files = {file.name: file for file in snapshot.files}
-    named = getattr(source, "gguf_file", None)
-    ggufs = [name for name in files if name.endswith(".gguf")]
-    if named is None and not any(name.endswith(".safetensors") for name in files) and ggufs:
-        if len(ggufs) > 1:
-            raise UnsupportedFile(
-                f"{source.url} holds {len(ggufs)} GGUF files; name one in spec.model.source: {source.url}/{ggufs[0]}"
-            )
-        named = ggufs[0]
-    if named is not None:
-        if named not in files:
-            raise UnsupportedFile(f"{source.url}: there is no {named} at {snapshot.revision}")
-        return Selection((files[named],), (), files[named])
-    reader = RangeReader(source, cache, snapshot)
-    weights = weight_files({name: file.size for name, file in files.items()}, reader)
-    small = [
-        file
-        for name, file in files.items()
-        if is_model_file(name) and not name.endswith(".safetensors") and "/" not in name and file.size <= MAX_JSON_BYTES
-    ]
-    for name in weights:
-        if name not in files:
-            raise BrokenFile(f"the index names {name!r}, which {source.url} does not hold; complete the source")
-    return Selection(tuple(files[name] for name in weights), tuple(small))
-
-
-def inspect_model(
-    read: RangeReader, selection: Selection, snapshot: Snapshot, dtype: str | None
-) -> tuple[WeightsIndex, ModelFacts]:
-    """Index and facts by reading small files and headers only."""
-    total = selection.total_bytes
-    if selection.gguf is not None:
-        return _inspect_gguf(read, selection.gguf, snapshot, dtype, total)
-    files = {file.name: file.size for file in selection.files}
-    config = read_json("config.json", files, read)
-    index = build_index(files, read)
-    return index, read_facts(config, index, snapshot.revision, total)
-
-
-def _inspect_gguf(
-    read: RangeReader, file: SourceFile, snapshot: Snapshot, dtype: str | None, total: int
-) -> tuple[WeightsIndex, ModelFacts]:
-    from languagepipes_node.weights.gguf_convert import inspect_gguf_ranges, natural_dtype
-    from languagepipes_node.weights.headers import ITEM_BYTES
-
-    header, plan = inspect_gguf_ranges(
-        lambda begin, end: read(file.name, begin, end), file_bytes=file.size, file=file.name, dtype=dtype
-    )
-    chosen = dtype or natural_dtype(header)
-    tensors, position = {}, 0
-    for conversion in plan.tensors:
-        nbytes = ITEM_BYTES[chosen]
-        for extent in conversion.shape:
-            nbytes *= extent
-        tensors[conversion.name] = IndexEntry(SINGLE_FILE, chosen, conversion.shape, position, position + nbytes)
-        position += nbytes
-    index = WeightsIndex(tensors, {SINGLE_FILE: position})
-    return index, read_facts(plan.config, index, snapshot.revision, total)

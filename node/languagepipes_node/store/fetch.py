@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from languagepipes_node.store.cache import Cache
 from languagepipes_node.store.sources.base import RemoteSource, Snapshot, SourceFile
+from languagepipes_node.weights.directory import sync_directory
 from languagepipes_node.weights.errors import CacheUnusable, HashMismatch, NoSpace, SourceUnreachable
 
 _HASH_CHUNK_BYTES = 4 * 1024 * 1024
@@ -124,11 +125,3 @@ def sha256_of(path: Path, progress: Callable[[int], None]) -> str:
             digest.update(chunk)
             progress(len(chunk))
     return digest.hexdigest()
-
-
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ from pathlib import Path
 from languagepipes_api.facts import ModelFacts
 
 from languagepipes_node.store.cache import Cache
-from languagepipes_node.store.downloader import RangeReader, inspect_model, select
+from languagepipes_node.store.selection import RangeReader, inspect_model, select
 from languagepipes_node.store.sources import RemoteSource, open_source
 from languagepipes_node.weights.errors import WeightsError
 

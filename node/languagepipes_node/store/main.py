@@ -130,7 +130,15 @@ def _try_download(
         store_state.phase = "Failed"
         report()
         return
-    Downloader(source, cache, store_state, dtype=settings.dtype, wait=stopping.wait, on_progress=report).run()
+    Downloader(
+        source,
+        cache,
+        store_state,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        wait=stopping.wait,
+        on_progress=report,
+    ).run()
 
 
 def _possible_causes(settings: MemberSettings, url: str) -> tuple[object, ...]:

@@ -157,7 +157,7 @@ class _Exchange(BaseHTTPRequestHandler):
     def _is_as_asked(self, store_state: StoreState) -> bool:
         """Whether this is the revision of If-Match, if one is asked for; else 412 is sent."""
         asked = self.headers.get("If-Match")
-        ours = "" if store_state.facts is None else store_state.facts.revision
+        ours = store_state.weights_revision
         if asked is None or asked == etag(ours):
             return True
         planned = unquote(asked.strip('"'))[:100]

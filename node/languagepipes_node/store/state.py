@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from languagepipes_api.facts import ModelFacts
+from languagepipes_api.plan import Quantization, weights_revision
 from languagepipes_api.store_answers import Problem, StorePhase, StoreProgress
 
 from languagepipes_node.weights.errors import WeightsError
@@ -19,13 +20,16 @@ from languagepipes_node.weights.index import WeightsIndex
 
 @dataclass
 class StoreState:
-    """error: set while something is tried again, and for good in phase Failed. paths: verified files by served name."""
+    """error: set while something is tried again, and for good in phase Failed. paths: verified files by served name.
+    quantization: what the served weights are.
+    """
 
     phase: StorePhase = "Resolving"
     done_bytes: int = 0
     total_bytes: int = 0
     error: WeightsError | None = None
     facts: ModelFacts | None = None
+    quantization: Quantization = "none"
     index: WeightsIndex | None = None
     index_json: bytes = b""
     paths: Mapping[str, Path] = field(default_factory=dict)
@@ -35,6 +39,11 @@ class StoreState:
         """`name` is verified and may be served."""
         with self._lock:
             self.paths = {**self.paths, name: path}
+
+    @property
+    def weights_revision(self) -> str:
+        """What members ask for by If-Match; empty while it is unknown."""
+        return "" if self.facts is None else weights_revision(self.facts.revision, self.quantization)
 
     @property
     def failed(self) -> bool:

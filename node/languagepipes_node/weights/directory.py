@@ -30,6 +30,15 @@ def is_model_file(name: str) -> bool:
     return name.endswith((".safetensors", *_SMALL_SUFFIXES)) and not name.startswith(".")
 
 
+def sync_directory(path: Path) -> None:
+    """Names of files that were made, renamed or removed in it are on the disk when this returns. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def read_file_range(path: Path, begin: int, end: int) -> bytes:
     """Exactly `[begin, end)`. Raises BrokenFile if the file is shorter, FileNotFoundAtSource if it cannot be read."""
     try:

@@ -1,52 +1,104 @@
 """Convert a GGUF file, once and atomically, to a directory of safetensors, config and tokenizer.
 
-    python -m languagepipes_node.weights.gguf_convert FILE --dtype bfloat16 --output DIR
+    python -m languagepipes_node.weights.gguf_convert FILE --dtype bfloat16 --quantization asStored --output DIR
 
-Tensors are dequantised a few rows at a time with the gguf library and written as they come, so memory stays bounded
-however large the model is: safetensors' own writer wants all tensors in memory (docs/decisions/0005-http-clients.md).
-The directory appears complete or not at all. `converted_name` keys it by (digest, converter version, dtype).
+Tensors are dequantised a few rows at a time with the gguf library and written as they come; under a quantization they
+are kept in their own types (`gguf_blocks`) or quantised anew (`quantised`). The directory appears complete or not at
+all. `converted_name` keys it by (digest, converter version, dtype, quantization).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
-import os
-import shutil
 import sys
-import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
-from safetensors import SafetensorError, safe_open
+from languagepipes_api.plan import Quantization
 
+from languagepipes_node.weights.converted import (
+    Tensors,
+    TensorWriter,
+    complete_directory,
+    encode,
+    tensor_bytes,
+    to_json,
+    write_text,
+)
 from languagepipes_node.weights.directory import read_file_range
-from languagepipes_node.weights.errors import BrokenFile, FileNotFoundAtSource, NoSpace, UnsupportedFile, WeightsError
+from languagepipes_node.weights.errors import FileNotFoundAtSource, UnsupportedFile, WeightsError
+from languagepipes_node.weights.gguf_blocks import KEPT_TYPES, blocks_of, kept_kind
 from languagepipes_node.weights.gguf_config import Conversion, ConversionPlan, plan_conversion
 from languagepipes_node.weights.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from languagepipes_node.weights.gguf_tokenizer import build_tokenizer
-from languagepipes_node.weights.headers import ITEM_BYTES, build_header
 from languagepipes_node.weights.index import SINGLE_FILE
+from languagepipes_node.weights.quantised import Kind, kind_for, quantise
 
 CONVERTER_VERSION = 2
 DTYPES = ("float32", "bfloat16", "float16")
 _CHUNK_VALUES = 4 * 1024 * 1024  # 16 MiB of float32 at a time
 
 
-def converted_name(digest: str, dtype: str) -> str:
+def converted_name(digest: str, dtype: str, quantization: Quantization = "none") -> str:
     """The cache directory's name for a file with this SHA-256."""
-    return f"{digest}-v{CONVERTER_VERSION}-{dtype}"
+    return f"{digest}-v{CONVERTER_VERSION}-{dtype}" + ("" if quantization == "none" else f"-{quantization}")
 
 
-def converted_bytes(plan: ConversionPlan, dtype: str) -> int:
+def converted_bytes(plan: ConversionPlan, dtype: str, quantization: Quantization = "none") -> int:
     """The size of model.safetensors' data."""
-    return sum(_values(conversion.shape) for conversion in plan.tensors) * ITEM_BYTES[dtype]
+    return sum(map(tensor_bytes, _written(plan, dtype, quantization).values()))
+
+
+def quantised_kinds(plan: ConversionPlan, quantization: Quantization) -> dict[str, Kind]:
+    """Which tensors are quantised, and how, by the Hub's names."""
+    kinds = {conversion.name: _kind(conversion, quantization) for conversion in plan.tensors}
+    return {name: kind for name, kind in kinds.items() if kind is not None}
+
+
+def types_note(plan: ConversionPlan, quantization: Quantization) -> str:
+    """For people: which of the file's types `quantization` keeps and which it does not."""
+    kept, others = Counter[str](), Counter[str]()
+    for conversion in plan.tensors:
+        kind = conversion.source.quantization.name
+        if kind in ("F32", "F16", "BF16"):
+            continue
+        (kept if _kind(conversion, "asStored") is not None else others)[kind] += 1
+    if quantization == "asStored":
+        parts = [f"Kept as stored: {_counted(kept)}"]
+        parts += [f"widened, since only {', '.join(KEPT_TYPES)} are kept: {_counted(others)}"] if others else []
+        return "; ".join(parts) + "."
+    if kept or others:
+        return f"The file is quantised already ({_counted(kept + others)}), and is rounded twice; asStored keeps it."
+    return ""
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+
+
+def _kind(conversion: Conversion, quantization: Quantization) -> Kind | None:
+    if quantization == "asStored":
+        return kept_kind(conversion.source.quantization, conversion.name, conversion.shape)
+    return kind_for(conversion.name, conversion.shape, quantization)
+
+
+def _written(plan: ConversionPlan, dtype: str, quantization: Quantization) -> Tensors:
+    """What model.safetensors holds: (dtype, shape) by name."""
+    written: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for conversion in plan.tensors:
+        kind = _kind(conversion, quantization)
+        if kind is None:
+            written[conversion.name] = (dtype, conversion.shape)
+        else:
+            written |= kind.tensors(conversion.name, conversion.shape)
+    return written
 
 
 def natural_dtype(header: GgufHeader) -> str:
@@ -58,7 +110,14 @@ def natural_dtype(header: GgufHeader) -> str:
     return "bfloat16"
 
 
-def convert(file: Path, output: Path, *, dtype: str, progress: Callable[[int], None] = lambda nbytes: None) -> Path:
+def convert(
+    file: Path,
+    output: Path,
+    *,
+    dtype: str,
+    quantization: Quantization = "none",
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> Path:
     """Write `output` unless it exists, and return it. progress: called with bytes written since the last call.
 
     Raises WeightsError; then nothing of `output` is left.
@@ -69,24 +128,18 @@ def convert(file: Path, output: Path, *, dtype: str, progress: Callable[[int], N
     vocabulary = plan.config["vocab_size"]
     tokenizer, tokenizer_config = build_tokenizer(header.metadata, vocabulary_size=vocabulary, file=file.name)
     tokenizer_config["model_max_length"] = plan.config["max_position_embeddings"]
+    if quantization == "asStored" and not quantised_kinds(plan, quantization):
+        raise UnsupportedFile(
+            f"{file.name}: spec.model.quantization is asStored, and no matrix has a type that is kept "
+            f"({', '.join(KEPT_TYPES)}); set int8, int4 or none"
+        )
     _check_quantizations(plan, file.name)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.parent / f".{output.name}.{uuid.uuid4().hex[:8]}.partial"
-    try:
-        _check_space(output.parent, converted_bytes(plan, dtype))
-        partial.mkdir()
-        _write_text(partial / "config.json", _json(plan.config))
-        _write_text(partial / "generation_config.json", _json(plan.generation_config))
-        _write_text(partial / "tokenizer.json", tokenizer)
-        _write_text(partial / "tokenizer_config.json", _json(tokenizer_config))
-        _write_weights(file, partial / SINGLE_FILE, plan, dtype, progress)
-        _check_written(partial / SINGLE_FILE, plan)
-        _sync_directory(partial)
-        _put_in_place(partial, output)
-    except OSError as error:
-        raise NoSpace(f"{output.parent}: cannot write the converted model: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with complete_directory(output, converted_bytes(plan, dtype, quantization)) as partial:
+        write_text(partial / "config.json", to_json(plan.config))
+        write_text(partial / "generation_config.json", to_json(plan.generation_config))
+        write_text(partial / "tokenizer.json", tokenizer)
+        write_text(partial / "tokenizer_config.json", to_json(tokenizer_config))
+        _write_weights(file, partial / SINGLE_FILE, plan, dtype, quantization, progress)
     return output
 
 
@@ -132,47 +185,58 @@ def _check_quantizations(plan: ConversionPlan, file: str) -> None:
 
 
 def _write_weights(
-    source: Path, target: Path, plan: ConversionPlan, dtype: str, progress: Callable[[int], None]
+    source: Path,
+    target: Path,
+    plan: ConversionPlan,
+    dtype: str,
+    quantization: Quantization,
+    progress: Callable[[int], None],
 ) -> None:
-    header = build_header(
-        {conversion.name: (dtype, conversion.shape) for conversion in plan.tensors},
-        {"format": "pt", "converted_from": source.name},
-    )
+    tensors = _written(plan, dtype, quantization)
     with (
         source.open("rb") as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        target.open("wb") as out,
+        TensorWriter(target, tensors, source.name, progress) as out,
     ):
-        out.write(header)
         for conversion in plan.tensors:
+            kind = _kind(conversion, quantization)
+            if kind is not None and quantization == "asStored":
+                _write_kept(mapped, conversion, out)
+                continue
             for values in _chunks(mapped, conversion):
-                data = _encode(values, dtype, conversion.name)
-                out.write(data)
-                progress(len(data))
-        out.flush()
-        os.fsync(out.fileno())
+                if kind is None:
+                    out.append(conversion.name, encode(values, dtype, conversion.name))
+                    continue
+                for name, array in quantise(values, kind, conversion.name).arrays(conversion.name).items():
+                    out.append(name, array)
 
 
-def _check_written(target: Path, plan: ConversionPlan) -> None:
-    """Raises BrokenFile unless the safetensors library finds each tensor in its shape. Reads the header alone."""
-    try:
-        with safe_open(target, framework="numpy") as written:
-            found = {name: tuple(written.get_slice(name).get_shape()) for name in written.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise BrokenFile(f"{target.name}: the safetensors library cannot read what was converted: {error}") from error
-    if found != {conversion.name: tuple(conversion.shape) for conversion in plan.tensors}:
-        raise BrokenFile(f"{target.name}: the converted file does not hold the tensors that it should")
+def _write_kept(mapped: mmap.mmap, conversion: Conversion, out: TensorWriter) -> None:
+    """Blocks of the file, their rows put in order: values, scales and minimums belong to one row each."""
+    for data, heads in _row_bytes(mapped, conversion):
+        blocks = blocks_of(data, conversion.source.quantization, conversion.name)
+        for name, array in blocks.arrays(conversion.name).items():
+            out.append(name, _unpermute(array, heads))
 
 
 def _chunks(mapped: mmap.mmap, conversion: Conversion) -> Iterator[npt.NDArray[np.float32]]:
     """The tensor's values in order, a bounded number of rows at a time; each chunk holds whole heads if permuted."""
     tensor = conversion.source
-    columns = tensor.shape[-1]
     if len(tensor.shape) == 1:
         # A vector is one row for the library; as a column it can be cut by heads (biases).
         vector = _dequantize(_bytes(mapped, tensor.begin, tensor.nbytes), tensor.quantization).reshape(-1, 1)
         yield _unpermute(vector, conversion.unpermute_heads)
         return
+    for data, heads in _row_bytes(mapped, conversion):
+        yield _unpermute(_dequantize(data, tensor.quantization), heads)
+
+
+def _row_bytes(mapped: mmap.mmap, conversion: Conversion) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
+    """A matrix's rows as they are stored, uint8 [rows, bytes of a row], a bounded number at a time; and how many heads
+    they are if rows are interleaved, else 0.
+    """
+    tensor = conversion.source
+    columns = tensor.shape[-1]
     rows, row_bytes = _values(conversion.shape) // columns, tensor.row_bytes
     step = max(1, _CHUNK_VALUES // columns)
     heads = conversion.unpermute_heads
@@ -182,11 +246,13 @@ def _chunks(mapped: mmap.mmap, conversion: Conversion) -> Iterator[npt.NDArray[n
     for first in range(0, rows, step):
         count = min(step, rows - first)
         data = _bytes(mapped, tensor.begin + (conversion.first_row + first) * row_bytes, count * row_bytes)
-        values = _dequantize(data.reshape(count, row_bytes), tensor.quantization)
-        yield _unpermute(values, count // rows_per_head if heads else 0)
+        yield data.reshape(count, row_bytes), count // rows_per_head if heads else 0
 
 
-def _unpermute(values: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+Item = TypeVar("Item", bound=np.generic)
+
+
+def _unpermute(values: npt.NDArray[Item], heads: int) -> npt.NDArray[Item]:
     """llama.cpp interleaves the two rotary halves of each head of q and k; put them one after the other again.
 
     The inverse of LlamaModel.permute in llama.cpp's convert_hf_to_gguf.py. values: [heads × head dim, columns].
@@ -203,25 +269,8 @@ def _bytes(mapped: mmap.mmap, begin: int, nbytes: int) -> npt.NDArray[np.uint8]:
 
 
 def _dequantize(data: npt.NDArray[np.uint8], kind: GGMLQuantizationType) -> npt.NDArray[np.float32]:
-    with np.errstate(all="ignore"):  # wild scales give inf or nan, which _encode refuses
+    with np.errstate(all="ignore"):  # wild scales give inf or nan, which encode refuses
         return np.asarray(dequantize(data, kind), dtype=np.float32)
-
-
-def _encode(values: npt.NDArray[np.float32], dtype: str, name: str) -> bytes:
-    """Raw little-endian bytes in `dtype`, rounded to nearest even. Raises UnsupportedFile if out of range."""
-    if not np.isfinite(values).all():
-        raise UnsupportedFile(f"tensor {name}: holds values that are not finite; the file is damaged")
-    if dtype == "float32":
-        return values.astype("<f4", copy=False).tobytes()
-    if dtype == "float16":
-        with np.errstate(over="ignore"):
-            half = values.astype("<f2")
-        if not np.isfinite(half).all():
-            raise UnsupportedFile(f"tensor {name}: values beyond float16's 65504; set dtype: bfloat16")
-        return half.tobytes()
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return rounded.astype("<u2").tobytes()
 
 
 def _values(shape: tuple[int, ...]) -> int:
@@ -231,51 +280,15 @@ def _values(shape: tuple[int, ...]) -> int:
     return product
 
 
-def _check_space(directory: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < needed_bytes:
-        raise NoSpace(
-            f"{directory}: the converted model needs {needed_bytes / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; "
-            "enlarge spec.cache.size"
-        )
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _put_in_place(partial: Path, output: Path) -> None:
-    try:
-        partial.rename(output)
-    except OSError:
-        if not output.is_dir():  # another process was faster: its result is the same
-            raise
-    _sync_directory(output.parent)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gguf_convert", description="Convert a GGUF file to safetensors.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--quantization", choices=get_args(Quantization), default="none")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
     try:
-        path = convert(arguments.file, arguments.output, dtype=arguments.dtype)
+        path = convert(arguments.file, arguments.output, dtype=arguments.dtype, quantization=arguments.quantization)
     except WeightsError as error:
         print(f"{error.reason}: {error}", file=sys.stderr)
         return 1

@@ -84,12 +84,13 @@ class WeightsIndex:
 def weight_files(files: Mapping[str, int], read: ReadRange) -> list[str]:
     """The safetensors files that make up the model, from its listing. Raises FileError or FileNotFoundAtSource.
 
-    A listed index file decides; otherwise model.safetensors; otherwise the only .safetensors file at the top.
+    model.safetensors, as transformers has it: an index beside it was left over when the shards were saved as one file.
+    Otherwise what an index file names; otherwise the only .safetensors file at the top.
     """
-    if INDEX_FILE in files:
-        return sorted(set(_weight_map(files, read).values()))
     if SINGLE_FILE in files:
         return [SINGLE_FILE]
+    if INDEX_FILE in files:
+        return sorted(set(_weight_map(files, read).values()))
     candidates = [name for name in files if name.endswith(".safetensors") and "/" not in name]
     if len(candidates) == 1:
         return candidates
@@ -115,7 +116,7 @@ def build_index(files: Mapping[str, int], read: ReadRange) -> WeightsIndex:
             if name in tensors:
                 raise BrokenFile(f"tensor {name[:200]!r} is in both {tensors[name].file} and {file}")
             tensors[name] = IndexEntry(file, entry.dtype, entry.shape, entry.begin, entry.end)
-    if INDEX_FILE in files:
+    if INDEX_FILE in files and SINGLE_FILE not in files:
         for name, file in _weight_map(files, read).items():
             if name not in tensors or tensors[name].file != file:
                 raise BrokenFile(f"{INDEX_FILE} promises tensor {name[:200]!r} in {file}, whose header lacks it")

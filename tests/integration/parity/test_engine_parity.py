@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from languagepipes_api.plan import LayerRange
+from languagepipes_node import metrics
 from languagepipes_node.end_model.engine import Engine, EngineSettings
 from languagepipes_node.end_model.requests import PromptScores, SamplingParameters, Submission
 from languagepipes_node.model.end import EndLayers
@@ -153,3 +154,33 @@ def test_a_repetition_penalty_gives_the_tokens_of_generate(model: ParityModel, s
         torch.tensor([prompt]), max_new_tokens=20, min_new_tokens=20, do_sample=False, repetition_penalty=1.4
     )
     assert run.client.tokens(0) == answer[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("tail", [0, 1])
+def test_with_drafts_greedy_and_sampled_answers_are_what_they_are_without(
+    model: ParityModel, start: Any, tail: int
+) -> None:
+    """Prompts of one chunk and of several, which begin in turn; of the sampled ones, half draw from few tokens, so that
+    some drafts are right and some are not."""
+    few = tuple((token, 20.0) for token in (5, 6, 7))
+    asked = [
+        (length, GREEDY if length % 3 == 0 else SamplingParameters(seed=length, logit_bias=few if length % 2 else ()))
+        for length in (3, 8, 15, 16, 17, 33, 64, 65)
+    ]
+    runs = []
+    before = metrics.ACCEPTED_TOKENS._value.get()
+    for speculation in ("none", "ngram"):
+        settings = EngineSettings(speculation=speculation, shared_cores=True, idle_seconds=0.01)  # type: ignore[arg-type]
+        run = start(tail=tail, blocks=200, block_tokens=8, context=128, frame_tokens=32, settings=settings)
+        runs.append(run)
+        for request, (length, sampling) in enumerate(asked):
+            run.submit(request, model.prompt(length), 40, sampling)
+            if request % 3 == 0:
+                run.engine.step()
+        run.until(len(asked))
+    plain, drafting = runs
+    for request, (length, sampling) in enumerate(asked):
+        assert drafting.client.tokens(request) == plain.client.tokens(request), (length, sampling)
+        if sampling is GREEDY:
+            assert drafting.client.tokens(request) == model.generate(model.prompt(length), 40)
+    assert metrics.ACCEPTED_TOKENS._value.get() > before

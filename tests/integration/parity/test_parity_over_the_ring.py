@@ -46,8 +46,9 @@ def test_a_16_bit_ring_is_as_close_to_float32_as_unsplit_transformers_in_that_dt
     model: ParityModel, dtype: str, tmp_path: Path
 ) -> None:
     architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
-    plan = plan_of(architecture, [(1, 2), (2, 4), (4, 6)], dtype=dtype, blocks=32)
-    prompts = [model.prompt(length) for length in (5, 64, 70)]
+    plan = plan_of(architecture, [(1, 2), (2, 4), (4, 6)], dtype=dtype, blocks=48)
+    # Many, since how far single tokens are off differs from processor to processor by more than the two do.
+    prompts = [model.prompt(length) for length in range(5, 125, 10)]
     with ThreadRing(model.path, plan, tmp_path) as ring:
         answers = ring.generate(prompts, tokens=12, logprobs=0)
         logprobs = [ring.answers.logprobs[request_id] for request_id in sorted(ring.answers.tokens)]
@@ -58,7 +59,7 @@ def test_a_16_bit_ring_is_as_close_to_float32_as_unsplit_transformers_in_that_dt
         ours += [abs(a - b) for a, b in zip(found, exact, strict=True)]
         theirs += [abs(a - b) for a, b in zip(rounded, exact, strict=True)]
     # The median: a rounded router may choose another expert for a token, in either of them.
-    assert statistics.median(ours) <= 1.5 * statistics.median(theirs)
+    assert statistics.median(ours) <= 1.25 * statistics.median(theirs)
 
 
 def test_sequences_that_were_put_back_for_want_of_blocks_end_the_same(model_named: ModelNamed, tmp_path: Path) -> None:
@@ -70,3 +71,17 @@ def test_sequences_that_were_put_back_for_want_of_blocks_end_the_same(model_name
     with ThreadRing(model.path, plan, tmp_path) as ring:
         answers = ring.generate(prompts, tokens=24)
     assert answers == [model.generate(prompt, 24) for prompt in prompts]
+
+
+def test_answers_from_known_blocks_are_those_of_unsplit_transformers(model: ParityModel, tmp_path: Path) -> None:
+    architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
+    plan = plan_of(architecture, [(1, 3), (3, 5)], dtype="float32", tail=1, block_tokens=16, frame_tokens=48)
+    beginning = model.prompt(70)
+    prompts = [[*beginning, *model.prompt(length)] for length in (3, 9, 40)]
+    with ThreadRing(model.path, plan, tmp_path) as ring:
+        answers = [ring.generate([beginning], tokens=12), ring.generate(prompts, tokens=12)]
+        again = ring.generate(prompts, tokens=12)
+        cached = [ring.answers.cached_tokens[request_id] for request_id in sorted(ring.answers.tokens)]
+    assert answers == [[model.generate(beginning, 12)], [model.generate(prompt, 12) for prompt in prompts]]
+    assert again == answers[1]
+    assert cached == [0, 64, 64, 64, 64, 64, 96]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,32 @@ def test_only_the_models_own_files_are_fetched_and_all_arrive_whole(hub: StandIn
     assert contents(store_state) == {name: files[name] for name in fetched_names(files)}
     assert store_state.done_bytes == store_state.total_bytes == store_state.facts.download_bytes
     assert set(hub.sent) == fetched_names(files)
+
+
+def test_shards_are_fetched_side_by_side(hub: StandIn, tmp_path: Path) -> None:
+    files = repository(shards=3)
+    hub.add("org/tiny", COMMIT, files)
+    barrier = threading.Barrier(3)
+    hub.together = {name: barrier for name in files if name.startswith("model-")}
+
+    store_state = fill(URL, tmp_path)
+
+    assert store_state.phase == "Ready", store_state.error
+    assert contents(store_state) == {name: files[name] for name in fetched_names(files)}
+    assert store_state.done_bytes == store_state.total_bytes
+
+
+def test_a_shard_that_is_broken_for_good_ends_the_others_too(hub: StandIn, tmp_path: Path) -> None:
+    files = repository(shards=3)
+    hub.add("org/tiny", COMMIT, files)
+    hub.wrong.add("model-00002-of-00003.safetensors")
+
+    store_state = fill(URL, tmp_path)
+
+    assert store_state.phase == "Failed"
+    assert store_state.error.reason == "HashMismatch"
+    assert "model-00002-of-00003.safetensors" in str(store_state.error)
+    assert "model-00002-of-00003.safetensors" not in store_state.paths
 
 
 def test_facts_are_known_before_the_weights_are_downloaded(hub: StandIn, tmp_path: Path) -> None:

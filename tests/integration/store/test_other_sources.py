@@ -107,6 +107,20 @@ def test_a_mirror_that_lacks_a_shard_says_which(mirror: Mirror, tmp_path: Path) 
     assert "names 'model-00002-of-00002.safetensors', which is not there" in str(store_state.error)
 
 
+def test_a_left_over_index_of_shards_that_are_gone_does_not_matter(mirror: Mirror, tmp_path: Path) -> None:
+    files = repository()
+    index = {"model.safetensors.index.json": b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'}
+    mirror.files.update(files | index)
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    for name in ("config.json", "model.safetensors", *index):
+        (directory / name).write_bytes((files | index)[name])
+    for source in (mirror.url, f"file://{directory}"):
+        store_state = fill(source, tmp_path / "cache")
+        assert store_state.phase == "Ready", store_state.error
+        assert "model.safetensors" in store_state.paths
+
+
 def test_an_empty_mirror_says_what_it_looked_for(mirror: Mirror, tmp_path: Path) -> None:
     store_state = fill(mirror.url, tmp_path)
     assert store_state.error.reason == "FileNotFoundAtSource"

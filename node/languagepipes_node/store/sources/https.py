@@ -56,8 +56,9 @@ class MirrorSource:
         sums = self._sums()
         names = [INDEX_FILE, SINGLE_FILE, *_SMALL_FILES] if self.gguf_file is None else [self.gguf_file]
         files = {name: file for name in names if (file := self._probe(name, sums)) is not None}
-        if INDEX_FILE in files:
-            files.pop(SINGLE_FILE, None)
+        if SINGLE_FILE in files:
+            files.pop(INDEX_FILE, None)  # left over when the shards were saved as one file
+        elif INDEX_FILE in files:
             for name in self._shards(files[INDEX_FILE]):
                 if (file := self._probe(name, sums)) is None:
                     raise FileNotFoundAtSource(f"{INDEX_FILE} of {self.url} names {name!r}, which is not there")

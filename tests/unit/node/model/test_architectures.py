@@ -220,3 +220,25 @@ def test_rope_frequencies_equal_those_of_transformers(parameters: dict[str, Any]
     ours, our_scale = frequencies(architecture.rope, architecture.head_dim)
     assert torch.allclose(ours, theirs, rtol=1e-6)
     assert our_scale == pytest.approx(their_scale)
+
+
+@pytest.mark.parametrize(
+    ("family", "scaling", "positions"),
+    [
+        ("qwen2", {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 131072),
+        ("qwen2", {"type": "yarn", "factor": 4.0}, 4 * 40960),
+        ("qwen2", {"type": "yarn", "original_max_position_embeddings": 10240}, 40960),
+        ("qwen2", {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8192}, 40960),
+        ("llama", {"type": "linear", "factor": 2.5}, 102400),
+        ("olmo2", {"type": "linear", "factor": 4.0}, 4 * 40960),
+        ("llama", LLAMA["rope_scaling"], 40960),
+        ("gemma3_text", {"rope_type": "linear", "factor": 8.0}, 40960),
+        ("llama", None, 40960),
+    ],
+    ids=str,
+)
+def test_positions_are_those_that_the_ropes_scaling_gives(
+    family: str, scaling: dict[str, Any] | None, positions: int
+) -> None:
+    config = {**LLAMA, "model_type": family, "max_position_embeddings": 40960, "rope_scaling": scaling}
+    assert Architecture.from_config(config).max_position == positions

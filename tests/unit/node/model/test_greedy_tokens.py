@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
-from support.models import ParityModel
+from languagepipes_node.model.facts import read_facts
+from safetensors.torch import load_file, save_file
+from support.models import ModelNamed, ParityModel
 from support.replica import SPLITS, Replica, Running
 
 
@@ -71,3 +77,38 @@ def test_a_preempted_sequence_is_recomputed_into_other_blocks(model: ParityModel
     while len(tokens) < 16:
         tokens.append(int(replica.step([(sequence, tokens[-1:], [0])]).argmax()))
     assert tokens == expected
+
+
+@pytest.mark.parametrize("stored", ["embedding and head", "head"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "olmo2 by transformers' layers"])
+def test_a_head_that_is_stored_counts_whatever_config_says_of_tied_embeddings(
+    model_named: ModelNamed, tmp_path: Path, name: str, stored: str
+) -> None:
+    shutil.copytree(model_named(name).path, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    if stored == "head":
+        tensors = load_file(tmp_path / "model.safetensors")
+        del tensors["model.embed_tokens.weight"]
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    edited = ParityModel.read(tmp_path)
+    prompt = edited.prompt(23)
+    assert edited.architecture.tied_embeddings == (stored == "head")
+    facts = read_facts({**config, "tie_word_embeddings": True}, edited.source.index, "main", 1)
+    assert facts.tied_embeddings == (stored == "head")
+    assert Replica(edited, SPLITS[2]).generate(prompt, 16) == edited.generate(prompt, 16)
+
+
+@pytest.mark.parametrize("rope", ["linear", "yarn"])
+def test_positions_that_the_ropes_scaling_adds_are_computed_as_generate_does(
+    model_named: ModelNamed, tmp_path: Path, rope: str
+) -> None:
+    shutil.copytree(model_named("llama").path, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"rope_theta": 1e4, "rope_scaling": {"type": rope, "factor": 4.0}, "max_position_embeddings": 64}
+    del config["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    edited = ParityModel.read(tmp_path)
+    prompt = edited.prompt(200)
+    assert edited.architecture.max_position == 256
+    assert Replica(edited, SPLITS[2]).generate(prompt, 16) == edited.generate(prompt, 16)

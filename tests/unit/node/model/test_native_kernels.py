@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from languagepipes_node.model import kernels
+from languagepipes_node.model.matrix import multiply, row_major
+from support.native import levels
 
 needs_kernels = pytest.mark.native
 
@@ -18,11 +20,11 @@ def test_it_was_built_wherever_there_is_a_compiler_and_a_cpu_for_it() -> None:
         assert kernels.available()
 
 
-@pytest.fixture(params=[2, 3], ids=["AVX2", "AVX-512"], autouse=True)
+@pytest.fixture(params=levels(), ids=kernels.LEVELS.get, autouse=True)
 def level(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
     kernels.use_level(request.param)
     yield
-    kernels.use_level(3)
+    kernels.use_level(None)
 
 
 @needs_kernels
@@ -34,12 +36,12 @@ def test_it_equals_the_same_product_in_float32(dtype: torch.dtype, rows: int, wi
         torch.manual_seed(depth)
         x, weight = torch.randn(rows, depth), torch.randn(width, depth).to(dtype)
         expected = x.double() @ weight.double().T
-        assert torch.allclose(kernels.linear(x, weight).double(), expected, rtol=1e-5, atol=2e-4)
+        assert torch.allclose(multiply(x, row_major(weight)).double(), expected, rtol=1e-5, atol=2e-4)
 
 
 @needs_kernels
 def test_it_refuses_what_it_cannot_multiply() -> None:
-    with pytest.raises(ValueError, match=r"cannot multiply torch.float32 \(2, 4\) by torch.bfloat16 \(3, 5\)"):
-        kernels.linear(torch.zeros(2, 4), torch.zeros(3, 5, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r"cannot multiply torch.float32 \(2, 4\) by a weight of 3 × 5"):
+        multiply(torch.zeros(2, 4), row_major(torch.zeros(3, 5, dtype=torch.bfloat16)))
     with pytest.raises(ValueError, match="cannot multiply"):
-        kernels.linear(torch.zeros(4, 2).T, torch.zeros(3, 4))
+        multiply(torch.zeros(4, 2).T, row_major(torch.zeros(3, 4)))

@@ -1,6 +1,6 @@
-"""A step through all layers in one native call equals the unsplit model, with AVX-512 and with AVX2 alone.
+"""A step through all layers in one native call equals the unsplit model, by every instruction set that is here.
 
-Models that whole steps do not serve (mixtures of experts, odd head sizes) take the other way, and must be right too.
+Models that whole steps do not serve (odd head sizes, other activations) take the other way, and must be right too.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import torch
 from languagepipes_node.model import kernels, whole_step
 from languagepipes_node.model.linear import WHOLE, always
 from support.models import MODELS, ParityModel
+from support.native import levels
 from support.replica import SPLITS, Replica
 
 pytestmark = pytest.mark.native
 
 
-@pytest.fixture(params=[2, 3], ids=["AVX2", "AVX-512"], autouse=True)
+@pytest.fixture(params=levels(), ids=kernels.LEVELS.get, autouse=True)
 def level(request: pytest.FixtureRequest) -> Iterator[None]:
     kernels.use_level(request.param)
     yield
-    kernels.use_level(3)
+    kernels.use_level(None)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -38,8 +39,7 @@ def test_chunks_and_single_tokens_give_the_logits_of_the_unsplit_model(
         assert error < 2e-5
 
 
-def test_dense_models_with_head_sizes_of_whole_vectors_are_served(
-    model_named: Callable[[str], ParityModel],
-) -> None:
+def test_models_with_head_sizes_of_whole_vectors_are_served(model_named: Callable[[str], ParityModel]) -> None:
     served = [name for name in MODELS if whole_step.serves(model_named(name).architecture, torch.device("cpu"))]
-    assert len(served) >= 7
+    assert len(served) >= 9
+    assert {"qwen3_moe", "qwen3_moe with dense layers"} <= set(served)

@@ -302,6 +302,13 @@ def test_a_wrong_directory_is_refused_with_its_reason(
     assert (caught.value.reason, str(caught.value)) == (reason, message)
 
 
+def test_one_file_counts_and_an_index_beside_it_that_was_left_over_does_not(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(safetensors(GOOD, DATA))
+    (tmp_path / "model.safetensors.index.json").write_text(_index({"a": "one.safetensors", "b": "two.safetensors"}))
+    index = SafetensorsDirectory(tmp_path).index
+    assert {name: entry.file for name, entry in index.tensors.items()} == {"a": "model.safetensors"}
+
+
 ARCHITECTURE = key("general.architecture", 8, string("llama"))
 NAME_LENGTH = struct.pack("<Q", 1 << 40)
 
