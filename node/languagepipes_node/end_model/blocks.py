@@ -5,14 +5,16 @@ The blocks are free again when the last holder releases them, so no block that a
 written by another sequence. The allocator knows ids only; what a block contains, and where, each member decides.
 
 Consecutive ids are preferred, since a run is one view of a member's cache: a lease grows in place where it
-can, and a new lease starts where both it and its neighbour have room to grow. No block is shared, so copy-on-
-write does not exist."""
+can, and a new lease starts where both it and its neighbour have room to grow. Leases share blocks that are known
+(`cached_blocks.py`), which are full and never written again, so copy-on-write does not exist."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+from languagepipes_node.end_model.cached_blocks import CachedBlocks
 
 
 class BlockError(RuntimeError):
@@ -25,12 +27,25 @@ class BlockLease:
 
     expected: blocks that the lease may grow to; a hint for placing neighbours, not a reservation.
     holders: the sequence (if it still holds it) plus the frames in flight that name these blocks.
+    returning: how many of them will be free once the frames in flight have returned; 0 while the sequence holds it.
     """
 
     expected: int
+    cached: CachedBlocks
     runs: list[list[int]] = field(default_factory=list)
     blocks: int = 0
     holders: int = 1
+    returning: int = 0
+
+    @property
+    def ids(self) -> list[int]:
+        """Its blocks, in order."""
+        return [block for start, stop in self.runs for block in range(start, stop)]
+
+    @property
+    def sole_blocks(self) -> int:
+        """How many of its blocks no other lease holds."""
+        return sum(1 for block in self.ids if self.cached.users(block) < 2)
 
     @property
     def room_wanted(self) -> int:
@@ -58,6 +73,7 @@ class BlockAllocator:
         if total < 1:
             raise BlockError(f"kv_blocks={total}: a ring needs at least one KV block")
         self.total = total
+        self.cached = CachedBlocks()
         # Free ranges [start, stop), sorted, disjoint and never adjacent.
         self._starts: list[int] = [0]
         self._stops: list[int] = [total]
@@ -67,35 +83,59 @@ class BlockAllocator:
 
     @property
     def free(self) -> int:
-        """Blocks that can be handed out now."""
-        return self._free
+        """Blocks that can be handed out now: those that hold nothing, and those that are known and idle."""
+        return self._free + self.cached.idle
 
     @property
     def used(self) -> int:
         """Blocks held by a sequence or a frame in flight."""
-        return self.total - self._free
+        return self.total - self.free
 
     def free_ranges(self) -> Iterator[tuple[int, int]]:
-        """Half-open free ranges, ascending; for tests and for people."""
+        """Half-open ranges of blocks that hold nothing, ascending; for tests and for people."""
         return iter(list(zip(self._starts, self._stops, strict=True)))
 
-    def lease(self, blocks: int, *, expected: int) -> BlockLease:
-        """A new lease on `blocks` blocks, held once. Raises BlockError if fewer are free: see `free`."""
-        lease = BlockLease(expected=max(blocks, expected))
+    def lease(self, blocks: int, *, expected: int, shared: Sequence[int] = ()) -> BlockLease:
+        """A new lease on known blocks and `blocks` others, held once. Raises BlockError if fewer are free: see
+        `free`."""
+        lease = BlockLease(expected=max(len(shared) + blocks, expected), cached=self.cached)
+        for block in shared:
+            self.cached.take(block)
+            _add_run(lease, block, block + 1)
         self.grow(lease, blocks)
         return lease
 
     def grow(self, lease: BlockLease, blocks: int) -> None:
-        """Add `blocks` blocks to a lease. Raises BlockError, and changes nothing, if fewer are free."""
-        if blocks > self._free:
-            raise BlockError(f"{blocks} KV blocks asked, {self._free} of {self.total} are free")
+        """Add `blocks` blocks to a lease. Raises BlockError, and changes nothing, if fewer are free.
+
+        Known blocks are evicted where those that hold nothing are too few: the one next to the lease's last if it is
+        among the stale ones, else the longest idle."""
+        if blocks > self.free:
+            raise BlockError(f"{blocks} KV blocks asked, {self.free} of {self.total} are free")
         blocks -= self._grow_in_place(lease, blocks)
+        while blocks and lease.runs and self._free < blocks and self.cached.is_stale(lease.runs[-1][1]):
+            block = self.cached.evict(lease.runs[-1][1])
+            self._give(block, block + 1)
+            blocks -= self._grow_in_place(lease, blocks)
+        while self._free < blocks:
+            block = self.cached.evict()
+            self._give(block, block + 1)
         while blocks:
             index, start = self._place(blocks, hint=max(blocks, lease.room_wanted))
             stop = min(start + blocks, self._stops[index])
             self._take(index, start, stop)
             self._append(lease, start, stop)
             blocks -= stop - start
+
+    def forget(self, lease: BlockLease) -> None:
+        """Nobody finds this lease's blocks any more, and who holds them keeps them."""
+        for block in lease.ids:
+            self.cached.forget(block)
+
+    def forget_all(self) -> None:
+        """No block is known any more."""
+        for block in self.cached.forget_all():
+            self._give(block, block + 1)
 
     def hold(self, lease: BlockLease) -> None:
         """One more frame names these blocks."""
@@ -110,10 +150,16 @@ class BlockAllocator:
         lease.holders -= 1
         if lease.holders:
             return
-        if lease.runs:
-            self._growing.pop(lease.runs[-1][1], None)
-        for start, stop in lease.runs:
-            self._give(start, stop)
+        self._stop_growing(lease)
+        # The last block first: it becomes idle first, since nobody finds it without those before it.
+        for start, stop in reversed(lease.runs):
+            for block in range(stop - 1, start - 1, -1):
+                if not self.cached.let_go(block):
+                    if block + 1 < stop:
+                        self._give(block + 1, stop)
+                    stop = block
+            if start < stop:
+                self._give(start, stop)
         lease.runs = []
         lease.blocks = 0
 
@@ -130,14 +176,13 @@ class BlockAllocator:
         return stop - end
 
     def _append(self, lease: BlockLease, start: int, stop: int) -> None:
-        if lease.runs:
-            self._growing.pop(lease.runs[-1][1], None)
-        if lease.runs and lease.runs[-1][1] == start:
-            lease.runs[-1][1] = stop
-        else:
-            lease.runs.append([start, stop])
-        lease.blocks += stop - start
+        self._stop_growing(lease)
+        _add_run(lease, start, stop)
         self._growing[stop] = lease
+
+    def _stop_growing(self, lease: BlockLease) -> None:
+        if lease.runs and self._growing.get(lease.runs[-1][1]) is lease:
+            del self._growing[lease.runs[-1][1]]
 
     def _place(self, blocks: int, *, hint: int) -> tuple[int, int]:
         """(index of a free range, start in it): the tightest place with room for `hint`, else the roomiest.
@@ -184,3 +229,11 @@ class BlockAllocator:
             del self._starts[index], self._stops[index]
         self._starts.insert(index, start)
         self._stops.insert(index, stop)
+
+
+def _add_run(lease: BlockLease, start: int, stop: int) -> None:
+    if lease.runs and lease.runs[-1][1] == start:
+        lease.runs[-1][1] = stop
+    else:
+        lease.runs.append([start, stop])
+    lease.blocks += stop - start

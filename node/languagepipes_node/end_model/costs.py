@@ -1,13 +1,13 @@
-"""What a frame costs at each member, as measured: a running estimate by number of tokens.
+"""What a frame costs at each member, as measured: a running estimate by number of tokens and by what they attend to.
 
 Every frame that returns brings each member's busy time. The estimate keeps one mean for each power of two
-of tokens and reads between them on straight lines. How much context the tokens attend to is not looked at;
-the means follow it."""
+of tokens and reads between them on straight lines. What a pair of a token and one that it attends to costs is
+estimated from frames of similar size and other contexts; by it a mean is moved to the context that is asked for."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 # How much one new measurement counts in a mean.
@@ -21,22 +21,64 @@ FIRST_FRAME_TOKENS = 32
 _PRIOR_TOKENS = 64.0
 
 
+# Frames of fewer tokens are not looked at for what a pair costs: it is lost beside what they cost anyway.
+_PAIRS_TELL_FROM = 16
+# How much one frame counts in the cost of a pair: noise of one frame is as large as what its context explains.
+_PAIR_WEIGHT = 0.02
+# Contexts that differ by less than this tell next to nothing.
+_CONTEXT_NOISE_TOKENS = 64.0
+# A frame without context costs at least this share of what frames of its size cost in the mean.
+_LEAST_SHARE = 0.25
+
+
 @dataclass
 class _Mean:
     tokens: float
     seconds: float
+    pairs: float
 
-    def add(self, tokens: float, seconds: float) -> None:
+    def add(self, tokens: float, seconds: float, pairs: float) -> None:
         self.tokens += _WEIGHT * (tokens - self.tokens)
         self.seconds += _WEIGHT * (seconds - self.seconds)
+        self.pairs += _WEIGHT * (pairs - self.pairs)
+
+
+@dataclass
+class _PairCost:
+    """Seconds for a pair of a token and one that it attends to: the slope of seconds a token over tokens of context,
+    by weighted least squares within frames of similar size, older ones counting less and less."""
+
+    _centres: dict[int, tuple[int, float, float]] = field(default_factory=dict)  # frames, context, seconds a token
+    _variance: float = 0.0
+    _covariance: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return max(0.0, self._covariance / self._variance) if self._variance else 0.0
+
+    def add(self, bucket: int, tokens: int, seconds: float, pairs: float) -> None:
+        """seconds: of the frame, without what a frame costs that has hardly any tokens."""
+        context, each = pairs / tokens, seconds / tokens
+        frames, mean_context, mean_each = self._centres.get(bucket, (0, context, each))
+        off = context - mean_context
+        # What took more than twice as long was held up by something else.
+        off_each = min(each, 2 * mean_each) - mean_each
+        weight = max(_PAIR_WEIGHT, 1 / (frames + 1))
+        self._centres[bucket] = (frames + 1, mean_context + weight * off, mean_each + weight * off_each)
+        if off:
+            fade = 1 - _PAIR_WEIGHT
+            self._variance = fade * self._variance + tokens * (off**2 + _CONTEXT_NOISE_TOKENS**2)
+            self._covariance = fade * self._covariance + tokens * off * off_each
 
 
 @dataclass
 class MemberCost:
-    """One member's compute seconds as a function of a frame's tokens."""
+    """One member's compute seconds as a function of a frame's tokens, and of its pairs: over all its tokens, how many
+    tokens each attends to. A frame's pairs are the mean of frames of its size if they are not given."""
 
     _means: dict[int, _Mean] = field(default_factory=dict)
     _points: list[_Mean] = field(default_factory=list)
+    _pair: _PairCost = field(default_factory=_PairCost)
 
     @property
     def measured(self) -> bool:
@@ -47,28 +89,49 @@ class MemberCost:
         """Tokens of the largest frames measured."""
         return self._points[-1].tokens if self._points else 0.0
 
-    def add(self, tokens: int, seconds: float) -> None:
+    @property
+    def pair_seconds(self) -> float:
+        return self._pair.seconds
+
+    def add(self, tokens: int, seconds: float, pairs: float = 0.0) -> None:
         bucket = (max(1, tokens) - 1).bit_length()
+        if tokens >= _PAIRS_TELL_FROM and pairs:
+            least = min(self._points[0].seconds, seconds) if self._points else 0.0
+            self._pair.add(bucket, tokens, seconds - least, pairs)
         mean = self._means.get(bucket)
         if mean is None:
-            self._means[bucket] = _Mean(float(tokens), seconds)
+            self._means[bucket] = _Mean(float(tokens), seconds, pairs)
             self._points = [self._means[key] for key in sorted(self._means)]
         else:
-            mean.add(tokens, seconds)
+            mean.add(tokens, seconds, pairs)
 
-    def seconds(self, tokens: float) -> float:
+    def seconds(self, tokens: float, pairs: float | None = None) -> float:
         """The estimate. Below the smallest measured frame: what that costs (reading the weights dominates).
         Above the largest: in proportion, which errs on the long side."""
         points = self._points
         if not points:
             return (_PRIOR_TOKENS + tokens) * 1e-6
+        mean = self._mean(tokens)
+        if pairs is None:
+            return mean.seconds
+        moved = mean.seconds + self._pair.seconds * (pairs - mean.pairs)
+        return max(moved, _LEAST_SHARE * mean.seconds, min(points[0].seconds, mean.seconds))
+
+    def _mean(self, tokens: float) -> _Mean:
+        """Of frames of so many tokens, read between the means that there are."""
+        points = self._points
         if tokens <= points[0].tokens:
-            return points[0].seconds
+            return points[0]
         for low, high in itertools.pairwise(points):
             if tokens <= high.tokens:
                 share = (tokens - low.tokens) / max(high.tokens - low.tokens, 1e-9)
-                return low.seconds + share * (high.seconds - low.seconds)
-        return points[-1].seconds * tokens / points[-1].tokens
+                return _Mean(
+                    tokens,
+                    low.seconds + share * (high.seconds - low.seconds),
+                    low.pairs + share * (high.pairs - low.pairs),
+                )
+        last, times = points[-1], tokens / points[-1].tokens
+        return _Mean(tokens, times * last.seconds, times * last.pairs)
 
 
 @dataclass
@@ -93,10 +156,11 @@ class RingCost:
     def measured(self) -> bool:
         return all(member.measured for member in self.members)
 
-    def add(self, tokens: int, busy_seconds: list[float]) -> None:
-        """One frame's busy time a member, the End Model's first. Members after the last that computed are left out."""
+    def add(self, tokens: int, busy_seconds: list[float], pairs: float = 0.0) -> None:
+        """One frame's busy time a member, the End Model's first. Members after the last that computed are left out.
+        pairs: over all its tokens, how many tokens each attends to; 0 if that is not known."""
         for member, seconds in zip(self.members, busy_seconds, strict=False):
-            member.add(tokens, seconds)
+            member.add(tokens, seconds, pairs)
 
     def add_hop(self, tokens: int, seconds: float) -> None:
         """What each hop of a frame took that was alone on the ring, besides compute."""
@@ -112,13 +176,13 @@ class RingCost:
             self.members[member] = MemberCost()
         self.hops, self.turns = MemberCost(), {}
 
-    def slowest(self, tokens: float) -> float:
+    def slowest(self, tokens: float, pairs: float | None = None) -> float:
         """t_max: the busiest member's time for one frame."""
-        return max(member.seconds(tokens) for member in self.members)
+        return max(member.seconds(tokens, pairs) for member in self.members)
 
-    def round(self, tokens: float) -> float:
+    def round(self, tokens: float, pairs: float | None = None) -> float:
         """T: one frame's way round an otherwise empty ring."""
-        busy = sum(member.seconds(tokens) for member in self.members)
+        busy = sum(member.seconds(tokens, pairs) for member in self.members)
         hop = self.hops.seconds(tokens) if self.hops.measured else 0.0
         return busy + hop * len(self.members)
 
@@ -154,20 +218,22 @@ class RingCost:
             return 1
 
         def period(micro_batches: int) -> float:
-            share = -(-rows // micro_batches)
-            return max(self.round(share), micro_batches * self.slowest(share))
+            return self.period(-(-rows // micro_batches), micro_batches)
 
         return min(range(1, most + 1), key=lambda m: (period(m), m))
 
-    def tokens_within(self, seconds_by_member: list[float], *, most: int) -> int:
-        """The most tokens whose frame keeps every member within its limit; 0 if not even one token does."""
+    def period(self, tokens: float, micro_batches: int) -> float:
+        """Between two frames of one stream, with so many of so many tokens in flight."""
+        return max(self.round(tokens), micro_batches * self.slowest(tokens))
+
+    @staticmethod
+    def most_tokens(fits: Callable[[int], bool], *, most: int) -> int:
+        """The most tokens, up to `most`, whose frame fits; 0 if not even one token does. A smaller frame than one that
+        fits is taken to fit."""
         low, high = 0, most
         while low < high:
             middle = (low + high + 1) // 2
-            fits = all(
-                member.seconds(middle) <= limit for member, limit in zip(self.members, seconds_by_member, strict=True)
-            )
-            low, high = (middle, high) if fits else (low, middle - 1)
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
         return low
 
     def best_chunk(self, tokens: int, *, most: int, in_flight: int) -> int:

@@ -9,32 +9,33 @@ Which tokens a frame carries is decided in `scheduler.py`; here decisions are ca
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Literal
 
 import numpy as np
 import torch
+from languagepipes_api.member_settings import SpeculativeDecoding
 from languagepipes_api.plan import Plan
 
 from languagepipes_node import metrics
 from languagepipes_node.end_model.costs import RingCost
 from languagepipes_node.end_model.in_flight import InFlightBatch, RowsError, pack, packed_tokens
 from languagepipes_node.end_model.interfaces import EndLayersPort, ReturnedPort, RingPort
-from languagepipes_node.end_model.prompt_scores import ScoringRows, score, scoring_rows
+from languagepipes_node.end_model.prompt_scores import score_prompts, scoring_rows
 from languagepipes_node.end_model.recovery import Outage
 from languagepipes_node.end_model.requests import (
     EngineCommand,
     EngineOutput,
     EngineStatus,
     Failure,
-    PromptScores,
     Submission,
     TokenOutput,
 )
@@ -50,6 +51,7 @@ from languagepipes_node.end_model.scheduler import (
 from languagepipes_node.end_model.sequence_table import SequenceTable
 from languagepipes_node.end_model.sequences import Sequence
 from languagepipes_node.end_model.structured import GrammarExhausted, MaskWorkers
+from languagepipes_node.end_model.verification import Draws, verify
 from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watchdog
 from languagepipes_node.model.buffers import TORCH_DTYPES, bytes_of, tensor_from
 from languagepipes_node.wire.errors import FrameError, RingDown, SupersededError
@@ -64,6 +66,7 @@ _LARGE_CHUNK = 32
 _STOP_SECONDS = 0.1
 _NOT_FINITE = "the model computed values that are not finite; the request was ended"
 _NOT_SAMPLED = "no token could be sampled for this request with its parameters; the request was ended"
+_NO_LOGPROBS = "the log probabilities of a token could not be computed; the request was ended"
 _NOT_COMPUTED = "this request's step could not be computed"
 
 
@@ -80,6 +83,7 @@ class EngineSettings:
     poll_seconds: how soon one that waits for a frame, and could send more, notices a submission.
     reconnect_*: the back-off between attempts to join the ring. max_wait_seconds: how long requests wait while there is
     no ring. max_replays: how often a request is computed again without a token in between before it fails.
+    speculation: whether streams' next tokens are drafted, and verified several in one frame.
     """
 
     max_running: int = 64
@@ -94,7 +98,10 @@ class EngineSettings:
     reconnect_first_seconds: float = 0.05
     reconnect_most_seconds: float = 1.0
     max_wait_seconds: float = 300.0
+    scales_to_zero: bool = False
     max_replays: int = 5
+    prefix_cache: bool = True
+    speculation: SpeculativeDecoding = "none"
 
     def limits(self, plan: Plan) -> Limits:
         """The scheduler's limits under `plan`."""
@@ -107,6 +114,7 @@ class EngineSettings:
             max_running=self.max_running,
             decode_frames=1 if self.shared_cores else frames,
             prefill_frames=max(1, min(frames, prefill)),
+            speculation=self.speculation,
         )
 
 
@@ -144,11 +152,17 @@ class Engine:
         # Guards (whether commands are taken, inbox) together: a command that is accepted is answered.
         self._gate = threading.Lock()
         self._refusal: str | None = None  # why no command is taken any more
-        self._outage = Outage(max_wait_seconds=settings.max_wait_seconds, now=time.monotonic())
+        self._outage = Outage(
+            max_wait_seconds=settings.max_wait_seconds,
+            now=time.monotonic(),
+            from_first_request=settings.scales_to_zero,
+        )
         self._kv_ids: tuple[bytes, ...] = ()
         self._replays = 0
 
-        self._sequences = SequenceTable(blocks=plan.kv_blocks, block_tokens=plan.kv_block_tokens)
+        self._sequences = SequenceTable(
+            blocks=plan.kv_blocks, block_tokens=plan.kv_block_tokens, prefix_cache=settings.prefix_cache
+        )
         self._costs = RingCost.of(len(plan.stages))
         self._sampler = Sampler()
         self._masks = MaskWorkers()
@@ -157,7 +171,8 @@ class Engine:
         self._step = 0
         self._arrivals = 0
         self._epoch = 0
-        self._outputs: list[EngineOutput] = []
+        # Not handed over yet; those that are functions have work to do that no token waits for.
+        self._outputs: list[EngineOutput | Callable[[], EngineOutput]] = []
         self._tokens = 0  # sampled, and not counted yet: that is done once the next frame is out
 
         self.status = EngineStatus(kv_blocks_total=plan.kv_blocks)
@@ -237,12 +252,10 @@ class Engine:
             return
         # Other machines may compute now; measured against the old ones' times, each frame could be overdue.
         self._costs.forget(changed)
-        for sequence in self._sequences.running:
-            if computed := sequence.kv[-1]:
-                sequence.lose_kv(changed[-1])
-                self._replays += 1
-                metrics.REPLAYS.inc()
-                metrics.RECOMPUTED_TOKENS.inc(computed)
+        for computed in self._sequences.lose_kv(changed[-1]):
+            self._replays += 1
+            metrics.REPLAYS.inc()
+            metrics.RECOMPUTED_TOKENS.inc(computed)
 
     def step(self) -> None:
         """One round of the engine. Raises RingDown once the ring is lost."""
@@ -290,7 +303,11 @@ class Engine:
             return
         try:
             sequence = Sequence.of(
-                submission, arrival=self._arrivals, context_limit=self._context_limit, stages=self._hops - 1
+                submission,
+                arrival=self._arrivals,
+                context_limit=self._context_limit,
+                stages=self._hops - 1,
+                speculates=settings.speculation != "none",
             )
         except ValueError as error:
             self._outputs.append(Failure(submission.request_id, "internal", str(error)))
@@ -302,6 +319,8 @@ class Engine:
     # Sending.
 
     def _snapshot(self) -> Snapshot[Sequence]:
+        if len(self._sequences.running) < self._limits.max_running:
+            self._sequences.look_up()
         return Snapshot(
             running=self._sequences.running,
             waiting=self._sequences.waiting,
@@ -310,21 +329,35 @@ class Engine:
             returning_blocks=self._sequences.returning_blocks,
             limits=self._limits,
             costs=self._costs,
+            step=self._step,
         )
 
     def _carry_out(self, decision: Decision[Sequence]) -> None:
         for sequence in decision.preempt:
-            self._sequences.preempt(sequence)
-            metrics.PREEMPTIONS.inc()
+            self._preempt(sequence)
         for sequence in decision.passed:
             sequence.passed += 1
-        for sequence in decision.admit:
-            self._sequences.start(sequence)
+        self._start(decision.admit)
         if not decision.shares:
             return
+        if any(share.start != share.sequence.sent for share in decision.shares):
+            return  # one that has started found other blocks than were looked up: its share is decided anew
         if decision.tokens > _LARGE_CHUNK:
             self._hand_over()
+            if any(share.sequence.ended for share in decision.shares):
+                return  # its log probabilities failed: the rest is decided anew
         self._send(decision)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._sequences.preempt(sequence)
+        metrics.PREEMPTIONS.inc()
+
+    def _start(self, sequences: tuple[Sequence, ...]) -> None:
+        new = [sequence for sequence in sequences if sequence.cached_tokens is None]
+        self._sequences.start(sequences)
+        for sequence in new:
+            metrics.PREFIX_CACHE_QUERIED_TOKENS.inc(sequence.length)
+            metrics.PREFIX_CACHE_HIT_TOKENS.inc(sequence.cached_tokens or 0)
 
     def _send(self, decision: Decision[Sequence]) -> None:
         """Front layers over the packed tokens, then onto the ring."""
@@ -346,7 +379,7 @@ class Engine:
             leases=leases,
             batch=batch,
             last_member=last_member,
-            view=FrameView(decision.decode_rows, decision.tokens - decision.decode_rows, apart=decision.apart),
+            view=FrameView(decision.decode_rows, decision.chunk_tokens, apart=decision.apart),
             front_seconds=sent_at - started,
             sent_at=sent_at,
             deadline=sent_at + self._allowed_seconds(decision.tokens, replay=self._is_replay(last_member)),
@@ -425,7 +458,11 @@ class Engine:
             replay = self._is_replay(frame.last_member)
             rows = frame.batch.tokens if self._tail_layers and not replay else len(frame.batch.rows)
             frame.check(returned, rows=rows, row_bytes=self._hidden_size * self._dtype.itemsize)
-            sampled = [] if replay else self._sample(frame, returned)
+            logits = None if replay else self._logits(frame, returned)
+            draws = [] if logits is None else frame.draws
+            damaged = [one for one in draws if logits is not None and one.is_damaged(logits)]
+            draws = [one for one in draws if one not in damaged]
+            sampled = self._sample(logits, draws) if logits is not None and draws else []
         except RowsError as error:
             self._ring.drop(str(error))
             raise RingDown(str(error), "protocol") from error
@@ -439,16 +476,19 @@ class Engine:
             returned.release()
         self._in_flight.popleft()
         self._sequences.returned(frame.shares, frame.leases, last_member=frame.last_member)
-        now = time.perf_counter()
-        for sequence, token in zip(frame.asking, sampled, strict=True):
-            self._accept(sequence, token)
-        self._measure(frame, returned.busy_microseconds, returned_at=returned_at, done_at=now)
+        for one, token in zip(draws, sampled, strict=True):
+            self._accept(one.sequence, token)
+        if logits is not None:
+            self._verify([one for one in draws if one.drafts], logits)
+        for one in damaged:
+            self._compute_without_drafts(one)
+        self._measure(frame, returned.busy_microseconds, returned_at=returned_at, done_at=time.perf_counter())
 
-    def _sample(self, frame: InFlightBatch, returned: ReturnedPort) -> list[SampledToken | None]:
-        """One token for each row that the frame asked for; None where what returned is not finite."""
+    def _logits(self, frame: InFlightBatch, returned: ReturnedPort) -> torch.Tensor | None:
+        """Of the rows to sample from, float32 [R, vocabulary]; None if there are none. Prompts are scored."""
         batch = frame.batch
         if not len(batch.rows) and not self._tail_layers:
-            return []
+            return None
         hidden = tensor_from(
             returned.hidden, dtype=self._dtype, width=self._hidden_size, device=self._layers.device
         )  # [rows, hidden], or [tokens, hidden] with tail layers
@@ -456,14 +496,23 @@ class Engine:
             self._fail_not_finite(frame, torch.isfinite(hidden).all(dim=1).cpu().numpy())
         rows = self._layers.back(hidden, batch)  # [R, hidden]
         if not len(batch.rows):
-            return []
+            return None
         if frame.scoring:
-            rows = self._score_prompts(frame.scoring, rows)
+            scored, rows = score_prompts(frame.scoring, rows, self._layers.logits)
+            for sequence, scores in scored:
+                if scores is None:
+                    self._fail(sequence, "internal", _NOT_FINITE)
+                else:
+                    self._outputs.append(scores)
             if not len(rows):
-                return []
-        logits = self._layers.logits(rows)  # [R, vocabulary]
+                return None
+        return self._layers.logits(rows)
+
+    def _sample(self, logits: torch.Tensor, draws: list[Draws], *, behind: int = 0) -> list[SampledToken | None]:
+        """The next token of each, from the row `behind` its first one; None where what returned is not finite."""
+        rows = [draw.row + behind for draw in draws]
         return self._sampler.sample(
-            logits,
+            logits if len(rows) == len(logits) else logits[rows],  # the rest is sampled from later, unchanged
             [
                 SamplingRow(
                     parameters=sequence.sampling,
@@ -475,10 +524,29 @@ class Engine:
                     prompt_ids=sequence.prompt_ids if sequence.sampling.repetition_penalty != 1.0 else None,
                     masked=sequence.masked_ids,
                 )
-                for sequence in frame.asking
+                for sequence in (draw.sequence for draw in draws)
             ],
-            failed=lambda index, error: self._fail_sampling(frame.asking[index], error),
+            failed=lambda index, error: self._fail_sampling(draws[index].sequence, error),
         )
+
+    def _verify(self, drafted: list[Draws], logits: torch.Tensor) -> None:
+        if drafted:
+            verify(
+                drafted,
+                sample=lambda draws, behind: self._sample(logits, draws, behind=behind),
+                accept=self._accept_behind_draft,
+            )
+
+    def _compute_without_drafts(self, draws: Draws) -> None:
+        """In other blocks, and if what returns is not finite again, it is no draft's fault."""
+        sequence = draws.sequence
+        sequence.speculator = None
+        if sequence.lease is draws.lease:
+            self._preempt(sequence)
+
+    def _accept_behind_draft(self, draws: Draws, sampled: SampledToken | None) -> None:
+        self._sequences.verified(draws.sequence, draws.lease)
+        self._accept(draws.sequence, sampled)
 
     def _fail_sampling(self, sequence: Sequence, error: Exception) -> None:
         log_failure("a request's token could not be sampled", error)
@@ -494,32 +562,12 @@ class Engine:
             self._fail(sequence, "internal", str(error))
             return None
 
-    def _score_prompts(self, scoring: tuple[ScoringRows, ...], rows: torch.Tensor) -> torch.Tensor:
-        """Hand over what a frame's rows [R, hidden] say of prompts' tokens. Returns the other rows."""
-        others = torch.ones(len(rows), dtype=torch.bool)
-        for part in scoring:
-            sequence, stop = part.sequence, part.first + part.count
-            others[part.row : part.row + part.count] = False
-            if sequence.ended or sequence.prompt_logprobs is None:
-                continue
-            logprobs = score(
-                self._layers.logits,
-                rows[part.row : part.row + part.count],
-                sequence.tokens[part.first : stop],
-                alternatives=sequence.prompt_logprobs,
-            )
-            if logprobs is None:
-                self._fail(sequence, "internal", _NOT_FINITE)
-                continue
-            sequence.scored = stop
-            self._outputs.append(PromptScores(sequence.request_id, part.first, logprobs))
-        return rows[others.to(rows.device)]
-
     def _fail_not_finite(self, frame: InFlightBatch, finite: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
         """With tail layers, prompt tokens return too: their sequences fail although they ask for no row."""
         first = 0
         for share in frame.shares:
-            if not finite[first : first + share.count].all():
+            # Whether a draft is to blame is judged by its logits.
+            if not share.drafts and not finite[first : first + share.count].all():
                 self._fail(share.sequence, "internal", _NOT_FINITE)
             first += share.count
 
@@ -535,12 +583,28 @@ class Engine:
             self._fail(sequence, "internal", str(error))
             return
         ended_by_grammar = finish == "stop" and sampled.token not in sequence.stop_token_ids
+        output = TokenOutput(
+            sequence.request_id,
+            sampled.token,
+            finish,
+            ended_by_grammar=ended_by_grammar,
+            cached_tokens=sequence.cached_tokens or 0,
+        )
         self._outputs.append(
-            TokenOutput(sequence.request_id, sampled.token, finish, sampled.logprobs, ended_by_grammar)
+            output if sampled.scores is None else functools.partial(self._with_logprobs, sequence, sampled, output)
         )
         self._tokens += 1
         if finish is not None:
             self._sequences.end(sequence)
+
+    def _with_logprobs(self, sequence: Sequence, sampled: SampledToken, output: TokenOutput) -> EngineOutput:
+        try:
+            return replace(output, logprobs=sampled.logprobs)
+        except Exception as error:  # of this request alone
+            log_failure("a token's log probabilities could not be computed", error)
+            if not sequence.ended:
+                self._sequences.end(sequence)
+            return Failure(sequence.request_id, "internal", _NO_LOGPROBS)
 
     def _measure(
         self, frame: InFlightBatch, busy_microseconds: list[int], *, returned_at: float, done_at: float
@@ -549,7 +613,8 @@ class Engine:
         own_seconds = frame.front_seconds + done_at - returned_at
         stages = [microseconds * 1e-6 for microseconds in busy_microseconds]
         if len(stages) + 1 == len(self._costs.members):
-            self._costs.add(frame.batch.tokens, [own_seconds, *stages[: frame.last_member]])
+            pairs = sum(share.pairs for share in frame.shares)
+            self._costs.add(frame.batch.tokens, [own_seconds, *stages[: frame.last_member]], pairs)
         replay = self._is_replay(frame.last_member)
         turn_seconds = returned_at - max(frame.sent_at, self._returned_at)
         self._costs.add_turn(frame.batch.tokens, turn_seconds, replay=replay, alone=frame.alone)
@@ -568,6 +633,8 @@ class Engine:
     def _fail(self, sequence: Sequence, code: Literal["ring_down", "internal"], message: str) -> None:
         if not sequence.ended:
             self._outputs.append(Failure(sequence.request_id, code, message))
+            if code == "internal":
+                self._sequences.distrust(sequence)
             self._sequences.end(sequence)
 
     def _fail_all(self, shares: tuple[Share[Sequence], ...], error: Exception) -> None:
@@ -624,16 +691,23 @@ class Engine:
                 )
 
     def _give_up(self) -> None:
-        """Once there has been no ring for too long, nobody waits: who did fails, and who comes is refused."""
-        if not self._outage.expired(now=time.monotonic()):
+        """Once there has been no ring for too long, nobody waits: who did fails, and who comes is refused; but not
+        where stages come back because somebody comes."""
+        if not self._outage.expired(waiting=len(self._sequences), now=time.monotonic()):
             return
-        self._refuse(self._outage.reason)
+        if self._settings.scales_to_zero:
+            self._fail_everyone(self._outage.reason)
+        else:
+            self._refuse(self._outage.reason)
 
     def _refuse(self, reason: str) -> None:
         """No request is taken from now on; each that is open fails with the reason."""
         with self._gate:
             self._refusal = reason
         self._take_commands()
+        self._fail_everyone(reason)
+
+    def _fail_everyone(self, reason: str) -> None:
         for sequence in self._sequences.everyone():
             self._fail(sequence, "ring_down", reason)
 
@@ -663,10 +737,10 @@ class Engine:
     # Handing over.
 
     def _hand_over(self) -> None:
-        """One list of outputs, the status, and the metrics."""
+        """One list of outputs, with what was left to compute for them, the status, and the metrics."""
         if self._outputs:
             outputs, self._outputs = self._outputs, []
-            self._deliver(outputs)
+            self._deliver([output() if callable(output) else output for output in outputs])
         tokens, self._tokens = self._tokens, 0
         if tokens:
             metrics.GENERATED_TOKENS.inc(tokens)
@@ -677,7 +751,7 @@ class Engine:
         self.status = EngineStatus(
             ring_ready=not outage.down,
             accepting=self._refusal is None,
-            recovering=outage.down and self._epoch > 0 and self._refusal is None,
+            recovering=outage.down and (self._epoch > 0 or self._settings.scales_to_zero) and self._refusal is None,
             replays=self._replays,
             ring_error=outage.reason,
             epoch=self._epoch,
@@ -689,6 +763,7 @@ class Engine:
         metrics.RUNNING_SEQUENCES.set(len(self._sequences.running))
         metrics.WAITING_SEQUENCES.set(len(self._sequences.waiting))
         metrics.KV_BLOCKS_USED.set(self._sequences.blocks.used)
+        metrics.PREFIX_CACHE_BLOCKS.set(len(self._sequences.blocks.cached))
         metrics.FRAMES_IN_FLIGHT.set(len(self._in_flight))
 
 

@@ -12,6 +12,7 @@ from languagepipes_node.end_model.interfaces import ReturnedPort
 from languagepipes_node.end_model.prompt_scores import ScoringRows, wanted_rows
 from languagepipes_node.end_model.scheduler import FrameView, Share, blocks_for
 from languagepipes_node.end_model.sequences import Sequence
+from languagepipes_node.end_model.verification import Draws
 from languagepipes_node.model.batch import Batch
 
 
@@ -45,6 +46,17 @@ class InFlightBatch:
         return [share.sequence for share in self.shares if share.wants_row]
 
     @property
+    def draws(self) -> list[Draws]:
+        """The rows to sample from, one for each of `asking`."""
+        found: list[Draws] = []
+        row = 0
+        for share, lease in zip(self.shares, self.leases, strict=True):
+            if share.wants_row:
+                found.append(Draws(share.sequence, lease, row, share.drafts))
+            row += share.rows
+        return found
+
+    @property
     def overdue(self) -> str:
         """Why its epoch ends, if it has not returned by its deadline."""
         seconds = self.deadline - self.sent_at
@@ -69,7 +81,7 @@ def pack(shares: tuple[Share[Sequence], ...], leases: list[BlockLease], block_to
         for share, lease in zip(shares, leases, strict=True)
     ]
     counts = np.array([share.count for share in shares], np.int32)
-    if any(share.sequence.prompt_logprobs is not None for share in shares):
+    if any(share.drafts or share.sequence.prompt_logprobs is not None for share in shares):
         rows = wanted_rows(shares)
     else:
         wanted = np.array([share.wants_row for share in shares], np.bool_)
@@ -86,6 +98,10 @@ def pack(shares: tuple[Share[Sequence], ...], leases: list[BlockLease], block_to
 def packed_tokens(shares: tuple[Share[Sequence], ...]) -> npt.NDArray[np.int64]:
     """The token ids of a frame, int64 [tokens], for the embedding."""
     return np.array(
-        [token for share in shares for token in share.sequence.tokens[share.start : share.start + share.count]],
+        [
+            token
+            for share in shares
+            for token in (*share.sequence.tokens[share.start : share.known_stop], *share.drafts)
+        ],
         np.int64,
     )

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # An API thread that holds the interpreter for the default 5 ms would delay a token by as much.
 _SWITCH_INTERVAL_SECONDS = 0.0005
 _DRAIN_POLL_SECONDS = 0.05
+# How long a drain waits for a ring that is down. A stage that was lost meanwhile may come back; those of a pipe that
+# was deleted do not, and its pods are not to hold their memory for all of `drain_seconds`.
+_RING_LOST_SECONDS = 35.0
 
 
 def run(settings: MemberSettings) -> int:
@@ -99,7 +102,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
         block_tokens=plan.kv_block_tokens,
         blocks=plan.kv_blocks,
     )
-    state.to_load(layers.weight_bytes)
+    state.to_load(plan.end_model.weight_bytes)
     state.enter("loading", f"layers {plan.end_model.local_layers} and head")
     layers.load(startup.store, state.loaded)
     startup.store.close()
@@ -122,7 +125,10 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
             max_queued=settings.max_queued_requests,
             shared_cores=settings.shared_cores,
             max_wait_seconds=settings.max_wait_seconds,
+            scales_to_zero=settings.scales_to_zero,
             max_replays=settings.max_replays,
+            prefix_cache=settings.prefix_cache,
+            speculation=settings.speculative_decoding,
         ),
         deliver=bridge.deliver,
         watchdog=state.watchdog,
@@ -140,6 +146,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
         tool_parser=settings.tool_parser,
         defaults=defaults,
         cors_allowed_origins=settings.cors_allowed_origins.split(",") if settings.cors_allowed_origins else [],
+        takes_priorities=settings.scheduling_policy == "priority",
         max_stored_responses=settings.max_stored_responses,
         max_stored_response_bytes=settings.max_stored_response_bytes,
     )
@@ -194,13 +201,17 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     return failures[0] if failures else None
 
 
-def drain(bridge: EngineBridge, api: ApiServer, *, until: float) -> None:
+def drain(bridge: EngineBridge, api: ApiServer, *, until: float, ring_lost_seconds: float = _RING_LOST_SECONDS) -> None:
     """Let answers end that were begun, and clients read them; new requests are refused meanwhile, on connections that
-    are still accepted, so that they learn why. What is left at `until` (time.monotonic()) ends with an error.
+    are still accepted, so that they learn why. What is left at `until` (time.monotonic()), or after `ring_lost_seconds`
+    without a ring, ends with an error.
     """
     bridge.stop_admission("the server is shutting down: ask again")
     log.info("shutting down: %d answers are to be completed", bridge.open_sequences)
-    while (bridge.open_sequences or api.answering) and time.monotonic() < until:
+    whole_at = time.monotonic()
+    while (bridge.open_sequences or api.answering) and time.monotonic() < min(until, whole_at + ring_lost_seconds):
+        if bridge.engine.status.ring_ready:
+            whole_at = time.monotonic()
         time.sleep(_DRAIN_POLL_SECONDS)
     if left := bridge.open_sequences:
         log.warning("shutting down: %d answers were not complete in time", left)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from languagepipes_node.end_model.requests import TokenLogprobs
+from languagepipes_node.end_model.requests import PromptScores, TokenLogprobs
 from languagepipes_node.end_model.scheduler import Share
 from languagepipes_node.end_model.sequences import Sequence as TokenSequence
 
@@ -43,7 +43,7 @@ def scoring_rows(shares: Sequence[Share[TokenSequence]]) -> tuple[ScoringRows, .
         if stop > first:
             found.append(ScoringRows(share.sequence, first + 1, row, stop - first))
             row += stop - first
-        row += share.wants_row
+        row += share.rows
     return tuple(found)
 
 
@@ -58,8 +58,7 @@ def _wanted(shares: Sequence[Share[TokenSequence]]) -> Iterator[int]:
         first, stop = _scored_positions(share)
         yield from range(begin + first - share.start, begin + stop - share.start)
         begin += share.count
-        if share.wants_row:
-            yield begin - 1
+        yield from range(begin - share.rows, begin)
 
 
 def _scored_positions(share: Share[TokenSequence]) -> tuple[int, int]:
@@ -68,7 +67,35 @@ def _scored_positions(share: Share[TokenSequence]) -> tuple[int, int]:
     if sequence.prompt_logprobs is None:
         return share.start, share.start
     first = max(share.start, sequence.scored - 1)
-    return first, max(first, min(share.start + share.count, sequence.prompt_length - 1))
+    return first, max(first, min(share.known_stop, sequence.prompt_length - 1))
+
+
+def score_prompts(
+    scoring: Sequence[ScoringRows], rows: torch.Tensor, logits_of: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[list[tuple[TokenSequence, PromptScores | None]], torch.Tensor]:
+    """(what a frame's rows [R, hidden] say of prompts' tokens, None where they are not finite; the other rows).
+
+    Sequences that have ended are left out; of the others it is noted how far they are scored.
+    """
+    found: list[tuple[TokenSequence, PromptScores | None]] = []
+    others = torch.ones(len(rows), dtype=torch.bool)
+    for part in scoring:
+        sequence, stop = part.sequence, part.first + part.count
+        others[part.row : part.row + part.count] = False
+        if sequence.ended or sequence.prompt_logprobs is None:
+            continue
+        logprobs = score(
+            logits_of,
+            rows[part.row : part.row + part.count],
+            sequence.tokens[part.first : stop],
+            alternatives=sequence.prompt_logprobs,
+        )
+        if logprobs is None:
+            found.append((sequence, None))
+            continue
+        sequence.scored = stop
+        found.append((sequence, PromptScores(sequence.request_id, part.first, logprobs)))
+    return found, rows[others.to(rows.device)]
 
 
 def score(
@@ -88,8 +115,11 @@ def score(
             return None
         targets = torch.tensor(tokens[begin : begin + _ROWS_AT_ONCE], device=logits.device)
         logprobs = torch.log_softmax(logits, dim=1)
-        own = logprobs.gather(1, targets[:, None])[:, 0].tolist()
+        own = logprobs.gather(1, targets[:, None])  # [m, 1]
+        ranks = (logprobs >= own).sum(dim=1).tolist()
         best = logprobs.topk(min(alternatives, logprobs.shape[1]), dim=1)
-        for logprob, top, values in zip(own, best.indices.tolist(), best.values.tolist(), strict=True):
-            found.append(TokenLogprobs(logprob, tuple(zip(top, values, strict=True))))
+        for logprob, rank, top, values in zip(
+            own[:, 0].tolist(), ranks, best.indices.tolist(), best.values.tolist(), strict=True
+        ):
+            found.append(TokenLogprobs(logprob, tuple(zip(top, values, strict=True)), rank))
     return tuple(found)

@@ -54,12 +54,15 @@ class Outage:
     """How long there has been no ring, and how long requests wait for one. Times are of time.monotonic().
 
     max_wait_seconds: of an outage, not of a request: who comes late is not kept waiting for a ring that others have
-    given up.
+    given up. from_first_request: the ring may be down because nobody asks; then that time begins when somebody waits,
+    and again after those who waited have given up.
     """
 
-    def __init__(self, *, max_wait_seconds: float, now: float) -> None:
+    def __init__(self, *, max_wait_seconds: float, now: float, from_first_request: bool = False) -> None:
         self._max_wait_seconds = max_wait_seconds
+        self._from_first_request = from_first_request
         self._since: float | None = now
+        self._waited_since: float | None = None  # since when somebody waits for the ring
         self.reason = "the ring has not been joined yet"
         self.code = "start"
 
@@ -76,11 +79,19 @@ class Outage:
         return news
 
     def end(self, *, now: float) -> float:
-        """The ring is whole; how long it was not, in seconds."""
-        seconds = 0.0 if self._since is None else now - self._since
-        self._since, self.reason = None, ""
+        """The ring is whole; how long it was missed, in seconds."""
+        since = self._waited_since if self._from_first_request else self._since
+        seconds = 0.0 if since is None else now - since
+        self._since, self._waited_since, self.reason = None, None, ""
         return seconds
 
-    def expired(self, *, now: float) -> bool:
-        """Whether nobody waits any longer."""
-        return self._since is not None and now - self._since >= self._max_wait_seconds
+    def expired(self, *, waiting: int, now: float) -> bool:
+        """Whether nobody waits any longer. waiting: how many wait now."""
+        if self._since is None:
+            return False
+        if not waiting:
+            self._waited_since = None
+        elif self._waited_since is None:
+            self._waited_since = now
+        since = self._waited_since if self._from_first_request else self._since
+        return since is not None and now - since >= self._max_wait_seconds

@@ -6,8 +6,13 @@ HTTP puts `Submission` and `Cancellation` on the engine's inbox; the engine hand
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from languagepipes_node.end_model.structured import Grammar
 
@@ -39,6 +44,12 @@ class SamplingParameters:
     min_tokens: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
 
+    @cached_property
+    def biases(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """logit_bias as arrays: token ids, and what is added to their logits."""
+        tokens = np.array([operator.index(token) for token, _ in self.logit_bias], np.int64)
+        return tokens, np.array([bias for _, bias in self.logit_bias], np.float32)
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -46,7 +57,8 @@ class Submission:
     the last TokenOutput's token and is not text). logprobs: how many alternatives to report, None for none at all.
     prompt_logprobs: the same for the prompt's tokens, which come as PromptScores before the first TokenOutput.
     client: who asks, for fairness: equal for one client's sequences, opaque, never logged. grammar: what its text must
-    match, compiled; None for any text.
+    match, compiled; None for any text. priority: lower values start before higher ones, whoever asks. cache_domain:
+    only sequences of one domain share the KV of equal beginnings; opaque, never logged.
     """
 
     request_id: int
@@ -58,6 +70,8 @@ class Submission:
     client: str = ""
     prompt_logprobs: int | None = None
     grammar: Grammar | None = None
+    priority: int = 0
+    cache_domain: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,22 +83,27 @@ class Cancellation:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural-log probabilities of the sampled token and of the most likely ones, as (token id, logprob)."""
+    """Natural-log probabilities of the sampled token and of the most likely ones, as (token id, logprob).
+
+    rank: of a prompt's token, how many tokens are as likely or likelier, itself included; None: not counted."""
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
 class TokenOutput:
     """One sampled token; `finish` is set on the sequence's last. ended_by_grammar: it ends with "stop" and is text,
-    since nothing can follow it."""
+    since nothing can follow it. cached_tokens: how many of the prompt's tokens were not computed for this sequence,
+    since their KV was there."""
 
     request_id: int
     token: int
     finish: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
     ended_by_grammar: bool = False
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

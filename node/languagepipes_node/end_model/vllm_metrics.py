@@ -22,6 +22,11 @@ COUNTERS: dict[str, Counter] = {
     "vllm:num_preemptions_total": metrics.PREEMPTIONS,
     "vllm:prompt_tokens_total": metrics.PROMPT_TOKENS,
     "vllm:generation_tokens_total": metrics.GENERATED_TOKENS,
+    "vllm:prefix_cache_queries_total": metrics.PREFIX_CACHE_QUERIED_TOKENS,
+    "vllm:prefix_cache_hits_total": metrics.PREFIX_CACHE_HIT_TOKENS,
+    "vllm:spec_decode_num_drafts_total": metrics.DRAFTS,
+    "vllm:spec_decode_num_draft_tokens_total": metrics.DRAFTED_TOKENS,
+    "vllm:spec_decode_num_accepted_tokens_total": metrics.ACCEPTED_TOKENS,
 }
 HISTOGRAMS: dict[str, Histogram] = {
     "vllm:time_to_first_token_seconds": metrics.TIME_TO_FIRST_TOKEN,

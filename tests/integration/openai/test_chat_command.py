@@ -68,6 +68,8 @@ def test_errors_are_told_in_one_line(serve, tmp_path, codec):
     nobody = chat("hello", "--url", "http://127.0.0.1:9")
     assert nobody.stderr.startswith("error: nothing answers at http://127.0.0.1:9/v1/")
     assert chat("hello", "--url", "localhost:8000").stderr.startswith("error: 'localhost:8000' is no URL")
+    broken = chat("hello", "--url", served.url, key="sk-right\n")
+    assert broken.stderr == "error: OPENAI_API_KEY has a line break or another control character: leave it out\n"
     broken = serve(lambda s: [*codec.encode("Hello"), Failure(0, "ring_down", "stage 2 went away")], pace_seconds=0.05)
     done = chat("hello", "--url", broken.url)
     assert (done.returncode, done.stdout) == (1, "Hello\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import openai
@@ -19,10 +20,9 @@ def draining():
     """Starts the drain of a server in a thread: draining(served, seconds)."""
     threads = []
 
-    def start(served, seconds):
-        thread = threading.Thread(
-            target=drain, args=(served.bridge, served.server), kwargs={"until": time.monotonic() + seconds}
-        )
+    def start(served, seconds, **more):
+        limits = {"until": time.monotonic() + seconds, **more}
+        thread = threading.Thread(target=drain, args=(served.bridge, served.server), kwargs=limits)
         thread.start()
         threads.append(thread)
         while served.bridge.draining is None:
@@ -66,6 +66,17 @@ def test_what_is_late_ends_with_an_error(serve, codec, draining):
         with pytest.raises(openai.APIError, match="this answer was not complete in time") as error:
             list(stream)
         assert error.value.code == "shutting_down"
+    served.wait_until_idle()
+
+
+def test_a_ring_that_stays_down_is_not_waited_for_to_the_end(serve, codec, draining):
+    served = serve(forever(codec), pace_seconds=0.02, max_context_length=100_000)
+    with served.client.chat.completions.create(model="tiny", messages=HI, stream=True) as stream:
+        next(stream)
+        served.engine.status = replace(served.engine.status, ring_ready=False, ring_error="stage 1 is gone")
+        draining(served, 600, ring_lost_seconds=0.5)
+        with pytest.raises(openai.APIError, match="this answer was not complete in time"):
+            list(stream)
     served.wait_until_idle()
 
 

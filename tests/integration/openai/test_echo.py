@@ -7,7 +7,8 @@ import pytest
 
 
 def ask(served, **body):
-    response = httpx.post(served.url + "/v1/completions", json={"model": "tiny", "prompt": "hello world", **body})
+    body = {"model": "tiny", "prompt": "hello world", **body}
+    response = httpx.post(served.url + "/v1/completions", json=body, timeout=60)  # the longest prompt takes seconds
     assert response.status_code == 200, response.text
     return response.json()
 

@@ -139,6 +139,43 @@ def test_the_clients_stream_helper_reads_text_and_calls(hermes, client):
     assert message.stop_reason == "tool_use"
 
 
+def test_a_calls_input_is_streamed_as_it_is_written_and_one_that_is_cut_has_what_is_whole(hermes, client):
+    call = CALL.replace('"Paris"', '"Paris", "days": [1, 2]')
+    served = hermes(call)
+    cut = call.index("2]")
+    tokens = len(served.codec.encode(call[:cut], add_special_tokens=False))
+    request = {"model": "tiny", "max_tokens": tokens, "messages": QUESTION, "tools": [WEATHER]}
+    with client(served).messages.stream(**request) as stream:
+        events = list(stream)
+        streamed = stream.get_final_message()
+    pieces = [event.partial_json for event in events if event.type == "input_json"]
+    assert len(pieces) > 5
+    assert "".join(pieces) == call[call.index('{"city"') : cut]
+    whole = client(served).messages.create(**request)
+    for message in (streamed, whole):
+        [block] = message.content
+        assert (block.type, block.name, message.stop_reason) == ("tool_use", "get_weather", "max_tokens")
+        assert block.input == {"city": "Paris", "days": [1]}
+
+
+@pytest.mark.parametrize(("end", "tokens"), [("", 500), (', "more": "', 0)], ids=["whole", "cut"])
+def test_numbers_in_a_calls_input_keep_their_digits(hermes, end, tokens):
+    digits = "123456789012345678901234567890"
+    call = CALL.replace('"Paris"', f'"Paris", "days": {digits}' + (end and f'{end}x"'))
+    served = hermes(call)
+    begun = call[: call.index(end) + len(end)] if end else call
+    most = tokens or len(served.codec.encode(begun, add_special_tokens=False))
+    request = {"model": "tiny", "max_tokens": most, "messages": QUESTION, "tools": [WEATHER]}
+    answer = httpx.post(f"{served.url}/v1/messages", json=request)
+    assert f'"days":{digits}' in answer.text.replace(" ", "")
+    assert answer.json()["content"][0]["input"] == {"city": "Paris", "days": int(digits)}
+
+
+def test_input_that_is_no_json_is_handed_on_by_the_name_that_anthropic_gives_it(hermes, ask):
+    [block] = ask(hermes(CALL.replace('"Paris"', "{Paris}")), tools=[WEATHER]).content
+    assert block.input == {"INVALID_JSON": '{"city": {Paris}}'}
+
+
 def test_a_call_and_its_result_go_back_to_the_model(hermes, ask):
     served = hermes(CALL)
     message = ask(served, tools=[WEATHER])

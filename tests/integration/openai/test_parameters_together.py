@@ -86,8 +86,10 @@ def test_a_stop_string_may_hold_a_mark_of_a_call(hermes, special):
     served = hermes(f"Well.\n{CALL}\nMore.", special)
     stop = 'Paris", "days'
     choice = post(served, tools=[WEATHER], stop=["\n</tool_call>\nMo", stop])["choices"][0]
-    assert (choice["finish_reason"], choice["message"].get("tool_calls")) == ("stop", None)
-    assert choice["message"]["content"].endswith('{"city": "')
+    # The call has begun, and is not said to be made.
+    [call] = choice["message"]["tool_calls"]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("stop", "Well.")
+    assert call["function"]["arguments"] == '{"city": "'
     # The call is complete before this one begins.
     choice = post(served, tools=[WEATHER], stop=["</tool_call>\nMo"], include_stop_str_in_output=True)["choices"][0]
     assert choice["finish_reason"] == "tool_calls"

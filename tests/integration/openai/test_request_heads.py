@@ -65,12 +65,33 @@ def test_a_head_that_trickles_in_is_a_408(in_a_moment, connect):
     started = time.monotonic()
     connection.sendall(HEAD)
     for _ in range(4):
-        time.sleep(0.1)
+        time.sleep(0.05)
         connection.sendall(b"X-More: 1\r\n")
     status, error = error_of(everything(connection))
     assert 0.4 < time.monotonic() - started < 3
     assert (status, error["code"]) == (b"408", "request_timeout")
     assert error["message"] == "The request's headers did not arrive within 0.5 s."
+
+
+@pytest.mark.parametrize("path", [b"/v1/messages", b"/v1/messages/count_tokens?beta=true", b"/v1/messages_of"])
+@pytest.mark.parametrize("late", [True, False])
+def test_a_head_that_is_refused_has_the_form_of_its_routes_errors(in_a_moment, connect, path, late):
+    connection = connect()
+    connection.sendall(b"POST " + path[:9])
+    time.sleep(0.05)
+    connection.sendall(path[9:] + b" HTTP/1.1\r\nHost: x\r\n")
+    if not late:
+        connection.sendall(b"X-More: " + b"1" * (connections._HEAD_BYTES + 1))
+    head, _, body = everything(connection).partition(b"\r\n\r\n")
+    answer = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 408" if late else b"HTTP/1.1 431")
+    if path == b"/v1/messages_of":
+        assert answer["error"]["code"] == ("request_timeout" if late else "request_too_large")
+        assert b"\r\nx-request-id: req_" in head
+        assert b"\r\nrequest-id: " not in head
+        return
+    assert (answer["type"], answer["error"]["type"]) == ("error", "timeout_error" if late else "request_too_large")
+    assert f"\r\nx-request-id: {answer['request_id']}\r\nrequest-id: {answer['request_id']}\r\n".encode() in head
 
 
 def test_a_connection_without_a_request_is_closed(in_a_moment, connect):
@@ -84,7 +105,7 @@ def test_empty_lines_are_no_request(in_a_moment, connect):
     connection = connect()
     for _ in range(4):
         connection.sendall(b"\r\n")
-        time.sleep(0.1)
+        time.sleep(0.05)
     assert everything(connection) == b""
 
 

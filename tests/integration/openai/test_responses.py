@@ -113,6 +113,26 @@ def test_the_clients_stream_helper_reads_text_and_calls(hermes):
     assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "get_weather", {"city": "Paris"})
 
 
+def test_a_calls_arguments_are_streamed_as_they_are_written_and_one_that_is_cut_is_incomplete(hermes):
+    served = hermes(f"I look.{CALL}")
+    text = f"I look.{CALL}"
+    tokens = len(served.codec.encode(text[: text.index("ris")], add_special_tokens=False))
+    events = list(ask(served, tools=[WEATHER], stream=True, max_output_tokens=tokens))
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert len(deltas) > 3
+    assert "".join(deltas) == '{"city": "Pa'
+    done = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert [event.arguments for event in done] == ['{"city": "Pa']
+    whole = ask(served, tools=[WEATHER], max_output_tokens=tokens)
+    for response in (events[-1].response, whole):
+        assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+        message, call = response.output
+        assert (message.status, message.content[0].text) == ("completed", "I look.")
+        assert (call.name, call.arguments, call.status) == ("get_weather", '{"city": "Pa', "incomplete")
+    ask(served, tools=[WEATHER], input="Go on.", previous_response_id=whole.id)
+    assert "I look." in prompt_of(served)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_is_an_item_and_its_result_goes_back_by_its_id(hermes, stream):
     served = hermes(CALL)
@@ -342,6 +362,27 @@ def test_input_items_are_paged_in_both_orders(serve):
     rest = api.list(response.id, order="asc", after=page.data[-1].id)
     assert [item.content[0].text for item in rest.data] == [f"number {number}" for number in range(2, 7)]
     assert not rest.has_more
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_that_is_too_large_to_keep_says_that_it_is_not_stored(serve, stream):
+    served = serve("Hello world", max_stored_response_bytes=6000)
+    small = ask(served)
+    assert small.store
+    large = ask(served, metadata={str(number): "x" * 500 for number in range(16)}, stream=stream)
+    response = list(large)[-1].response if stream else large
+    assert not response.store
+    with pytest.raises(openai.NotFoundError, match="was forgotten at once"):
+        served.client.responses.retrieve(response.id)
+    assert served.client.responses.retrieve(small.id).store
+
+
+def test_the_best_summary_of_thinking_there_is_is_none(serve):
+    codec = codec_of(THINKING)
+    response = ask(serve(saying(codec, "<think>Hmm.</think>Yes"), codec=codec), reasoning={"summary": "auto"})
+    thinking, message = response.output
+    assert (thinking.summary, thinking.content[0].text, message.content[0].text) == ([], "Hmm.", "Yes")
+    assert response.reasoning.summary is None
 
 
 def test_the_least_recently_used_responses_are_forgotten_and_it_is_said_so(serve):

@@ -246,8 +246,27 @@ def test_hints_change_nothing(serve):
         assert ask(served, path, seed=1, **hints, verbosity=verbosity)["choices"] == ask(served, path)["choices"]
 
 
-def test_usage_says_that_no_prompt_token_was_cached(serve):
+def test_usage_says_how_many_prompt_tokens_were_cached(serve):
     served = serve("x")
     assert ask(served)["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
     answer = served.client.chat.completions.create(model="tiny", messages=QUESTION)
     assert answer.usage.prompt_tokens_details.cached_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("route", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/completions", {"prompt": "hi"}),
+        ("/v1/responses", {"input": "hi"}),
+    ],
+)
+def test_a_priority_reaches_the_engine_where_the_server_takes_them(serve, route, fields):
+    served = serve(takes_priorities=True)
+    for priority in (-7, 0, 12):
+        answer = httpx.post(served.url + route, json={"model": "tiny", "priority": priority, **fields})
+        assert answer.status_code == 200, answer.text
+    assert [submission.priority for submission in served.engine.submissions] == [-7, 0, 12]
+    refused = httpx.post(serve().url + route, json={"model": "tiny", "priority": 1, **fields})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "priority")
+    assert "spec.server.schedulingPolicy" in refused.json()["error"]["message"]

@@ -16,14 +16,36 @@ from pydantic import BaseModel
 from support import chat_templates
 from support.random_schemas import schemas
 from support.smollm2_server import SmolLM2Server, serving_smollm2
-from support.tool_model import NOW, WEATHER
+from support.tool_model import NOW
 
 ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
+# With bounds, since at temperature 1 so small a model may write a string without end.
+BOUNDED = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 20},
+                "days": {"type": "integer", "minimum": 1, "maximum": 14},
+            },
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def hermes_server() -> Iterator[SmolLM2Server]:
     with serving_smollm2(chat_templates.HERMES) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gemma_server() -> Iterator[SmolLM2Server]:
+    with serving_smollm2(chat_templates.GEMMA4) as server:
         yield server
 
 
@@ -77,10 +99,40 @@ def test_every_demanded_call_matches_its_random_schema_streamed_and_not(hermes_s
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_required_calls_one_of_the_tools(hermes_server, stream):
-    choice = ask(hermes_server, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False, stream=stream)
+    choice = ask(hermes_server, tools=[BOUNDED], tool_choice="required", parallel_tool_calls=False, stream=stream)
     assert choice.finish_reason == "tool_calls"
     (call,) = choice.message.tool_calls
-    judged(call.function.arguments, WEATHER["function"]["parameters"])
+    judged(call.function.arguments, BOUNDED["function"]["parameters"])
+
+
+GUESS = {
+    "type": "object",
+    "properties": {
+        "city": {"enum": ["Paris", "Rome, Italy", "Oslo"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 14},
+        "at": {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+        "detail": {
+            "type": "object",
+            "properties": {"wind": {"type": "boolean"}, "note": {"type": ["null", "boolean"]}},
+            "required": ["wind"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["city", "at"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_demanded_of_gemmas_form_is_called_and_matches(gemma_server, stream, seed):
+    tool = {"type": "function", "function": {"name": "forecast", "parameters": GUESS, "strict": True}}
+    choice = ask(
+        gemma_server, tools=[tool], tool_choice="required", parallel_tool_calls=False, stream=stream, seed=seed
+    )
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    [call] = choice.message.tool_calls
+    judged(call.function.arguments, GUESS)
 
 
 def test_an_agents_loop_goes_round(hermes_server):

@@ -54,11 +54,13 @@ WRONG = [
     ("too many parts", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}] * 2049}] * 2}, "input", VALUE, "'input' holds 4098 content parts in all, at most 4096 are accepted."),
     ("too many calls", of(*(call(str(n)) for n in range(129))), "input[1]", VALUE, "'input[1]' begins a turn of 129 calls, at most 128 are accepted."),
     ("in the background", {"background": True}, "background", UNSUPPORTED, "The parameter 'background' is not supported by this server: leave it out, or send false."),
-    ("truncation", {"truncation": "auto"}, "truncation", UNSUPPORTED, "The parameter 'truncation' is not supported by this server: leave it out, or send \"disabled\"."),
+    ("truncation", {"truncation": "middle"}, "truncation", VALUE, "'truncation' must be 'auto' or 'disabled'"),
+    ("usage in events", {"stream": True, "stream_options": {"include_usage": True}}, "stream_options.include_usage", UNKNOWN, "Unknown parameter: 'stream_options.include_usage'."),
+    ("a priority", {"priority": 1}, "priority", UNSUPPORTED, "'priority' is not taken by this server"),
     ("a conversation", {"conversation": "conv_1"}, "conversation", UNSUPPORTED, "The parameter 'conversation' is not supported"),
     ("a prompt by id", {"prompt": {"id": "x"}}, "prompt", UNSUPPORTED, "The parameter 'prompt' is not supported"),
     ("encrypted thinking", {"include": ["reasoning.encrypted_content"]}, "include[0]", UNSUPPORTED, "'include[0]' is 'reasoning.encrypted_content', which is not supported"),
-    ("a summary", {"reasoning": {"summary": "auto"}}, "reasoning.summary", UNSUPPORTED, "The parameter 'reasoning.summary' is not supported"),
+    ("a summary", {"reasoning": {"summary": "concise"}}, "reasoning.summary", UNSUPPORTED, "The parameter 'reasoning.summary' is not supported by this server: leave it out, or send \"auto\"."),
     ("no such effort", {"reasoning": {"effort": "huge"}}, "reasoning.effort", VALUE, "'reasoning.effort' must be none, minimal, low, medium, high or xhigh, got 'huge'."),
     ("effort of a model that does not think", {"reasoning": {"effort": "high"}}, "reasoning.effort", UNSUPPORTED, "'reasoning.effort' 'high' is not known"),
     ("a built-in tool", {"tools": [{"type": "web_search"}]}, "tools[0].type", UNSUPPORTED, "Tools of type 'web_search' are not supported by this server, only 'function'."),
@@ -126,7 +128,7 @@ def test_wrong_urls_and_queries_are_named(hermes_server):
             assert (response.status_code, error["param"], error["code"]) == (status, param, code), (url, error)
         refused = client.post("responses/compact", json={"model": "tiny", "input": "x"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (404, "unknown_url")
-        assert "compact is not served" in refused.json()["error"]["message"]
+        assert "compact is not served: send what is to be kept" in refused.json()["error"]["message"]
         wrong = {"model": "gpt-5", "input": "x"}
         assert client.post("responses", json=wrong).json()["error"]["code"] == "model_not_found"
         assert client.put(f"responses/{made}").headers["allow"] == "GET, HEAD, DELETE"

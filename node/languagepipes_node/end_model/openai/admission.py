@@ -44,6 +44,10 @@ class Asker:
         """Whose is what the request leaves behind: its key's, or everybody's where no keys are asked for."""
         return self.client if self.keyed else ""
 
+    def cache_domain(self, salt: str | None) -> str:
+        """Within which KV may be shared: the owner's, and of requests with the same `cache_salt`."""
+        return self.owner if salt is None else f"{self.owner} {salt}"
+
     @staticmethod
     def of(scope: Scope) -> Asker:
         asker: Asker = scope["languagepipes.asker"]

@@ -9,6 +9,7 @@ from typing import ClassVar, Generic, TypeVar
 from languagepipes_node.end_model.openai.answers import AnswerFinish, Piece, ScoredToken
 from languagepipes_node.end_model.openai.errors import ApiError
 from languagepipes_node.end_model.openai.response_models import Usage
+from languagepipes_node.end_model.requests import PromptScores
 
 Scored = TypeVar("Scored")
 
@@ -19,6 +20,7 @@ class AnswerFormat(ABC, Generic[Scored]):
 
     silence: ClassVar[bytes] = b": waiting for the next token\n\n"  # what a stream sends that was silent for long
     whole_start: bytes = b""
+    cached_tokens: int = 0  # of the prompt, set before `opening` is asked for
 
     @abstractmethod
     def opening(self, index: int) -> bytes:
@@ -52,6 +54,10 @@ class AnswerFormat(ABC, Generic[Scored]):
         """Take note of a piece of an answer that is not streamed, where `choice` needs more of it than its text."""
         return
 
+    def collect_scores(self, index: int, scores: PromptScores) -> Iterator[int]:
+        """Take note of a prompt's log probabilities, a few at a time; yields what each time cost, in microseconds."""
+        yield from ()
+
     @abstractmethod
     def scored(self, token: ScoredToken) -> Scored:
         """A token with its log probabilities, written as `choice` wants it."""
@@ -76,3 +82,7 @@ class AnswerFormat(ABC, Generic[Scored]):
     @abstractmethod
     def whole_end(self, usage: Usage) -> bytes:
         """What follows the choices."""
+
+    def whole_ends(self, usage: Usage) -> Iterator[bytes]:
+        """The same, part by part."""
+        yield self.whole_end(usage)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from languagepipes_node.end_model.requests import FinishReason, PromptScores, TokenLogprobs, TokenOutput
@@ -28,10 +28,12 @@ class ScoredToken(NamedTuple):
 
 @dataclass(frozen=True)
 class Echo:
-    """A prompt that is shown before its answer. scored: with log probabilities of its tokens."""
+    """A prompt that is shown before its answer. scored: with log probabilities of its tokens, and of so many
+    `alternatives` at most."""
 
     text: str
     scored: bool = False
+    alternatives: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ class EchoedPrompt:
     """A prompt's tokens, told where each begins in the prompt's text."""
 
     def __init__(self, codec: TextCodec, prompt: Sequence[int], echo: Echo) -> None:
+        self.scored = echo.scored
         self.unscored = echo.scored  # and nothing of it was shown
+        self._alternatives = echo.alternatives
         self._codec = codec
         self._prompt = prompt
         self._text = echo.text
@@ -125,6 +129,8 @@ class EchoedPrompt:
         """The text that these tokens begin in, and their scores; with the first one, the prompt's first token too."""
         scored = self.begin() if self.unscored else []
         for number, logprobs in enumerate(scores.logprobs, start=scores.first):
+            if len(logprobs.top) > self._alternatives:
+                logprobs = replace(logprobs, top=logprobs.top[: self._alternatives])
             scored.append(self._place(self._prompt[number], logprobs))
             if len(scored) >= _SCORED_A_PIECE:
                 yield self._piece(scored)
@@ -159,7 +165,7 @@ class Answer:
 
     __slots__ = (
         "_called", "_codec", "_decoded", "_detokenizer", "_echo", "_reader", "_rules", "_scored", "_shown", "_special",
-        "_stops", "_total_logprob", "_unread", "_was_thinking", "finish", "reasoning_tokens", "tokens",
+        "_stops", "_total_logprob", "_unread", "_was_thinking", "cached_tokens", "finish", "reasoning_tokens", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -189,6 +195,7 @@ class Answer:
         self._total_logprob = 0.0
         self.tokens = 0  # tokens generated, those that are not shown included
         self.reasoning_tokens = 0  # of those
+        self.cached_tokens = 0  # of the prompt's, that were not computed
         self.finish: AnswerFinish | None = None
 
     @property
@@ -200,7 +207,7 @@ class Answer:
         """What `output` adds, in pieces of a few scored tokens each: at least one for a token."""
         if isinstance(output, TokenOutput):
             yield from self.push(output).parts()
-        elif self._echo is not None:
+        elif self._echo is not None and self._echo.scored:
             yield from self._echo.pieces(output)
 
     def push(self, output: TokenOutput) -> Piece:
@@ -208,6 +215,7 @@ class Answer:
         echoed = "" if self._echo is None else self._echo.rest()
         if self._echo is not None and self._echo.unscored:
             self._scored += self._echo.begin()
+        self.cached_tokens = output.cached_tokens
         if self._rules.silent:
             self.finish = "length"
             return Piece(echoed, self._scored, self.finish)
@@ -284,7 +292,7 @@ class Answer:
         if finish is not None:
             events += reader.finish()
         self._called = self._called or any(isinstance(event, CallBegin) for event in events)
-        return events, "tool_calls" if finish == "stop" and self._called else finish
+        return events, "tool_calls" if finish == "stop" and self._called and not reader.broken else finish
 
     def _release_scored(self, *, whole: bool) -> Sequence[ScoredToken]:
         """The tokens whose text has begun to be shown; all that remain where the answer ends of itself."""

@@ -20,7 +20,15 @@ from languagepipes_node.end_model.openai import chat, completions, health, model
 from languagepipes_node.end_model.openai.admission import Asker, client_id
 from languagepipes_node.end_model.openai.auth import ApiKeys, bearer, header, presented_key
 from languagepipes_node.end_model.openai.bridge import ClientGone, EngineBridge, EngineHandle
-from languagepipes_node.end_model.openai.errors import ApiError, InternalError, Unauthorised, documented
+from languagepipes_node.end_model.openai.connections import close_after_answer
+from languagepipes_node.end_model.openai.errors import (
+    ApiError,
+    InternalError,
+    RingDown,
+    ShuttingDown,
+    Unauthorised,
+    documented,
+)
 from languagepipes_node.end_model.openai.http import (
     Outcome,
     answer,
@@ -48,6 +56,8 @@ _COUNTED_ROUTES = frozenset(
         "/v1/messages/count_tokens", "/tokenize", "/detokenize",
     }
 )  # fmt: skip
+# Of answers after which a client must not ask this replica again on the connection that it has.
+_CLOSING_OUTCOMES = frozenset({RingDown.outcome, ShuttingDown.outcome})
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +78,7 @@ def create_app(
     max_stored_response_bytes: int = 64 << 20,
     defaults: SamplingDefaults | None = None,
     cors_allowed_origins: Sequence[str] = (),
+    takes_priorities: bool = False,
 ) -> FastAPI:
     """The OpenAI API for one model.
 
@@ -77,7 +88,8 @@ def create_app(
     32 bytes for each token of context, whichever is more. tool_parser: the format of the model's calls, by its name in
     `tools.families`, or "auto". max_stored_responses: of /v1/responses, that are kept in memory, with at most
     max_stored_response_bytes of text. defaults: for parameters that a request leaves out; None: OpenAI's.
-    cors_allowed_origins: of web pages that may call it from a browser; "*": of all.
+    cors_allowed_origins: of web pages that may call it from a browser; "*": of all. takes_priorities: whether
+    requests may have a `priority`.
     """
     bridge.attach(engine)
     prompts = PromptReader(text, embedding_rows, max_context_length)
@@ -109,6 +121,7 @@ def create_app(
         or max(_LEAST_MAX_REQUEST_BYTES, _REQUEST_BYTES_PER_TOKEN * max_context_length),
         system_fingerprint=system_fingerprint,
         tool_parser=tool_parser,
+        takes_priorities=takes_priorities,
         defaults=defaults or SamplingDefaults(),
     )
     app.state.service = service
@@ -125,7 +138,7 @@ def create_app(
         keyed = {"dependencies": [Security(bearer), Security(header)], "responses": unauthorised}
     app.include_router(messages.router, prefix="/v1", **keyed)
     app.include_router(health.router)
-    app.add_middleware(_Guard, api_keys=api_keys)
+    app.add_middleware(_Guard, api_keys=api_keys, bridge=bridge)
     if cors_allowed_origins:
         # Around the guard: a browser asks before it sends a key, and reads errors too.
         app.add_middleware(
@@ -154,15 +167,18 @@ def _counted_route(path: str) -> str:
 
 
 class _Guard:
-    """In front of every route: asks for an API key, answers what failed, counts outcomes.
+    """In front of every route: asks for an API key, answers what failed, counts outcomes, and ends the connections of
+    a server that cannot serve now: its 503s say so, and streams that failed and answers that it completes while it
+    drains are the last ones of their connections as well.
 
     The key is asked for here and not by the dependency that describes it: FastAPI reads and parses a body before it
     asks a dependency, and an unknown URL has none.
     """
 
-    def __init__(self, app: ASGIApp, *, api_keys: ApiKeys) -> None:
+    def __init__(self, app: ASGIApp, *, api_keys: ApiKeys, bridge: EngineBridge) -> None:
         self._app = app
         self._api_keys = api_keys
+        self._bridge = bridge
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -177,6 +193,8 @@ class _Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            if status == 503 or outcome.label in _CLOSING_OUTCOMES or self._bridge.draining is not None:
+                close_after_answer(scope)
             await answer_with_id(message)
 
         outcome = Outcome(scope["method"], number)

@@ -75,6 +75,8 @@ class SequenceRequest:
     client: str = ""
     grammar: Grammar | None = None
     prompt_logprobs: int | None = None
+    priority: int = 0
+    cache_domain: str = ""
 
 
 class _Route:
@@ -227,6 +229,8 @@ class EngineBridge:
                         client=sequence.client,
                         grammar=sequence.grammar,
                         prompt_logprobs=sequence.prompt_logprobs,
+                        priority=sequence.priority,
+                        cache_domain=sequence.cache_domain,
                     )
                 )
         except BaseException:
@@ -250,7 +254,8 @@ class EngineBridge:
                 ended = False
             elif isinstance(output, TokenOutput):
                 if route.started:
-                    metrics.TIME_BETWEEN_TOKENS.observe(now - route.since)
+                    if now > route.since:  # tokens that come together are one to who waits for them
+                        metrics.TIME_BETWEEN_TOKENS.observe(now - route.since)
                 else:
                     metrics.TIME_TO_FIRST_TOKEN.observe(now - route.since)
                     route.started = True

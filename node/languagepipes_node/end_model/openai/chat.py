@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,9 +28,10 @@ from languagepipes_node.end_model.openai.generation import (
 from languagepipes_node.end_model.openai.http import JsonRoute
 from languagepipes_node.end_model.openai.logprobs import chat_logprobs
 from languagepipes_node.end_model.openai.planning import Generation, plan_generation, reserve_seats
+from languagepipes_node.end_model.openai.prompt_logprobs import ShownPromptLogprobs
 from languagepipes_node.end_model.openai.response_models import ChatCompletion, ChatCompletionChunk, Usage
 from languagepipes_node.end_model.openai.sampling_request import prompt_limit
-from languagepipes_node.end_model.openai.schemas import ChatCompletionRequest
+from languagepipes_node.end_model.openai.schemas import ChatCompletionRequest, StreamOptions
 from languagepipes_node.end_model.openai.service import CurrentService, Service, require_served_model
 from languagepipes_node.end_model.openai.token_ids import ShownIds
 from languagepipes_node.end_model.text import NoChatTemplate, TemplateError, TextCodec
@@ -49,11 +50,15 @@ async def create_chat_completion(
 ) -> WholeAnswer | EventStream:
     """Answer a chat: as one object, or as server-sent events with `stream`."""
     generation = await prepare(service, request, body)
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
     read = generation.new_reader is not None
-    format = ChatFormat(service, include_usage=include_usage, scored=body.logprobs, read=read)
+    format = ChatFormat(service, options=body.stream_options, scored=body.logprobs, read=read)
     if body.return_token_ids:
         format.ids = ShownIds([generation.sequences[0].prompt], generation.per_prompt, in_choice=False)
+    if body.prompt_logprobs is not None:
+        prompts = [generation.sequences[0].prompt]
+        format.prompt_logprobs = ShownPromptLogprobs(
+            service.logprobs, prompts, generation.per_prompt, in_choice=False, alternatives=body.prompt_logprobs
+        )
     if body.stream:
         return EventStream(service, generation, format)
     return await answer_whole(service, generation, format, request.receive)
@@ -103,9 +108,9 @@ async def prepare(service: Service, request: Request, body: ChatCompletionReques
 class ChatFormat(ResponseFormat[bytes]):
     """`chat.completion` and `chat.completion.chunk` objects."""
 
-    def __init__(self, service: Service, *, include_usage: bool, scored: bool, read: bool) -> None:
+    def __init__(self, service: Service, *, options: StreamOptions | None, scored: bool, read: bool) -> None:
         """read: answers may hold thinking and calls."""
-        super().__init__(service, prefix="chatcmpl", whole_object=_WHOLE, include_usage=include_usage)
+        super().__init__(service, prefix="chatcmpl", whole_object=_WHOLE, options=options)
         self._scored = scored
         self._deltas: defaultdict[int, DeltaWriter] = defaultdict(DeltaWriter)
         self._messages: defaultdict[int, MessageWriter] = defaultdict(MessageWriter)
@@ -171,14 +176,16 @@ class ChatFormat(ResponseFormat[bytes]):
         return self.service.logprobs.chat_token(token)
 
     def choice(
-        self, index: int, text: str, scored: Sequence[bytes], finish: AnswerFinish, extra: bytes = b""
+        self, index: int, text: str, scored: Sequence[bytes], finish: AnswerFinish, extra: Iterable[bytes] = ()
     ) -> Iterator[bytes]:
         message = b'{"role":"assistant","content":' + orjson.dumps(text) + b',"refusal":null}'
         if index in self._messages:
             message = self._messages.pop(index).message()
         yield b'{"index":' + str(index).encode() + b',"message":' + message + b',"logprobs":'
         yield from chat_logprobs(scored) if self._scored else (b"null",)
-        yield b',"finish_reason":"' + finish.encode() + b'"' + extra + b"}"
+        yield b',"finish_reason":"' + finish.encode() + b'"'
+        yield from extra
+        yield b"}"
 
 
 class ChatPrompt(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import orjson
@@ -22,10 +22,11 @@ from languagepipes_node.end_model.openai.generation import (
 from languagepipes_node.end_model.openai.http import JsonRoute
 from languagepipes_node.end_model.openai.logprobs import TextToken, text_logprobs
 from languagepipes_node.end_model.openai.planning import compile_grammar, plan_generation, reserve_seats
+from languagepipes_node.end_model.openai.prompt_logprobs import ShownPromptLogprobs
 from languagepipes_node.end_model.openai.prompts import PromptReader
 from languagepipes_node.end_model.openai.response_models import Completion, CompletionChunk, Usage
 from languagepipes_node.end_model.openai.sampling_request import generated_choices, prompt_limit
-from languagepipes_node.end_model.openai.schemas import CompletionRequest
+from languagepipes_node.end_model.openai.schemas import CompletionRequest, StreamOptions
 from languagepipes_node.end_model.openai.service import CurrentService, Service, require_served_model
 from languagepipes_node.end_model.openai.token_ids import ShownIds
 
@@ -64,10 +65,17 @@ async def create_completion(
         grammar=grammar,
         echoes=[text for _, text in prompts] if body.echo else None,
     )
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
-    format = CompletionFormat(service, include_usage=include_usage, scored=body.logprobs is not None)
+    format = CompletionFormat(service, options=body.stream_options, scored=body.logprobs is not None)
     if body.return_token_ids:
         format.ids = ShownIds([tokens for tokens, _ in prompts], generation.per_prompt, in_choice=True)
+    if body.prompt_logprobs is not None:
+        format.prompt_logprobs = ShownPromptLogprobs(
+            service.logprobs,
+            [tokens for tokens, _ in prompts],
+            generation.per_prompt,
+            in_choice=True,
+            alternatives=body.prompt_logprobs,
+        )
     if body.stream:
         return EventStream(service, generation, format)
     return await answer_whole(service, generation, format, request.receive)
@@ -76,8 +84,8 @@ async def create_completion(
 class CompletionFormat(ResponseFormat[TextToken]):
     """`text_completion` objects, whole and in events."""
 
-    def __init__(self, service: Service, *, include_usage: bool, scored: bool) -> None:
-        super().__init__(service, prefix="cmpl", whole_object=_OBJECT, include_usage=include_usage)
+    def __init__(self, service: Service, *, options: StreamOptions | None, scored: bool) -> None:
+        super().__init__(service, prefix="cmpl", whole_object=_OBJECT, options=options)
         self._scored = scored
         self._start = self.event_start(_OBJECT)
         self._index = self._start + b'{"index":'
@@ -107,11 +115,13 @@ class CompletionFormat(ResponseFormat[TextToken]):
         return self.service.logprobs.text_token(token)
 
     def choice(
-        self, index: int, text: str, scored: Sequence[TextToken], finish: AnswerFinish, extra: bytes = b""
+        self, index: int, text: str, scored: Sequence[TextToken], finish: AnswerFinish, extra: Iterable[bytes] = ()
     ) -> Iterator[bytes]:
         yield b'{"index":' + str(index).encode() + b',"text":' + orjson.dumps(text) + b',"logprobs":'
         yield from text_logprobs(scored) if self._scored else (b"null",)
-        yield b',"finish_reason":"' + finish.encode() + b'"' + extra + b"}"
+        yield b',"finish_reason":"' + finish.encode() + b'"'
+        yield from extra
+        yield b"}"
 
 
 def _check_scored_tokens(service: Service, body: CompletionRequest, prompt_tokens: int) -> None:

@@ -1,16 +1,23 @@
-"""One client's connection, below HTTP: a request's head must arrive in time and be of a sensible size.
+"""One client's connection, below HTTP: a request's head must arrive in time and be of a sensible size, and an answer
+may be the connection's last.
 
-uvicorn bounds neither. The body is bounded in `http.read_body`; what frames its chunks and follows it, here.
+uvicorn bounds no head. The body is bounded in `http.read_body`; what frames its chunks and follows it, here. A Service
+of Kubernetes chooses a replica for each connection, not for each request: a client that keeps a connection to a replica
+that cannot serve now would ask it again and again, and no other one.
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from languagepipes_node.end_model.openai.errors import ApiError, HeadTooLarge, RequestTimeout
+from languagepipes_node.end_model.openai.messages.errors import error_object, is_of_messages
+from languagepipes_node.end_model.openai.request_ids import id_headers, new_request_id
 from languagepipes_node.end_model.openai.upgrades import DecliningParser
 
 _HEAD_SECONDS = 30.0
@@ -18,7 +25,17 @@ _HEAD_SECONDS = 30.0
 _HEAD_BYTES = 1 << 16
 # The framing of chunks of one byte takes five.
 _FRAMING_BYTES = 8
+_CLOSE = "languagepipes.close_after_answer"
 _REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+def close_after_answer(scope: Scope) -> None:
+    """Have the connection closed once the request's answer is sent, with `Connection: close` in its head where that
+    is still to come (RFC 9112, 9.6): requests that were sent behind it are not answered. Without effect behind
+    another server than ours.
+    """
+    if (close := (scope.get("state") or {}).get(_CLOSE)) is not None:
+        close()
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
@@ -86,6 +103,9 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self._refuse(_too_large())
         if not self._refused:
             super().on_headers_complete()
+            if self.cycle is not None:
+                # Each request has a state of its own, which whoever wraps the scope still shares.
+                self.scope["state"][_CLOSE] = partial(setattr, self.cycle, "keep_alive", False)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -122,8 +142,16 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._answered():
-            body = error.to_json()
-            headers = [*error.headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            number = new_request_id()
+            # The path is known unless it is the request line that came late, or never ends.
+            of_messages = is_of_messages(self.url.partition(b"?")[0].decode("latin-1"))
+            body = error_object(error, number) if of_messages else error.to_json()
+            headers = [
+                *error.headers,
+                *id_headers(number, of_messages=of_messages),
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+            ]
             start = b"HTTP/1.1 %d %s" % (error.status, _REASONS[error.status])
             self.transport.write(b"\r\n".join([start, *map(b": ".join, headers), b"", body]))
         self.transport.close()

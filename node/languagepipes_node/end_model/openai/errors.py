@@ -12,7 +12,7 @@
     ├── UnsupportedMediaType      415
     ├── HeadTooLarge              431
     ├── QueueFull                 429, with Retry-After
-    ├── RingDown                  503, with Retry-After
+    ├── RingDown                  503, with Retry-After, and the connection is closed
     ├── ShuttingDown              503, with Retry-After, and the connection is closed
     └── InternalError             500
 
@@ -190,7 +190,9 @@ class QueueFull(_RetryLater):
     outcome = "queue_full"
 
 
-class RingDown(_RetryLater):
+class RingDown(_RetryLater, _Closes):
+    """The next attempt needs a new connection to reach another replica: the Service chooses one for each connection."""
+
     status = 503
     type = "server_error"
     code = "ring_down"
@@ -235,10 +237,11 @@ _MEANINGS: dict[type[ApiError], str] = {
     RingDown: "The model is not being served at the moment, or the server is being shut down.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer"}}}
+_CLOSE = {"Connection": {"description": "Ask again on a new one.", "required": True, "schema": {"const": "close"}}}
 _HEADERS: dict[type[ApiError], dict[str, Any]] = {
     Unauthorised: {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}},
     QueueFull: _RETRY_AFTER,
-    RingDown: _RETRY_AFTER,
+    RingDown: _RETRY_AFTER | _CLOSE,
 }
 
 

@@ -43,7 +43,7 @@ from languagepipes_node.end_model.openai.planning import Generation, told_to_the
 from languagepipes_node.end_model.openai.response_models import CompletionTokensDetails, PromptTokensDetails, Usage
 from languagepipes_node.end_model.openai.sampling_request import shown_answers
 from languagepipes_node.end_model.openai.service import Service
-from languagepipes_node.end_model.requests import Failure
+from languagepipes_node.end_model.requests import Failure, PromptScores, TokenOutput
 
 # A client that reads nothing for this long has gone, whatever its TCP says.
 _STALL_SECONDS = 60.0
@@ -63,6 +63,9 @@ GENERATION_ERRORS = documented(
     InternalError,
     RingDown,
 )
+# Readers that split a stream by Python's idea of lines (httpx's and httpx2's `iter_lines`) would cut an event at these
+# three. JSON may write them as escapes; as bytes of UTF-8 they occur in no other character.
+_LINE_ENDS = ((b"\xc2\x85", b"\\u0085"), (b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -224,6 +227,9 @@ async def _collect(
                 continue  # sampled while the stop string was being noticed
             if isinstance(output, Failure):
                 raise from_failure(output)
+            if isinstance(output, PromptScores):
+                for work in format.collect_scores(index, output):
+                    await turns.after(work)
             for piece in answer.pieces(output):
                 texts[index].append(piece.text)
                 format.collect(index, piece)
@@ -244,7 +250,9 @@ async def _collect(
             parts.append(part)
             await turns.after(_PART_WORK)
         texts[index], scored[index] = [], []
-    parts.append(format.whole_end(_usage(generation, answers)))
+    for part in format.whole_ends(_usage(generation, answers)):
+        parts.append(part)
+        await turns.after(_PART_WORK)
     return WholeAnswer(parts)
 
 
@@ -271,6 +279,8 @@ async def _stream(
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
         body = b"".join(events)
         events.clear()
+        for raw, escaped in _LINE_ENDS:
+            body = body.replace(raw, escaped)
         if body:
             with stall:
                 await send({"type": "http.response.body", "body": body, "more_body": more or open_answers > 0})
@@ -289,6 +299,7 @@ async def _stream(
                 first = not opened[index]
                 if first:
                     opened[index] = True
+                    format.cached_tokens = output.cached_tokens if isinstance(output, TokenOutput) else 0
                     events.append(format.first_event(index))
                 for place, piece in enumerate(answer.pieces(output)):
                     events.append(format.events_of(index, piece, first=first and not place))
@@ -384,13 +395,20 @@ class _StallGuard:
             raise ClientGone from error
 
 
+def _cached_tokens(generation: Generation, answers: Sequence[Answer]) -> int:
+    """Of each prompt as its first choice to start found it: the others find what that one computes."""
+    found = [answer.cached_tokens for answer in answers]
+    size = generation.per_prompt
+    return sum(min(found[first : first + size]) for first in range(0, len(found), size))
+
+
 def _usage(generation: Generation, answers: Sequence[Answer]) -> Usage:
     prompt, completion = generation.prompt_tokens, sum(answer.tokens for answer in answers)
     return Usage(
         prompt_tokens=prompt,
         completion_tokens=completion,
         total_tokens=prompt + completion,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=0),  # there is no cache of prompts' beginnings
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=_cached_tokens(generation, answers)),
         completion_tokens_details=CompletionTokensDetails(
             reasoning_tokens=sum(answer.reasoning_tokens for answer in answers)
         ),

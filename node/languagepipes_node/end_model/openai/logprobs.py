@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import orjson
 
 from languagepipes_node.end_model.openai.answers import ScoredToken
+from languagepipes_node.end_model.requests import TokenLogprobs
 from languagepipes_node.end_model.text import TextCodec
 
 _REMEMBERED_TOKENS = 16384
@@ -46,6 +47,11 @@ class LogprobWriter:
         def written_name(token: int) -> bytes:
             return _copy(orjson.dumps(name(token)))
 
+        @functools.lru_cache(maxsize=_REMEMBERED_TOKENS)
+        def prompt_fields(token: int) -> tuple[bytes, bytes]:
+            return b'"%d":{"logprob":' % token, b',"decoded_token":' + orjson.dumps(text(token)) + b"}"
+
+        self._prompt_fields = prompt_fields
         self._name = name
         self._written_name = written_name
         self._chat_fields = chat_fields
@@ -60,6 +66,17 @@ class LogprobWriter:
             start, end = self._chat_fields(other)
             top.append(start + _number(logprob) + end + b"}")
         return before + _number(logprobs.logprob) + after + b',"top_logprobs":[' + b",".join(top) + b"]}"
+
+    def prompt_token(self, token: int, logprobs: TokenLogprobs, *, alternatives: int) -> bytes:
+        """One entry of `prompt_logprobs`, vLLM's: the token, and so many of the likeliest ones, by their ids."""
+        ranked = {token: (logprobs.logprob, logprobs.rank or 0)}
+        for rank, (other, logprob) in enumerate(logprobs.top[:alternatives], start=1):
+            ranked[other] = (logprob, rank)
+        entries = []
+        for number, (logprob, rank) in ranked.items():
+            before, after = self._prompt_fields(number)
+            entries.append(before + _number(logprob) + b',"rank":%d' % rank + after)
+        return b"{" + b",".join(entries) + b"}"
 
     def text_token(self, scored: ScoredToken) -> TextToken:
         """What it adds to each list of a `TextLogprobs`."""
@@ -79,7 +96,7 @@ class LogprobWriter:
 def chat_logprobs(tokens: Sequence[bytes]) -> Iterator[bytes]:
     """A `ChatLogprobs` of what `chat_token` wrote, part by part."""
     yield b'{"content":['
-    yield from _listed(tokens)
+    yield from listed(tokens)
     yield b'],"refusal":null}'
 
 
@@ -94,7 +111,7 @@ def text_logprobs(tokens: Sequence[TextToken]) -> Iterator[bytes]:
     yield b"]}"
 
 
-def _listed(items: Sequence[bytes]) -> Iterator[bytes]:
+def listed(items: Sequence[bytes]) -> Iterator[bytes]:
     """The items with commas between them."""
     for first in range(0, len(items), _TOKENS_A_PART):
         yield (b"," if first else b"") + b",".join(items[first : first + _TOKENS_A_PART])

@@ -67,6 +67,7 @@ def _narrow(chat: dict[str, Any], completion: dict[str, Any], service: Service) 
         if service.bridge.max_sequences is not None:
             choices = fields["n"]["anyOf"][0]
             choices["maximum"] = min(choices["maximum"], service.bridge.max_sequences)
+        _narrow_priority(fields, service)
         fields["stop_token_ids"]["anyOf"][0]["items"]["maximum"] = service.prompts.known_ids - 1
         fields["truncate_prompt_tokens"]["anyOf"][0]["maximum"] = service.max_context_length
         fields["logit_bias"]["anyOf"][0]["propertyNames"] = {"pattern": "^[0-9]{1,9}$"}
@@ -77,6 +78,12 @@ def _narrow(chat: dict[str, Any], completion: dict[str, Any], service: Service) 
     _narrow_tool_choice(chat, service)
     chat["reasoning_effort"] = {"title": "Reasoning Effort", "enum": [*service.chat.efforts, None]}
     _narrow_template_variables(chat, service)
+
+
+def _narrow_priority(fields: dict[str, Any], service: Service) -> None:
+    if not service.takes_priorities:
+        what = "This server takes none: see spec.server.schedulingPolicy."
+        fields["priority"] = {"title": "Priority", "description": what, "enum": [0, None]}
 
 
 def _narrow_tools(fields: dict[str, Any], service: Service) -> None:
@@ -100,6 +107,7 @@ def _narrow_other_forms(schemas: dict[str, Any], service: Service) -> None:
         fields["model"]["const"] = service.served_name
         _narrow_tools(fields, service)
     _narrow_tool_choice(response, service)
+    _narrow_priority(response, service)
     schemas["ReasoningOptions"]["properties"]["effort"] = {"title": "Effort", "enum": [*service.chat.efforts, None]}
     _narrow_template_variables(response, service)
 

@@ -24,6 +24,7 @@ from languagepipes_node.end_model.openai.errors import (
     QueueFull,
     RingDown,
     ShuttingDown,
+    UnsupportedParameter,
 )
 from languagepipes_node.end_model.openai.sampling_request import (
     Stopping,
@@ -38,6 +39,9 @@ from languagepipes_node.end_model.openai.structured_parameters import AskedConst
 from languagepipes_node.end_model.requests import SamplingParameters
 from languagepipes_node.end_model.structured import ConstraintError, Grammar
 from languagepipes_node.end_model.tools.parser import AnswerReader
+
+# They are kept until the answer is sent, some 120 bytes each.
+_MOST_PROMPT_LOGPROBS = 786_432
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,15 @@ def plan_generation(
     rules = answer_rules(request, stopping, echoes)
     choices, _ = generated_choices(request)
     ranked = choices > request.n
+    if request.prompt_logprobs is not None and request.stream:
+        raise InvalidRequest("'prompt_logprobs' is not available when 'stream' is true.", param="prompt_logprobs")
+    if request.priority and not service.takes_priorities:
+        raise UnsupportedParameter(
+            "'priority' is not taken by this server, where clients take turns: leave it out, send 0, or set "
+            "spec.server.schedulingPolicy to priority.",
+            param="priority",
+        )
+    _check_prompt_logprobs(request.prompt_logprobs, sum(map(len, prompts)))
     sequences = []
     for prompt in prompts:
         if not prompt:
@@ -141,7 +154,12 @@ def plan_generation(
                 0 if ranked and logprobs is None else logprobs,
                 asker.client,
                 grammar=grammar,
-                prompt_logprobs=logprobs if echoes is not None else None,
+                priority=request.priority,
+                prompt_logprobs=_most(
+                    logprobs if echoes is not None else None,
+                    request.prompt_logprobs if choice == 0 else None,  # the same for all answers to a prompt
+                ),
+                cache_domain=asker.cache_domain(request.cache_salt),
             )
             for choice in range(choices)
         ]
@@ -186,6 +204,22 @@ def _room(service: Service, prompt: tuple[int, ...], prompt_param: str, max_toke
             param=name,
         )
     return room
+
+
+def _most(*counts: int | None) -> int | None:
+    return max((count for count in counts if count is not None), default=None)
+
+
+def _check_prompt_logprobs(alternatives: int | None, prompt_tokens: int) -> None:
+    """Raises InvalidRequest for more numbers than are kept until an answer is sent."""
+    numbers = 0 if alternatives is None else prompt_tokens * (1 + alternatives)
+    if numbers > _MOST_PROMPT_LOGPROBS:
+        raise InvalidRequest(
+            f"'prompt_logprobs' asks for {numbers} log probabilities ({prompt_tokens} prompt tokens with "
+            f"{alternatives} alternatives each), at most {_MOST_PROMPT_LOGPROBS} in one request: ask for fewer "
+            "alternatives, or send shorter prompts.",
+            param="prompt_logprobs",
+        )
 
 
 def _seeded(sampling: SamplingParameters, choice: int) -> SamplingParameters:

@@ -18,13 +18,22 @@ def request_id(scope: Scope) -> str:
     given = [value for name, value in scope["headers"] if name == HEADER]
     if len(given) == 1 and _TAKEN.fullmatch(given[0]):
         return str(given[0].decode("ascii"))
+    return new_request_id()
+
+
+def new_request_id() -> str:
     return f"req_{secrets.token_hex(16)}"
 
 
-def with_request_id(send: Send, number: str, *, of_messages: bool) -> Send:
-    """`send` that adds the id to the headers of a response. of_messages: also to the one that Anthropic's API has."""
+def id_headers(number: str, *, of_messages: bool) -> list[tuple[bytes, bytes]]:
+    """The id in an answer's headers. of_messages: also in the one that Anthropic's API has."""
     names = (HEADER, MESSAGES_HEADER) if of_messages else (HEADER,)
-    added = [(name, number.encode("ascii")) for name in names]
+    return [(name, number.encode("ascii")) for name in names]
+
+
+def with_request_id(send: Send, number: str, *, of_messages: bool) -> Send:
+    """`send` that adds the id to the headers of a response."""
+    added = id_headers(number, of_messages=of_messages)
 
     async def send_with_id(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -80,6 +80,18 @@ class ChatChoice(BaseModel):
     token_ids: list[int] | None = None
 
 
+class PromptLogprob(BaseModel):
+    """rank: how many tokens are as likely or likelier, itself included."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+# By token id: the prompt's token, and the likeliest ones. Of a prompt's first token there is nothing to say.
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
 class ChatCompletion(BaseModel):
     """A whole answer to a chat."""
 
@@ -91,6 +103,7 @@ class ChatCompletion(BaseModel):
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class DeltaFunctionCall(BaseModel):
@@ -138,6 +151,7 @@ class ChatCompletionChunk(BaseModel):
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
+    obfuscation: str = ""
     prompt_token_ids: list[int] | None = None
 
 
@@ -157,6 +171,7 @@ class TextChoice(BaseModel):
     finish_reason: FinishReason
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(BaseModel):
@@ -190,6 +205,7 @@ class CompletionChunk(BaseModel):
     object: Literal["text_completion"]
     choices: list[TextChunkChoice]
     usage: Usage | None = None
+    obfuscation: str = ""
 
 
 class Model(BaseModel):

@@ -138,7 +138,7 @@ def answer_rules(
 
     if echoes is None:
         return [rules(None)]
-    return [rules(Echo(text, scored=shows_scores(request))) for text in echoes]
+    return [rules(Echo(text, scored=shows_scores(request), alternatives=int(request.logprobs or 0))) for text in echoes]
 
 
 def shows_scores(request: ChatCompletionRequest | CompletionRequest) -> bool:

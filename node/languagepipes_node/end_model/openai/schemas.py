@@ -55,6 +55,7 @@ _MAX_STOP_CHARACTERS = 512
 MAX_STOP_CHARACTERS_IN_ALL = 8192
 _MAX_STOP_TOKENS = 256
 _MAX_METADATA = 16
+MAX_CACHE_SALT = 512
 _MAX_LOGIT_BIASES = 1024
 _MAX_TEMPLATE_VARIABLES = 16
 
@@ -65,8 +66,6 @@ _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "documents": ([],),
     "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
-    "priority": (0,),
-    "prompt_logprobs": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
@@ -83,28 +82,15 @@ _CHAT_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "prediction": (),
     "web_search_options": (),
 }
-_STREAM_OPTIONS_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {"include_obfuscation": (False,)}
 
 
 class StreamOptions(Strict):
     include_usage: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _served_options(cls, fields: Any) -> Any:
-        """The options without those that ask for nothing. Raises UnsupportedParameter."""
-        if not isinstance(fields, dict):
-            return fields
-        for name, accepted in _STREAM_OPTIONS_WITHOUT_EFFECT.items():
-            value = fields.get(name)
-            if value is not None and not is_one_of(value, accepted):
-                param = f"stream_options.{name}"
-                raise UnsupportedParameter(unsupported(param, accepted), param=param)
-        return {name: value for name, value in fields.items() if name not in _STREAM_OPTIONS_WITHOUT_EFFECT}
+    include_obfuscation: bool = False
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return with_accepted(handler.resolve_ref_schema(handler(schema)), _STREAM_OPTIONS_WITHOUT_EFFECT)
+        return with_accepted(handler.resolve_ref_schema(handler(schema)), {})
 
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -185,6 +171,7 @@ class RequestBody(Strict):
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = {}
     depending: ClassVar[Mapping[str, str]] = {}  # allowed only where the other is true
+    excluding: ClassVar[Mapping[str, str]] = {}  # allowed only where the other is not
 
     @model_validator(mode="before")
     @classmethod
@@ -206,17 +193,16 @@ class RequestBody(Strict):
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         described = with_accepted(handler.resolve_ref_schema(handler(schema)), cls.without_effect)
-        if not cls.depending:
-            return described
-        described["dependentSchemas"] = {
-            option: {
-                "anyOf": [
-                    {"properties": {switch: {"const": True}}, "required": [switch]},
-                    {"properties": {option: {"type": "null"}}},
-                ]
-            }
-            for option, switch in cls.depending.items()
+        on = {
+            option: {"properties": {name: {"const": True}}, "required": [name]}
+            for option, name in cls.depending.items()
         }
+        off = {option: {"properties": {name: {"enum": [False, None]}}} for option, name in cls.excluding.items()}
+        if on or off:
+            described["dependentSchemas"] = {
+                option: {"anyOf": [switch, {"properties": {option: {"type": "null"}}}]}
+                for option, switch in (on | off).items()
+            }
         return described
 
 
@@ -225,6 +211,7 @@ class _Generation(RequestBody):
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = _WITHOUT_EFFECT
     depending: ClassVar[Mapping[str, str]] = {"stream_options": "stream"}
+    excluding: ClassVar[Mapping[str, str]] = {"prompt_logprobs": "stream"}
 
     # First, so that it is reported before what else is wrong.
     stop: Annotated[tuple[str, ...], PlainValidator(_stops, json_schema_input_type=_Stop)] = ()
@@ -251,6 +238,14 @@ class _Generation(RequestBody):
     skip_special_tokens: bool = True
     truncate_prompt_tokens: int | None = Field(None, ge=-1)
     return_token_ids: bool = False
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
+    priority: int = Field(
+        0,
+        ge=-(2**31),
+        le=2**31 - 1,
+        description="Other values than 0 with spec.server.schedulingPolicy: priority alone.",
+    )
+    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_CACHE_SALT)
     user: str | None = Field(None, description=HINT)
     metadata: dict[_MetadataKey, _MetadataValue] = Field(
         default_factory=dict, max_length=_MAX_METADATA, description=HINT
@@ -344,7 +339,7 @@ def refusal(finding: Mapping[str, Any]) -> InvalidRequest:
         return missing(param)
     if finding["type"] == "extra_forbidden":
         parent, _, name = param.rpartition(".")
-        return unknown(name, set(StreamOptions.model_fields), inside=parent or None)
+        return unknown(name, set(StreamOptions.model_fields) - {name}, inside=parent or None)
     given = finding["input"]
     got = f", got {given!r}" if isinstance(given, int | float) else f", got a JSON {json_type(given)}"
     if isinstance(given, str | list | dict) and not finding["type"].endswith("_type"):

@@ -35,6 +35,7 @@ class Service:
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     created: int = field(default_factory=lambda: int(time.time()))
     tool_parser: str = "auto"
+    takes_priorities: bool = False  # of requests, or they are refused
     workers: FairWorkers = field(default_factory=FairWorkers)
     grammar_workers: FairWorkers = field(default_factory=FairWorkers)
 

@@ -22,6 +22,10 @@ class ThinkingThenCalls:
     def thinking(self) -> bool:
         return self._splitter.thinking
 
+    @property
+    def broken(self) -> bool:
+        return self._parser.broken
+
     def feed(self, text: str) -> list[Event]:
         return self._read(self._splitter.feed(text))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from languagepipes_node.end_model.text.stop_strings import tail_to_keep
 from languagepipes_node.end_model.tools.events import Event, Reasoning, Text
@@ -40,6 +40,8 @@ class ThinkingSplitter:
 
     inside: the answer begins within thinking. Thinking that never ends is thinking all of it.
     """
+
+    broken: ClassVar[bool] = False
 
     def __init__(self, marks: Marks, *, inside: bool) -> None:
         self.done = False

@@ -113,6 +113,16 @@ class GrammarState(Protocol):
         """Advance by a sampled token, which the mask allowed; a stop token changes nothing. Raises GrammarExhausted."""
         ...
 
+    def possible(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens, none of them a stop token, the grammar accepts next, one after the other. The place
+        stays where it is."""
+        ...
+
+    def forced(self) -> tuple[int, ...]:
+        """How the tokenizer would write what has to come next, as far as the text is certain: a guess, since the same
+        text may be sampled in other tokens. The last one is left out: what follows may join it."""
+        ...
+
     @property
     def is_over(self) -> bool:
         """The text is complete and nothing can follow it: the sequence ends here, with no stop token sampled."""

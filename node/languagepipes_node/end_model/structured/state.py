@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,22 @@ class MatcherState:
             if not self._matcher.consume_token(token):
                 self._fail()
             self._over = self._matcher.is_stopped()
+
+    def possible(self, tokens: Sequence[int]) -> int:
+        with self._lock:
+            if self._over:
+                return 0
+            count: int = self._matcher.validate_tokens(list(tokens))
+            return count
+
+    def forced(self) -> tuple[int, ...]:
+        with self._lock:
+            if self._over:
+                return ()
+            text: bytes = self._matcher.compute_ff_bytes()
+        if not text:
+            return ()
+        return tuple(self._grammar.vocabulary.encode(text.decode(errors="ignore")))[:-1]
 
     @property
     def is_over(self) -> bool:

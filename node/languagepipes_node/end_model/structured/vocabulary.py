@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from llguidance import LLTokenizer
@@ -13,11 +14,13 @@ from languagepipes_node.end_model.text import TextCodec
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """stop_token_ids: those of the model, which it is given at the end of an answer. size: ids that can be sampled."""
+    """stop_token_ids: those of the model, which it is given at the end of an answer. size: ids that can be sampled.
+    encode: the tokens that the model's tokenizer makes of a text."""
 
     tokenizer: Any
     stop_token_ids: frozenset[int]
     size: int
+    encode: Callable[[str], Sequence[int]]
 
     @classmethod
     def of(cls, codec: TextCodec, *, known_ids: int) -> Vocabulary:
@@ -30,7 +33,7 @@ class Vocabulary:
         # A stop token is never text, whatever the tokenizer calls it.
         spelled = _SpelledTokens(tokens[:known_ids], sorted(token for token in special | stops if token < known_ids))
         tokenizer = LLTokenizer(spelled, eos_token=sorted(stops)) if stops else LLTokenizer(spelled)  # type: ignore[arg-type]
-        return cls(tokenizer, stops, known_ids)
+        return cls(tokenizer, stops, known_ids, partial(codec.encode, add_special_tokens=False))
 
 
 class _SpelledTokens:

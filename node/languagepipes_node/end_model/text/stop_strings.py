@@ -95,9 +95,9 @@ class StopStrings:
 
 def tail_to_keep(text: str, markers: Sequence[str]) -> int:
     """How many of the last characters may be the beginning of one of `markers`, of which there is at least one."""
+    first = {marker[0] for marker in markers}
     longest = min(len(text), max(map(len, markers)) - 1)
     for length in range(longest, 0, -1):
-        tail = text[-length:]
-        if any(marker.startswith(tail) for marker in markers):
+        if text[-length] in first and any(marker.startswith(text[-length:]) for marker in markers):
             return length
     return 0

@@ -30,6 +30,15 @@ def check(text: str) -> None:
         raise Malformed
 
 
+def is_object(text: str) -> bool:
+    """Whether `check` raises nothing."""
+    try:
+        check(text)
+    except Malformed:
+        return False
+    return True
+
+
 def value_of(text: str) -> Any:
     """What arguments that passed `check` hold; integers have all their digits."""
     try:

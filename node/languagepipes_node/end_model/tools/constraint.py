@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -18,6 +19,7 @@ from languagepipes_node.end_model.structured import Constraint, ConstraintError
 from languagepipes_node.end_model.structured.json_schema import check
 from languagepipes_node.end_model.structured.lark import grammar_of
 from languagepipes_node.end_model.tools import json_text
+from languagepipes_node.end_model.tools.gemma_grammar import GemmaArguments
 
 _ANY_OBJECT = {"type": "object"}
 # Names with a meaning of their own in a grammar.
@@ -135,9 +137,7 @@ class _Writer:
 
     def calls(self, tools: Sequence[CalledTool], *, single: bool) -> str:
         """One call or more, as the family writes them."""
-        call = _FAMILIES.get(self._shape.family or "")
-        if call is None:
-            raise ConstraintError("Calls in this model's format cannot be held to a grammar.", unsupported=True)
+        call = _FAMILIES[self._shape.family or ""]
         names = []
         for number, tool in enumerate(tools):
             before = len(self._rules)
@@ -160,7 +160,7 @@ class _Writer:
         shape = self._shape
         if shape.harmony:
             return f"{calls} | {self._message('final')} TEXT"
-        opener = self.mark(_OPENERS[shape.family or ""])
+        opener = self.mark(self._opener)
         if shape.family == "llama3-json":
             # Not what is read as a call wherever it stands; and at the beginning any object is.
             no_call = r'(.|\n)*(\{"name"|<\|python_tag\|>)(.|\n)*'
@@ -169,9 +169,28 @@ class _Writer:
             return f"{calls} | lead {calls.removeprefix(opener)} | NO_CALL |"
         behind = "call" if self._layout().each else calls.removeprefix(opener)
         self._rules.append(f"calls: {behind}")
-        lazy = "" if _OPENERS[shape.family or ""] in shape.special else "[lazy]"
+        lazy = "" if self._opener in shape.special else "[lazy]"
         self._rules.append(f"free{lazy}: TEXT {opener}")
         return "(free calls)* TEXT"
+
+    @property
+    def is_gemma4(self) -> bool:
+        return self.has("<|tool_call>")
+
+    @property
+    def _opener(self) -> str:
+        """What a call, or a block of calls, begins with; none in harmony, where each message has a header."""
+        if self._shape.family == "gemma":
+            return "<|tool_call>" if self.is_gemma4 else "<start_function_call>"
+        return _OPENERS.get(self._shape.family or "", "")
+
+    @cached_property
+    def gemma(self) -> GemmaArguments:
+        quote = '<|"|>' if self.is_gemma4 else "<escape>"
+        special = quote in self._shape.special
+        # Its templates write names in the order of the alphabet, and so does the model.
+        alphabetical = self.has("dictsort")
+        return GemmaArguments(self._rules, self.mark, quote=quote, special=special, alphabetical=alphabetical)
 
     def has(self, text: str) -> bool:
         """Whether the chat template speaks of it."""
@@ -263,13 +282,13 @@ class _Writer:
         return self.mark("</arg_value>") if self._shape.family == "glm" else _string("\n</parameter>\n")
 
     def _layout(self) -> _Layout:
-        opener = self.mark(_OPENERS[self._shape.family or ""]) if self._shape.family in _OPENERS else ""
+        opener = self.mark(self._opener) if self._opener else ""
         match self._shape.family:
             case "deepseek":
                 return _Layout(opener, "", "", self.mark("<｜tool▁calls▁end｜>"))
             case "mistral" if not self.has("[ARGS]"):
                 return _Layout(_row(opener, _string("[")), "", _string(", "), _string("]"))
-            case "mistral":
+            case "mistral" | "gemma":
                 return _Layout("", opener, "", "")
             case "llama3-json":
                 return _Layout("", opener, _string("; "), "")
@@ -344,7 +363,12 @@ def _glm(writer: _Writer, tool: CalledTool) -> str:
     return _row(_string(tool.name), broken, writer.separate_arguments(tool, argument), writer.mark("</tool_call>"))
 
 
-# What a call, or a block of calls, begins with.
+def _gemma(writer: _Writer, tool: CalledTool) -> str:
+    arguments = writer.gemma.of(tool.parameters) if tool.held else writer.gemma.any_object()
+    end = "<tool_call|>" if writer.is_gemma4 else "<end_function_call>"
+    return _row(_string(f"call:{tool.name}"), arguments, writer.mark(end))
+
+
 _OPENERS = {
     "hermes": "<tool_call>",
     "qwen-xml": "<tool_call>",
@@ -360,6 +384,7 @@ _FAMILIES: Mapping[str, Callable[[_Writer, CalledTool], str]] = {
     "mistral": _mistral,
     "harmony": _harmony,
     "glm": _glm,
+    "gemma": _gemma,
     "deepseek": _deepseek,
 }
 

@@ -25,7 +25,7 @@ class CallBegin(NamedTuple):
 
 
 class ArgumentText(NamedTuple):
-    """A piece of the call's arguments: joined, they are one JSON object."""
+    """A piece of the call's arguments: joined, those of a complete call are one JSON object, if the model wrote one."""
 
     text: str
 

@@ -7,9 +7,8 @@ import re
 from collections.abc import Callable, Generator
 
 from languagepipes_node.end_model.text.stop_strings import tail_to_keep
-from languagepipes_node.end_model.tools.arguments import MAX_CALLS, check
-from languagepipes_node.end_model.tools.events import ArgumentText, CallBegin, Event, Reasoning, Text
-from languagepipes_node.end_model.tools.parser import Tools, call_id
+from languagepipes_node.end_model.tools.calls import CallWriter, Tools
+from languagepipes_node.end_model.tools.events import Event, Reasoning, Text
 from languagepipes_node.end_model.tools.source import Ended, Malformed, Source
 
 _OPENINGS = ("<|start|>", "<|channel|>")
@@ -32,38 +31,43 @@ class HarmonyParser:
     def __init__(self, tools: Tools, *, single: bool = False) -> None:
         self.done = False
         self.thinking = False
-        self._tools = tools
-        self._single = single
-        self._called = 0
+        self._writer = CallWriter(tools, single=single)
         self._source = Source()
-        self._events: list[Event] = []
         self._shown: set[type[Event]] = set()
         self._reading = self._read()
+
+    @property
+    def broken(self) -> bool:
+        return self._writer.broken
 
     def feed(self, text: str) -> list[Event]:
         if text and not self.done:
             self._source.text += text
             next(self._reading, None)
-        return self._take()
+        return self._writer.events()
 
     def finish(self) -> list[Event]:
         self._source.ended = True
         if not self.done:
             next(self._reading, None)
             self.done = True
-        return self._take()
+        return self._writer.events()
 
     def _read(self) -> Generator[None, None, None]:
-        source = self._source
+        source, writer = self._source, self._writer
         while not self.done:
             try:
                 yield from self._message()
             except Ended:
-                if not self._is_unfinished_header():
+                begun = writer.leave(ended=source.ended)
+                self.done = writer.done
+                if not (begun or self.done or self._is_unfinished_header()):
                     self._show(Text, source.text)
                 return
             except Malformed:
-                yield from self._body(Text)  # no header: taken for content
+                writer.leave(ended=False)
+                source.drop_taken()
+                yield from self._body(Text, skip=source.at)  # no header, or no arguments: taken for content
             self.thinking = False
             source.drop_read()
 
@@ -77,14 +81,10 @@ class HarmonyParser:
         header = source.text[: source.at]
         yield from source.literal("<|message|>")
         channel = _CHANNEL.search(header)
-        if function := _FUNCTION.search(header):
-            body = source.at
-            try:
-                yield from source.until(*_ENDINGS, *_OPENINGS)
-            except Ended:
-                source.at = len(source.text)  # the token that ends a call ends the answer too, and is not text
-            self._call(function[1], source.text[body : source.at])
-            yield from self._ending()
+        function = _FUNCTION.search(header)
+        if function and function[1] in self._writer.tools:
+            self._writer.name(function[1])
+            yield from self._arguments()
         elif _ANY_RECIPIENT.search(header):
             yield from self._body(Text, skip=source.at)
         else:
@@ -99,20 +99,41 @@ class HarmonyParser:
             return False
         return any(text.startswith(mark) or (text and mark.startswith(text)) for mark in _OPENINGS)
 
-    def _call(self, name: str, arguments: str) -> None:
-        ended = self._source.at < len(self._source.text)
-        arguments = arguments.strip() or ("{}" if ended else "")
-        try:
-            if name not in self._tools:
-                raise Malformed
-            check(arguments)
-        except Malformed:
-            self._show(Text, self._source.text[: self._source.at])
+    def _arguments(self) -> Generator[None, None, None]:
+        """A call's message behind its header; none are an empty object. What follows them in it is content."""
+        source, writer = self._source, self._writer
+
+        def give_out(text: str) -> None:
+            writer.argument(text)
+            source.take()
+
+        yield from source.space()
+        if (yield from self._is_mark()):
+            give_out("{}")
         else:
-            self._events += [CallBegin(call_id(), name), ArgumentText(arguments)]
-            self._called += 1
-            self.done = self._single or self._called == MAX_CALLS
-        self._source.drop_read()
+            yield from source.json(give_out)
+        source.drop_read()
+        writer.end()
+        yield from source.space()
+        source.drop_read()
+        try:
+            yield from self._is_mark()
+        except Ended:  # a mark that the answer's end cut off
+            source.at = len(source.text)
+        else:
+            yield from self._body(Text)
+
+    def _is_mark(self) -> Generator[None, None, bool]:
+        """Whether a message's end, or another's beginning, comes next; it stays unread."""
+        at = self._source.at
+        try:
+            yield from self._source.literal(*_ENDINGS, *_OPENINGS)
+        except Ended:
+            raise
+        except Malformed:
+            return False
+        self._source.at = at
+        return True
 
     def _body(
         self, kind: Callable[[str], Event], *, separate: bool = False, skip: int = 0
@@ -150,8 +171,4 @@ class HarmonyParser:
         if separate and type(event) in self._shown:
             event = kind("\n" + text)
         self._shown.add(type(event))
-        self._events.append(event)
-
-    def _take(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
+        self._writer.add(event)

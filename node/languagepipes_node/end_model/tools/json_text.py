@@ -1,28 +1,22 @@
-"""JSON in what models write: members by their own text, values that stand without quotes. Nothing is written anew
-that can be passed on as it is, so that numbers keep their digits."""
+"""JSON in what models write: values that stand without quotes. Nothing is written anew that can be passed on as it is,
+so that numbers keep their digits."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from languagepipes_node.end_model.tools.source import Malformed
 
-_BLANK = " \t\n\r"
 _MAX_REFERENCES = 16
 _NAMES = {"True": "true", "False": "false", "None": "null"}
-
-
-class Member(NamedTuple):
-    value: Any
-    text: str
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(name)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)  # NaN and Infinity are no JSON
 
 
@@ -34,50 +28,17 @@ def decode(text: str) -> Any:
         raise Malformed from error
 
 
-def members(text: str) -> dict[str, Member]:
-    """The members of a JSON object, with the text of each. Raises Malformed."""
-    found: dict[str, Member] = {}
+def encodable(text: str) -> str:
+    """The same. Raises Malformed if it has half of a surrogate pair."""
     try:
-        at = _past(text, _skip(text, 0), "{")
-        while text[at] != "}":
-            if text[at] != '"':
-                raise Malformed
-            key, at = _DECODER.raw_decode(text, at)
-            start = _past(text, _skip(text, at), ":")
-            value, end = _DECODER.raw_decode(text, start)
-            found[key] = Member(value, text[start:end])
-            at = _skip(text, end)
-            if text[at] != "}":
-                at = _past(text, at, ",")
-                if text[at] == "}":
-                    raise Malformed
-    except (ValueError, RecursionError, IndexError) as error:
+        text.encode()
+    except UnicodeEncodeError as error:
         raise Malformed from error
-    if text[at + 1 :].strip(_BLANK):
-        raise Malformed
-    return found
-
-
-def _past(text: str, at: int, sign: str) -> int:
-    """The place behind `sign` and white space. Raises Malformed where something else stands."""
-    if text[at] != sign:
-        raise Malformed
-    return _skip(text, at + 1)
-
-
-def _skip(text: str, at: int) -> int:
-    while text[at] in _BLANK:
-        at += 1
-    return at
-
-
-def object_text(members: Mapping[str, str]) -> str:
-    """A JSON object of members whose values are JSON already."""
-    return "{" + ", ".join(f"{string(key)}: {value}" for key, value in members.items()) + "}"
+    return text
 
 
 def string(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return _ENCODER.encode(text)
 
 
 def typed(raw: str, schema: Any, root: Any = None) -> str:

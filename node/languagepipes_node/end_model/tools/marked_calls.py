@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from typing import Any
 
 from languagepipes_node.end_model.tools import json_text
 from languagepipes_node.end_model.tools.parser import ToolParser
@@ -11,17 +12,49 @@ from languagepipes_node.end_model.tools.source import Ended, Malformed
 
 _NAME = re.compile(r"[\w.-]{1,64}")  # longer ones are no tools; what is looked at anew with each piece has an end
 _SCALAR = re.compile(r"[^\s,{}\[\]<]{1,256}")
+_SCALAR_END = re.compile(r"[\s,}\]]")
 _MAX_DEPTH = 64
 
 
-class _UntypedParser(ToolParser):
+class _MarkedParser(ToolParser):
+    """Arguments that are marked one by one. The JSON of them is given out argument by argument; what is known to be
+    text, as it comes. Of two arguments of one name the first one counts."""
+
+    def member(self, key: str, known: set[str]) -> bool:
+        """What follows is this argument's value, until `member_end`, which is told what this returns. known: the names
+        of those before, to which it is added."""
+        begun = ", " if known else "{"
+        repeated = key in known
+        self.mute(repeated)
+        self.defer(f"{begun}{json_text.string(key)}: ")
+        known.add(key)
+        return repeated
+
+    def member_end(self, repeated: bool) -> None:
+        self.mute(-repeated)
+
+    def object_end(self, known: set[str]) -> None:
+        self.argument("}" if known else "{}")
+
+    def text(self, text: str) -> None:
+        """A piece of a string's inside."""
+        self.argument(json_text.string(text)[1:-1])
+
+
+class _UntypedParser(_MarkedParser):
     """Arguments that are not marked as strings or as something else: the tool's schema decides."""
+
+    def schema_of(self, name: str, argument: str) -> Any:
+        properties = self.tools.get(name, {}).get("properties")
+        return properties.get(argument) if isinstance(properties, dict) else None
+
+    def is_text(self, name: str, argument: str) -> bool:
+        """Whether the argument is text whatever it looks like."""
+        return json_text.types_of(self.schema_of(name, argument), self.tools.get(name)) == {"string"}
 
     def typed(self, name: str, argument: str, raw: str) -> str:
         """The argument as JSON."""
-        schema = self.tools.get(name, {})
-        properties = schema.get("properties")
-        return json_text.typed(raw, properties.get(argument) if isinstance(properties, dict) else None, schema)
+        return json_text.typed(raw, self.schema_of(name, argument), self.tools.get(name))
 
 
 class QwenXmlParser(_UntypedParser):
@@ -44,26 +77,38 @@ class QwenXmlParser(_UntypedParser):
         source = self.source
         name = (yield from source.until(">", "\n")).strip()
         yield from source.literal(">")
-        arguments: dict[str, str] = {}
+        self.named(name)
+        known: set[str] = set()
         yield from source.space()
         while (yield from source.literal("<parameter=", "</function>")) == "<parameter=":
             key = (yield from source.until(">", "\n")).strip()
             yield from source.literal(">")
-            raw = yield from self._value(self._properties(name) - {key, *arguments})
-            arguments[key] = self.typed(name, key, raw)
-        self.call(self.checked(name, json_text.object_text(arguments)))
+            open_keys = self._properties(name) - {key, *known}
+            repeated = self.member(key, known)
+            if self.is_text(name, key):
+                self.argument('"')
+                yield from self._value(open_keys, self.text)
+                self.argument('"')
+            else:
+                parts: list[str] = []
+                yield from self._value(open_keys, parts.append)
+                self.argument(self.typed(name, key, "".join(parts)))
+            self.member_end(repeated)
+        self.object_end(known)
+        self.end()
 
     def _properties(self, name: str) -> set[str]:
         properties = self.tools.get(name, {}).get("properties")
         return set(properties) if isinstance(properties, dict) else set()
 
-    def _value(self, open_keys: set[str]) -> Generator[None, None, str]:
+    def _value(self, open_keys: set[str], pass_on: Callable[[str], None]) -> Generator[None, None, None]:
         """Up to a `</parameter>` with another parameter or the function's end behind it: values may hold such tags.
-        Where that is left out, up to a line that begins one of `open_keys`, the arguments that may still come."""
+        Where that is left out, up to a line that begins one of `open_keys`, the arguments that may still come. The text
+        is passed on as it comes, without the line breaks around it."""
         source = self.source
-        raw = ""
+        inside = _WithoutBreaks(pass_on)
         while True:
-            raw += yield from source.until("</parameter>", "\n<parameter=")
+            yield from source.until_passing(inside, "</parameter>", "\n<parameter=")
             end = source.at
             mark = yield from source.literal("</parameter>", "\n<parameter=")
             if mark == "</parameter>":
@@ -75,9 +120,9 @@ class QwenXmlParser(_UntypedParser):
             if ends:
                 source.at = end
                 yield from source.space()
-                return raw.removeprefix("\n").removesuffix("\n")
-            raw += mark
+                return
             source.at = end if mark == "</parameter>" else end + len(mark)
+            inside(mark)
 
     def _goes_on(self) -> Generator[None, None, bool]:
         """Whether another parameter or the function's end comes next."""
@@ -89,6 +134,25 @@ class QwenXmlParser(_UntypedParser):
         except Malformed:
             return False
         return True
+
+
+class _WithoutBreaks:
+    """Passes a text in pieces on, without one line break at its beginning and one at its end."""
+
+    def __init__(self, pass_on: Callable[[str], None]) -> None:
+        self._pass_on = pass_on
+        self._begun = False
+        self._held = ""
+
+    def __call__(self, text: str) -> None:
+        """text: not empty."""
+        if not self._begun:
+            self._begun = True
+            text = text.removeprefix("\n")
+        text = self._held + text
+        self._held = "\n" if text.endswith("\n") else ""
+        if shown := text.removesuffix("\n"):
+            self._pass_on(shown)
 
 
 class GlmParser(_UntypedParser):
@@ -103,17 +167,27 @@ class GlmParser(_UntypedParser):
         yield from source.literal("<tool_call>")
         yield from source.space()
         name = (yield from source.until("<arg_key>", "</tool_call>", "<tool_call>")).strip()
-        arguments: dict[str, str] = {}
+        self.named(name)
+        known: set[str] = set()
         while (yield from source.literal("<arg_key>", "</tool_call>")) == "<arg_key>":
             key = (yield from source.until("</arg_key>")).strip()
             yield from source.literal("</arg_key>")
             yield from source.space()
             yield from source.literal("<arg_value>")
-            raw = yield from source.until("</arg_value>")
-            yield from source.literal("</arg_value>")
+            repeated = self.member(key, known)
+            if self.is_text(name, key):
+                self.argument('"')
+                yield from source.until_passing(self.text, "</arg_value>")
+                yield from source.literal("</arg_value>")
+                self.argument('"')
+            else:
+                raw = yield from source.until("</arg_value>")
+                yield from source.literal("</arg_value>")
+                self.argument(self.typed(name, key, raw))
+            self.member_end(repeated)
             yield from source.space()
-            arguments[key] = self.typed(name, key, raw)
-        self.call(self.checked(name, json_text.object_text(arguments)))
+        self.object_end(known)
+        self.end()
 
 
 _CALLS_BEGIN, _CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -141,19 +215,25 @@ class DeepSeekParser(ToolParser):
         name = (yield from source.until(_SEPARATOR, _CALL_END)).strip()
         yield from source.literal(_SEPARATOR)
         yield from source.space()
+        if name in self.tools:
+            self.named(name)
         if (yield from source.peek()) == "{":
-            self.call(self.checked(name, (yield from source.json())))
+            self.named(name)
+            yield from source.json(self.argument)
+            self.end()
         else:
             name = (yield from source.until("\n", _CALL_END)).strip()
+            self.named(name)
             yield from source.space()
             yield from source.literal("```json")
             yield from source.space()
-            self.call(self.checked(name, (yield from source.json())))
+            yield from source.json(self.argument)
+            self.end()
             yield from self.closing("```")
         yield from self.closing(_CALL_END)
 
 
-class GemmaParser(ToolParser):
+class GemmaParser(_MarkedParser):
     """`<start_function_call>call:NAME{KEY:<escape>TEXT<escape>,KEY:1}<end_function_call>` of FunctionGemma
     (https://ai.google.dev/gemma/docs/functiongemma), and the same with Gemma 4's marks. Older Gemma models have no
     format of their own."""
@@ -165,64 +245,80 @@ class GemmaParser(ToolParser):
         gemma4 = (yield from self.source.literal(*self.starts)) == "<|tool_call>"
         yield from self.source.space()
         yield from self.source.literal("call:")
-        name = yield from self.source.name(_NAME)
+        self.named((yield from self.source.name(_NAME)))
         yield from self.source.space()
-        if (yield from self.source.peek()) != "{":
-            raise Malformed
-        quote = '<|"|>' if gemma4 else "<escape>"
-        self.call(self.checked(name, (yield from self._value(quote, _MAX_DEPTH))))
+        yield from self._object('<|"|>' if gemma4 else "<escape>", _MAX_DEPTH)
+        self.end()
         yield from self.closing("<tool_call|>" if gemma4 else "<end_function_call>")
 
-    def _value(self, quote: str, depth: int) -> Generator[None, None, str]:
+    def _value(self, quote: str, depth: int) -> Generator[None, None, None]:
         source = self.source
         if not depth:
             raise Malformed
         match (yield from source.peek()):
             case "{":
-                return (yield from self._object(quote, depth))
+                yield from self._object(quote, depth)
             case "[":
-                return (yield from self._array(quote, depth))
+                yield from self._array(quote, depth)
             case "<":
-                return json_text.string((yield from self._quoted(quote)))
+                yield from source.literal(quote)
+                self.argument('"')
+                yield from source.until_passing(self.text, quote)
+                yield from source.literal(quote)
+                self.argument('"')
             case '"':
-                return (yield from self._json_string())
-        return json_text.typed((yield from source.name(_SCALAR)), None)
+                source.at += 1
+                self.argument('"')
+                yield from source.string(self.argument)
+                self.argument('"')
+            case _:
+                raw = yield from source.name(_SCALAR)
+                if not _SCALAR_END.match(source.text, source.at):
+                    raise Malformed
+                self.argument(json_text.typed(raw, None))
 
-    def _object(self, quote: str, depth: int) -> Generator[None, None, str]:
+    def _object(self, quote: str, depth: int) -> Generator[None, None, None]:
         source = self.source
         yield from source.literal("{")
-        found: dict[str, str] = {}
+        known: set[str] = set()
         while True:
             yield from source.space()
             match (yield from source.peek()):
                 case "}":
                     break
                 case "<":
-                    key = yield from self._quoted(quote)
+                    yield from source.literal(quote)
+                    key = yield from source.until(quote)
+                    yield from source.literal(quote)
                 case '"':
-                    key = json_text.decode((yield from self._json_string()))
+                    key = json_text.decode((yield from source.json_string()))
                 case _:
                     key = (yield from source.until(":", ",", "}")).strip()
             yield from source.space()
             yield from source.literal(":")
             yield from source.space()
-            found[key] = yield from self._value(quote, depth - 1)
+            repeated = self.member(json_text.encodable(key), known)
+            yield from self._value(quote, depth - 1)
+            self.member_end(repeated)
             if (yield from self._separator("}")):
                 break
         yield from source.literal("}")
-        return json_text.object_text(found)
+        self.object_end(known)
 
-    def _array(self, quote: str, depth: int) -> Generator[None, None, str]:
+    def _array(self, quote: str, depth: int) -> Generator[None, None, None]:
         source = self.source
         yield from source.literal("[")
-        found: list[str] = []
+        self.defer("[")
+        following = ""
         yield from source.space()
         while (yield from source.peek()) != "]":
-            found.append((yield from self._value(quote, depth - 1)))
+            self.defer(following)
+            following = ", "
+            yield from self._value(quote, depth - 1)
             if (yield from self._separator("]")):
                 break
         yield from source.literal("]")
-        return "[" + ", ".join(found) + "]"
+        self.argument("]")
 
     def _separator(self, end: str) -> Generator[None, None, bool]:
         """Read a comma; True where `end` stands, which stays unread."""
@@ -233,14 +329,3 @@ class GemmaParser(ToolParser):
         yield from source.literal(",")
         yield from source.space()
         return False
-
-    def _quoted(self, quote: str) -> Generator[None, None, str]:
-        yield from self.source.literal(quote)
-        text = yield from self.source.until(quote)
-        yield from self.source.literal(quote)
-        return text
-
-    def _json_string(self) -> Generator[None, None, str]:
-        text = yield from self.source.json_string()
-        json_text.decode(text)
-        return text

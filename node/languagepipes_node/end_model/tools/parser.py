@@ -1,24 +1,19 @@
 """Reading calls of tools out of an answer that comes in pieces: what all formats have in common.
 
-A call is given out when it is complete and names one of the request's tools. What looks like a call and is none is
-content, as it stands; nothing is lost, and nothing is raised.
+A call is given out as it comes, from where it is sure to be one of the request's tools. What looks like a call and is
+none is content, as it stands; nothing is lost, and nothing is raised.
 """
 
 from __future__ import annotations
 
-import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Generator
+from typing import ClassVar, Protocol
 
 from languagepipes_node.end_model.text.stop_strings import tail_to_keep
-from languagepipes_node.end_model.tools import json_text
-from languagepipes_node.end_model.tools.arguments import MAX_CALLS, check
-from languagepipes_node.end_model.tools.events import ArgumentText, CallBegin, Event, Text
+from languagepipes_node.end_model.tools.calls import CallWriter, Tools, call_id
+from languagepipes_node.end_model.tools.events import Event, Text
 from languagepipes_node.end_model.tools.source import Ended, Malformed, Source
-
-# Each tool's parameters (JSON Schema), by the tool's name.
-Tools = Mapping[str, Mapping[str, Any]]
 
 
 class AnswerReader(Protocol):
@@ -34,6 +29,11 @@ class AnswerReader(Protocol):
         """Whether the text so far ends within thinking."""
         ...
 
+    @property
+    def broken(self) -> bool:
+        """Whether a call was begun that is not complete, once nothing more comes."""
+        ...
+
     def feed(self, text: str) -> list[Event]:
         """What `text` completes."""
         ...
@@ -41,10 +41,6 @@ class AnswerReader(Protocol):
     def finish(self) -> list[Event]:
         """What was held back, at the end of the answer."""
         ...
-
-
-def call_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
 
 
 class ToolParser(ABC):
@@ -60,33 +56,38 @@ class ToolParser(ABC):
 
     def __init__(self, tools: Tools, *, single: bool = False) -> None:
         self.done = False
-        self.tools = tools
-        self._single = single
         self.source = Source()
-        self._events: list[Event] = []
+        self._writer = CallWriter(tools, single=single, new_id=self.new_id)
         self._blank = ""  # white space that is content only if content follows
-        self._called = 0
-        self._given_out = False  # a call, by the reading that goes on
         self._reading = self._read()
+
+    @property
+    def broken(self) -> bool:
+        return self._writer.broken
+
+    @property
+    def tools(self) -> Tools:
+        return self._writer.tools
 
     def feed(self, text: str) -> list[Event]:
         if text and not self.done:
             self.source.text += text
             next(self._reading, None)
-        return self._take()
+        return self._writer.events()
 
     def finish(self) -> list[Event]:
         self.source.ended = True
         if not self.done:
             next(self._reading, None)
-            if self._blank and not self._called:
-                self._events.append(Text(self._blank))
+            if self._blank and not self._writer.count and not self._writer.broken:
+                self._writer.add(Text(self._blank))
             self.done = True
-        return self._take()
+        return self._writer.events()
 
     @abstractmethod
     def calls(self) -> Generator[None, None, None]:
-        """Read one or more calls, from the start marker on, and hand each to `call`. Raises Malformed."""
+        """Read one or more calls, from the start marker on: `named`, then their arguments, then `end`. Raises
+        Malformed."""
 
     def opening(self) -> Generator[None, None, None]:
         """Read what may be a call at the very beginning only. Raises Malformed."""
@@ -95,37 +96,28 @@ class ToolParser(ABC):
     def new_id(self) -> str:
         return call_id()
 
-    def checked(self, name: Any, arguments: str) -> tuple[str, str]:
-        """The same, if it calls one of the tools with a JSON object. Raises Malformed."""
-        if not isinstance(name, str) or name not in self.tools:
-            raise Malformed
-        check(arguments)
-        return name, arguments
+    def named(self, name: object) -> None:
+        """What follows is of a call of this tool. Raises Malformed if there is none of the name."""
+        self._writer.name(name)
 
-    def checked_json(self, text: str) -> tuple[str, str]:
-        """The call in a JSON object of `name` and `arguments` or `parameters`. Raises Malformed."""
-        found = json_text.members(text)
-        if "name" not in found:
-            raise Malformed
-        name = found["name"].value
-        if not isinstance(name, str) or name not in self.tools:
-            raise Malformed
-        present = [found[key] for key in ("arguments", "parameters") if key in found]
-        given = next((member for member in present if member.value is not None), json_text.Member({}, "{}"))
-        if isinstance(given.value, str):
-            return self.checked(name, given.value if given.value.strip() else "{}")
-        check(given.text)
-        return name, given.text
+    def argument(self, text: str) -> None:
+        """Give out a piece of the arguments, which is complete with what is read. The first one begins the call."""
+        self._writer.argument(text)
+        if self._writer.open:
+            self._blank = ""
+            self.source.take()
 
-    def call(self, *calls: tuple[str, str]) -> None:
-        """Give out calls that are complete with what is read. Of each: the tool's name, and a JSON object."""
-        for name, arguments in calls:
-            if not self.done:
-                self._events += [CallBegin(self.new_id(), name), ArgumentText(arguments)]
-                self._called += 1
-                self.done = self._single or self._called == MAX_CALLS
-        self._blank = ""
-        self._given_out = True
+    def defer(self, text: str) -> None:
+        """A piece of the arguments that is sure with the next one only."""
+        self._writer.defer(text)
+
+    def mute(self, more: int) -> None:
+        """Pieces are read for nothing while this was told 1 more often than -1."""
+        self._writer.mute(more)
+
+    def end(self) -> None:
+        """The call is complete with what is read. Raises Ended behind an answer's last one."""
+        self._writer.end()
         self.source.drop_read()
 
     def closing(self, end: str, *again: str) -> Generator[None, None, bool]:
@@ -156,18 +148,25 @@ class ToolParser(ABC):
             yield from self._attempt(self.calls())
 
     def _attempt(self, reading: Generator[None, None, None]) -> Generator[None, None, None]:
-        self._given_out = False
+        source, writer = self.source, self._writer
+        before = writer.count
         try:
             yield from reading
         except Ended:
-            self.source.at = len(self.source.text)
+            source.at = len(source.text)
+            if writer.leave(ended=source.ended):
+                self._blank = ""
+                source.take()
+            self.done = writer.done
         except Malformed:
-            if not self._given_out:  # past the marker at least, so that it is not found again
-                self.source.at = max(self.source.at, self._marker_length())
+            begun = writer.leave(ended=False)
+            if writer.count == before and not begun:  # past the marker, so that it is not found again
+                source.at = max(source.at, self._marker_length())
         else:
-            self.source.drop_read()
+            source.drop_read()
             return
-        self._text(self.source.at)
+        source.drop_taken()
+        self._text(source.at)
 
     def _marker_length(self) -> int:
         return max((len(start) for start in self.starts if self.source.text.startswith(start)), default=0)
@@ -191,10 +190,6 @@ class ToolParser(ABC):
         shown = text.rstrip()
         self._blank = text[len(shown) :]
         if shown:
-            self._events.append(Text(shown))
+            self._writer.add(Text(shown))
         self.source.at = end
         self.source.drop_read()
-
-    def _take(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+
+from languagepipes_node.end_model.text.stop_strings import tail_to_keep
 
 _SPACE = re.compile(r"\s*")
-_IN_STRING = re.compile(r'["\\]')
+_IN_STRING = re.compile(r'["\\\x00-\x1f]')
+_END_OR_ESCAPE = re.compile(r'["\\]')
+# Escapes in JSON strings: a surrogate pair, a code unit, half of a pair, what may yet become one of them.
+_PAIR = re.compile(r"\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}")
+_UNIT = re.compile(r"\\u[\da-fA-F]{4}")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_BEGUN = re.compile(
+    r"\\(u[\da-fA-F]{0,3})?|\\u[dD][89abAB][\da-fA-F]{2}(\\(u([dD]([c-fC-F][\da-fA-F]?)?)?)?)?", re.ASCII
+)
 # Outside of strings JSON has these, and characters of numbers and names.
 _OUT_OF_STRING = re.compile(r'["{}\[\]]|[^\s\w,:.+\-]')
 
@@ -20,7 +31,8 @@ class Ended(Malformed):
 
 
 class Source:
-    """The text so far. `at`: how far it is read; `ended`: no more will come.
+    """The text so far. `at`: how far it is read; `taken`: how far of that it is given out for good; `ended`: no more
+    will come.
 
     The readers below are generators: `yield` means that more text is needed. They raise Malformed, with `at` where the
     text departs from the format, and Ended.
@@ -29,12 +41,22 @@ class Source:
     def __init__(self) -> None:
         self.text = ""
         self.at = 0
+        self.taken = 0
         self.ended = False
+
+    def take(self) -> None:
+        """What is read is given out."""
+        self.taken = self.at
+
+    def drop_taken(self) -> None:
+        self.text = self.text[self.taken :]
+        self.at -= self.taken
+        self.taken = 0
 
     def drop_read(self) -> None:
         """Forget what is read."""
         self.text = self.text[self.at :]
-        self.at = 0
+        self.at = self.taken = 0
 
     def more(self) -> Generator[None, None, None]:
         if self.ended:
@@ -119,7 +141,7 @@ class Source:
         yield from self.literal('"')
         start, place = self.at - 1, self.at
         while True:
-            match = _IN_STRING.search(self.text, place)
+            match = _END_OR_ESCAPE.search(self.text, place)
             if match is None or (match[0] == "\\" and match.end() == len(self.text)):
                 place = len(self.text) if match is None else match.start()
                 yield from self.more()
@@ -129,32 +151,78 @@ class Source:
             else:
                 place = match.end() + 1
 
-    def json(self, opening: str = "{") -> Generator[None, None, str]:
-        """Read a JSON object or array by its brackets; its text, which may still be no JSON."""
+    def until_passing(self, pass_on: Callable[[str], None], *ends: str) -> Generator[None, None, None]:
+        """Read up to the nearest of `ends`, which stays unread, and pass the text before it on as it comes."""
+        while True:
+            places = [place for end in ends if (place := self.text.find(end, self.at)) >= 0]
+            if places:
+                self._pass_on(min(places), pass_on)
+                return
+            self._pass_on(max(self.at, len(self.text) - tail_to_keep(self.text, ends)), pass_on)
+            yield from self._more_of_taken()
+
+    def json(self, pass_on: Callable[[str], None], opening: str = "{") -> Generator[None, None, None]:
+        """Read a JSON object or array by its brackets, and pass it on as it comes. It may still be no JSON, but what
+        its strings may not hold is escaped (see `string`)."""
         if (yield from self.peek()) not in opening:
             raise Malformed
-        start = place = self.at
         depth = 0
-        in_string = False
         while True:
-            match = (_IN_STRING if in_string else _OUT_OF_STRING).search(self.text, place)
-            if match is None or (match[0] == "\\" and match.end() == len(self.text)):
-                place = len(self.text) if match is None else match.start()
-                yield from self.more()
+            match = _OUT_OF_STRING.search(self.text, self.at)
+            if match is None:
+                self._pass_on(len(self.text), pass_on)
+                yield from self._more_of_taken()
                 continue
-            place = match.end()
-            match match[0]:
-                case "\\":
-                    place += 1
-                case '"':
-                    in_string = not in_string
-                case "{" | "[":
-                    depth += 1
-                case "}" | "]":
-                    depth -= 1
-                    if not depth:
-                        self.at = place
-                        return self.text[start:place]
-                case _:
-                    self.at = match.start()
-                    raise Malformed
+            sign = match[0]
+            if sign not in '"{}[]':
+                self._pass_on(match.start(), pass_on)
+                raise Malformed
+            self._pass_on(match.end(), pass_on)
+            if sign == '"':
+                yield from self.string(pass_on)
+                pass_on('"')
+                continue
+            depth += 1 if sign in "{[" else -1
+            if not depth:
+                return
+
+    def string(self, pass_on: Callable[[str], None]) -> Generator[None, None, None]:
+        """Read a JSON string behind its opening quote, up to and with the closing one, and pass its text on as it
+        comes, in parts that hold whole escapes: a control character escaped, and U+FFFD for half of a surrogate pair,
+        which no strict reader accepts."""
+        while True:
+            match = _IN_STRING.search(self.text, self.at)
+            self._pass_on(len(self.text) if match is None else match.start(), pass_on)
+            if match is None:
+                yield from self._more_of_taken()
+            elif match[0] == '"':
+                self.at += 1
+                return
+            elif match[0] == "\\":
+                yield from self._escape(pass_on)
+            else:
+                self.at += 1
+                pass_on(json.dumps(match[0])[1:-1])
+
+    def _escape(self, pass_on: Callable[[str], None]) -> Generator[None, None, None]:
+        """Of one that the answer's end cut, nothing is passed on."""
+        while _BEGUN.fullmatch(rest := self.text[self.at : self.at + 12]):
+            yield from self._more_of_taken()
+        if _PAIR.match(rest):
+            self._pass_on(self.at + 12, pass_on)
+        elif _HALF.match(rest) and _UNIT.match(rest):
+            self.at += 6
+            pass_on("\\ufffd")
+        else:
+            self._pass_on(self.at + (6 if _UNIT.match(rest) else 2), pass_on)
+
+    def _pass_on(self, end: int, pass_on: Callable[[str], None]) -> None:
+        """Read up to `end`."""
+        text, self.at = self.text[self.at : end], end
+        if text:
+            pass_on(text)
+
+    def _more_of_taken(self) -> Generator[None, None, None]:
+        """What is given out is forgotten, so that a long text takes no longer than in proportion to its length."""
+        self.drop_taken()
+        yield from self.more()

@@ -170,12 +170,12 @@ def test_a_prompt_that_arrives_while_a_frame_is_out_is_sent_before_that_has_retu
     eventually(lambda: rig.engine.status.ring_ready)
     rig.submit(1, PROMPT)
     eventually(lambda: rig.ring.frames_sent == 1)
-    rig.submit(2, PROMPT)
+    rig.submit(2, PROMPT[::-1])
     eventually(lambda: rig.ring.frames_sent == 2)
     assert rig.client.outputs == {}
     may_return.set()
     eventually(lambda: rig.client.finish(2) == "length")
-    assert rig.answer(1) == rig.answer(2) == alone(PROMPT, 8)
+    assert (rig.answer(1), rig.answer(2)) == (alone(PROMPT, 8), alone(PROMPT[::-1], 8))
 
 
 def test_an_engine_that_fails_tells_nobody_what_it_choked_on(

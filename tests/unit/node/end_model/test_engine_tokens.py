@@ -219,3 +219,14 @@ def test_a_request_that_cannot_be_sampled_fails_alone(make_rig: MakeRig, tail: i
     assert isinstance(failure, Failure)
     assert (failure.code, "could be sampled" in failure.message) == ("internal", True)
     assert rig.engine.status.epoch == epoch
+
+
+def test_log_probabilities_that_fail_before_a_large_frame_end_their_request_alone(make_rig: MakeRig) -> None:
+    """The frame was decided with the request in it, and what waits to be handed over is worked out before it leaves."""
+    rig = make_rig(blocks=128, frame_tokens=128, frames_in_flight=1)
+    for request in range(40):
+        rig.submit(request, [request, 2])
+    rig.submit(40, [40, 2], logprobs=1.5)  # a number of alternatives that nobody can count
+    rig.run()
+    assert rig.client.finish(40) == "internal"
+    assert [rig.answer(request) for request in range(40)] == [alone([request, 2], 8) for request in range(40)]

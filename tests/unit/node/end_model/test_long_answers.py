@@ -154,7 +154,7 @@ def test_a_whole_chat_says_what_its_model_says() -> None:
     model = ChatCompletion.model_validate_json(asked.response.content)
     # Thinking, calls and token ids are left out where there are none.
     assert orjson.loads(model.model_dump_json(exclude_unset=True)) == asked.response.json()
-    on_request = ["prompt_token_ids"]
+    on_request = ["prompt_token_ids", "prompt_logprobs"]
     assert [*asked.response.json(), *on_request] == list(ChatCompletion.model_fields)
     assert [choice.index for choice in model.choices] == [0, 1]
     for choice in model.choices:

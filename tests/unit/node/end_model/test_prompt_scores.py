@@ -65,6 +65,7 @@ def test_alternatives_are_the_likeliest_tokens_of_each_place(make_rig: MakeRig) 
     for token, all_of_them in zip(part.logprobs, expected, strict=True):
         likeliest = sorted(all_of_them.items(), key=lambda pair: -pair[1])[:3]
         assert [number for number, _ in token.top] == [number for number, _ in likeliest]
+        assert token.rank == 1 + sum(value > token.logprob + 1e-3 for value in all_of_them.values())
         assert [value for _, value in token.top] == pytest.approx([value for _, value in likeliest], abs=1e-4)
 
 

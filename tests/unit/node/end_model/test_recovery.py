@@ -268,13 +268,26 @@ def test_setbacks_are_forgotten_when_a_frame_returns() -> None:
 
 def test_an_outage_is_timed_from_its_beginning() -> None:
     outage = Outage(max_wait_seconds=10, now=0)
-    assert not outage.expired(now=9)
+    assert not outage.expired(waiting=1, now=9)
     assert outage.end(now=9) == 9
     assert outage.begin("silence", "silence", now=20)
     assert not outage.begin("silence", "unreachable", now=25)
     assert outage.begin("no answer", "unreachable", now=26)
     assert outage.code == "silence"
-    assert not outage.expired(now=29)
-    assert outage.expired(now=30)
+    assert not outage.expired(waiting=1, now=29)
+    assert outage.expired(waiting=1, now=30)
     outage.end(now=31)
-    assert not outage.expired(now=99)
+    assert not outage.expired(waiting=1, now=99)
+
+
+def test_where_stages_may_be_away_waiting_is_timed_from_the_first_request() -> None:
+    outage = Outage(max_wait_seconds=10, now=0, from_first_request=True)
+    assert not outage.expired(waiting=0, now=1000)
+    assert not outage.expired(waiting=1, now=1001)
+    assert not outage.expired(waiting=3, now=1010)
+    assert outage.expired(waiting=3, now=1011)
+    assert not outage.expired(waiting=0, now=1012)
+    assert not outage.expired(waiting=1, now=1500)
+    assert outage.end(now=1504) == 4
+    outage.begin("idle", "unreachable", now=2000)
+    assert outage.end(now=3000) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+from languagepipes_api.member_settings import SpeculativeDecoding
 from languagepipes_node.end_model.costs import RingCost
 from languagepipes_node.end_model.scheduler import MOST_PASSES, Decision, FrameView, Limits, Snapshot, schedule
 
@@ -24,6 +25,17 @@ class View:
     suspect: bool = False
     client: str = ""
     passed: int = 0
+    priority: int = 0
+    others: int = 0  # of its blocks, held by others too
+    shared_blocks: int = 0
+    computes: bytes | None = None
+    follows: bool = False
+    draft: tuple[int, ...] = ()
+    acceptance: float = 0.0
+
+    @property
+    def sole_blocks(self) -> int:
+        return self.blocks - self.others
 
     @property
     def last_member(self) -> int:
@@ -77,6 +89,7 @@ def decide(
     prefill_frames: int = 1,
     max_running: int = 8,
     ring: RingCost | None = None,
+    speculation: SpeculativeDecoding = "none",
 ) -> Decision[View]:
     return schedule(
         Snapshot(
@@ -85,7 +98,7 @@ def decide(
             frames=frames,
             free_blocks=free,
             returning_blocks=returning,
-            limits=Limits(frame_tokens, frames_in_flight, 4, max_running, decode_frames, prefill_frames),
+            limits=Limits(frame_tokens, frames_in_flight, 4, max_running, decode_frames, prefill_frames, speculation),
             costs=ring or RingCost.of(2),
         )
     )
@@ -200,8 +213,8 @@ def test_seats_go_to_each_clients_first_before_any_clients_second() -> None:
 
 def test_all_ready_streams_and_a_chunk_travel_together() -> None:
     decision = decide(running=(stream(1), stream(2)), waiting=(View(3, 100),), ring=costs(token=0.001))
-    # A step of the 3 rows to come takes 13 ms a member, three times that is 39 ms: 29 tokens, 2 of them the rows'.
-    assert shares(decision) == [(1, 9, 1, True), (2, 9, 1, True), (3, 0, 27, False)]
+    # A step of the 3 rows to come takes 39 ms, 3.2 times that is 124.8 ms: 31 tokens, 2 of them the rows'.
+    assert shares(decision) == [(1, 9, 1, True), (2, 9, 1, True), (3, 0, 29, False)]
     assert decision.decode_rows == 2
 
 
@@ -237,8 +250,26 @@ def test_one_stream_ahead_of_a_burst_does_not_hold_it_back() -> None:
     waiting = tuple(View(arrival, 10) for arrival in range(2, 17))
     alone = decide(running=(busy_stream(1),), waiting=(View(2, 100),), ring=costs(token=0.001))
     burst = decide(running=(busy_stream(1),), waiting=waiting, ring=costs(token=0.001))
-    # 3 × a decode step of 2 rows, and of the 8 that may run, less the row that runs.
-    assert (alone.tokens, burst.tokens) == (25, 43)
+    # 3.2 × a decode step of 2 rows, and of the 8 that may run, less the row that runs.
+    assert (alone.tokens, burst.tokens) == (27, 46)
+
+
+@pytest.mark.parametrize("decode_frames", [1, 4])
+def test_a_chunk_that_attends_to_much_is_smaller(decode_frames: int) -> None:
+    ring = costs(token=0.001)
+    for context in (100, 3000) * 20:
+        ring.add(64, [0.01 + 64 * (0.001 + 1e-6 * context)] * 3, pairs=64 * context)
+
+    def chunk(sent: int) -> int:
+        prompt = View(2, 4000, sent=sent, blocks=1000)
+        decision = decide(
+            running=(stream(1), prompt), ring=ring, frame_tokens=512, decode_frames=decode_frames, prefill_frames=4
+        )
+        return next(share.count for share in decision.shares if share.sequence is prompt)
+
+    first, last = chunk(0), chunk(3000)
+    # At 3,000 tokens of context a token costs four times what it costs without any.
+    assert first / last == pytest.approx(4, rel=0.3)
 
 
 def test_frames_never_exceed_the_plans_number() -> None:
@@ -435,3 +466,120 @@ def test_after_a_replay_other_frames_grow_from_the_start_again() -> None:
     assert (ring.largest_frame(replay=True), ring.largest_frame()) == (256, 32)
     ring.add_turn(32, 0.02, replay=False, alone=True)
     assert ring.largest_frame() == 64
+
+
+def found(arrival: int, *, length: int, tokens: int, **fields: object) -> View:
+    """One that waits, and would begin behind so many tokens whose KV is there."""
+    return View(arrival, length, tokens, kv=(tokens, tokens), **fields)  # type: ignore[arg-type]
+
+
+def test_the_first_chunk_begins_behind_what_is_known() -> None:
+    assert shares(decide(waiting=(found(1, length=100, tokens=40),), ring=costs())) == [(1, 40, 60, True)]
+    assert shares(decide(waiting=(found(1, length=200, tokens=40),), ring=costs())) == [(1, 40, 64, False)]
+    assert shares(decide(waiting=(found(1, length=41, tokens=40),), ring=costs())) == [(1, 40, 1, True)]
+
+
+def test_a_chunk_that_begins_late_shares_the_budget_by_what_is_left_of_it() -> None:
+    # 30 tokens are left of the second, so it is the shorter one although its prompt is longer.
+    waiting = (View(1, 100), found(2, length=230, tokens=200))
+    assert shares(decide(waiting=waiting, ring=costs())) == [(1, 0, 34, False), (2, 200, 30, True)]
+
+
+def test_of_those_that_begin_alike_one_computes_the_beginning() -> None:
+    alike = tuple(View(arrival, 20, computes=b"first") for arrival in (1, 2, 3))
+    other = View(4, 20, computes=b"other")
+    assert shares(decide(waiting=(*alike, other), ring=costs())) == [(1, 0, 20, True), (4, 0, 20, True)]
+    assert not decide(waiting=alike, ring=costs()).passed
+
+
+def test_one_whose_beginning_is_on_its_way_waits_and_is_not_passed() -> None:
+    running, waiting = View(1, 90, 64, 23, in_flight=1), View(2, 90, 32, kv=(32, 32), computes=b"x", follows=True)
+    decision = decide(running=(running,), waiting=(waiting, View(3, 20)), ring=costs())
+    assert [(s.sequence.arrival, s.start) for s in decision.shares] == [(1, 64), (3, 0)]
+    assert not decision.passed
+
+
+def test_if_the_first_of_those_that_begin_alike_does_not_fit_the_next_starts() -> None:
+    waiting = (View(1, 60, computes=b"first"), View(2, 20, computes=b"first"))
+    decision = decide(waiting=waiting, free=8, ring=costs())
+    assert shares(decision) == [(2, 0, 20, True)]
+    assert [one.arrival for one in decision.passed] == [1]
+
+
+def test_blocks_that_it_shares_with_who_runs_need_not_be_free() -> None:
+    # 44 tokens and the next one take 12 blocks of 4; one more is kept for who runs.
+    running = (busy_stream(1),)
+    for shared, starts in ((10, True), (9, False), (0, False)):
+        waiting = found(2, length=44, tokens=40, shared_blocks=shared)
+        assert bool(decide(running=running, waiting=(waiting,), free=3, ring=costs()).admit) is starts
+
+
+def test_blocks_that_others_hold_too_are_not_freed_by_who_gives_way() -> None:
+    row = stream(1, length=17)  # its next token needs a fifth block
+    shared, last = View(2, 10, 10, 3, generated=True, others=3), View(3, 10, 10, 3, generated=True, others=1)
+    assert [one.arrival for one in decide(running=(row, shared, last), free=0).preempt] == [3]
+    shared, last = View(3, 10, 10, 3, generated=True, others=3), View(2, 10, 10, 3, generated=True, others=1)
+    assert [one.arrival for one in decide(running=(row, last, shared), free=0).preempt] == [3, 2]
+
+
+def drafting(arrival: int, *, length: int = 10, blocks: int = 4, chance: float = 0.9) -> View:
+    """A stream whose last token is known, and 15 more are drafted."""
+    return View(arrival, length, length - 1, blocks, generated=True, draft=tuple(range(15)), acceptance=chance)
+
+
+def drafted(decision: Decision[View]) -> list[int]:
+    return [len(share.drafts) for share in decision.shares]
+
+
+@pytest.mark.parametrize(
+    ("speculation", "ring", "expected"),
+    [
+        pytest.param("none", costs(), 0, id="switched off"),
+        pytest.param("auto", costs(), 6, id="rows that cost nothing, as far as its own blocks go"),
+        pytest.param("auto", costs(token=0.01, fixed=0.0), 0, id="rows that cost what a frame does"),
+        pytest.param("auto", RingCost.of(2), 0, id="costs that nobody knows"),
+        pytest.param("ngram", costs(token=0.01, fixed=0.0), 6, id="whatever it costs"),
+    ],
+)
+def test_drafts_follow_a_row_where_they_pay(speculation: SpeculativeDecoding, ring: RingCost, expected: int) -> None:
+    decision = decide(running=(drafting(1),), ring=ring, speculation=speculation)
+    assert drafted(decision) == [expected]
+    share = decision.shares[0]
+    assert (share.start, share.count, share.known_stop, share.wants_row) == (9, 1 + expected, 10, True)
+    assert share.rows == 1 + expected
+    assert (decision.decode_rows, decision.drafted, decision.chunk_tokens) == (1, expected, 0)
+
+
+@pytest.mark.parametrize(("length", "blocks", "expected"), [(8, 2, 0), (9, 2, 3), (9, 3, 3), (10, 3, 2), (8, 4, 8)])
+def test_drafts_lie_in_blocks_that_the_row_needs_anyhow(length: int, blocks: int, expected: int) -> None:
+    """Even if no block is free, and whether the row's own block is there or about to be given."""
+    row = drafting(1, length=length, blocks=blocks)
+    assert drafted(decide(running=(row,), free=1, speculation="ngram")) == [expected]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        pytest.param({"waiting": (View(2, 20),)}, id="a prompt that starts"),
+        pytest.param({"running": (drafting(1), View(2, 20, 8, 5))}, id="a prompt that goes on"),
+        pytest.param({"running": (drafting(1), View(2, 20, 20, 5))} | {"frames": (FrameView(0, 12),)}, id="a chunk"),
+        pytest.param({"running": (drafting(1, length=9, blocks=2), View(2, 9, 9, 9))} | {"free": 0}, id="no block"),
+    ],
+)
+def test_no_draft_takes_time_from_a_prompt_or_a_block_from_anybody(beside: dict[str, tuple[View, ...]]) -> None:
+    asked = {"running": (drafting(1),), "decode_frames": 2, "prefill_frames": 2, "ring": costs(), **beside}
+    assert decide(**asked, speculation="ngram").drafted == 0  # type: ignore[arg-type]
+    assert shares(decide(**asked, speculation="ngram")) == shares(decide(**asked))  # type: ignore[arg-type]
+
+
+def test_a_frame_holds_no_more_drafts_than_tokens() -> None:
+    rows = tuple(drafting(arrival, blocks=8) for arrival in range(6))
+    for speculation in ("auto", "ngram"):
+        decision = decide(running=rows, frame_tokens=20, ring=costs(), speculation=speculation)  # type: ignore[arg-type]
+        assert decision.decode_rows == 6
+        assert 18 <= decision.tokens <= 20
+
+
+def test_a_sequence_that_is_tried_apart_drafts_nothing() -> None:
+    suspect = View(1, 10, 9, 4, generated=True, suspect=True, draft=(1, 2), acceptance=0.9)
+    assert drafted(decide(running=(suspect,), ring=costs(), speculation="ngram")) == [0]

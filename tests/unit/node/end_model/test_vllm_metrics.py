@@ -41,6 +41,11 @@ def test_each_shows_the_number_of_its_own_metric() -> None:
         ("vllm:num_preemptions_total", metrics.PREEMPTIONS),
         ("vllm:prompt_tokens_total", metrics.PROMPT_TOKENS),
         ("vllm:generation_tokens_total", metrics.GENERATED_TOKENS),
+        ("vllm:prefix_cache_queries_total", metrics.PREFIX_CACHE_QUERIED_TOKENS),
+        ("vllm:prefix_cache_hits_total", metrics.PREFIX_CACHE_HIT_TOKENS),
+        ("vllm:spec_decode_num_drafts_total", metrics.DRAFTS),
+        ("vllm:spec_decode_num_draft_tokens_total", metrics.DRAFTED_TOKENS),
+        ("vllm:spec_decode_num_accepted_tokens_total", metrics.ACCEPTED_TOKENS),
     ):
         assert seen.get_sample_value(name, labels) == own(counter, "_total")
     histogram: Histogram = metrics.TIME_TO_FIRST_TOKEN

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import orjson
+from pydantic_core import from_json
 
 from languagepipes_node.end_model.openai.answer_format import AnswerFormat
 from languagepipes_node.end_model.openai.answers import AnswerFinish, Piece, ScoredToken
 from languagepipes_node.end_model.openai.errors import ApiError
 from languagepipes_node.end_model.openai.messages.errors import error_object
 from languagepipes_node.end_model.openai.response_models import Usage
+from languagepipes_node.end_model.tools.arguments import is_object
 from languagepipes_node.end_model.tools.events import ArgumentText, CallBegin, Event, Reasoning, Text
 
 _REASONS: dict[AnswerFinish | None, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -36,7 +39,9 @@ class MessageFormat(AnswerFormat[bytes]):
         self._stop: str | None = None
 
     def opening(self, index: int) -> bytes:
-        message = self._message([], _usage(self._input_tokens, 0, 0), stop_reason=None, stop_sequence=None)
+        message = self._message(
+            [], _usage(self._input_tokens, 0, 0, self.cached_tokens), stop_reason=None, stop_sequence=None
+        )
         return _event("message_start", {"message": message})
 
     def event(self, index: int, piece: Piece) -> bytes:
@@ -160,11 +165,16 @@ class ContentBlocks:
 
 
 def _object(arguments: str) -> Any:
-    """What a call's arguments are; nothing if they were cut off."""
+    """What a call's arguments are: of those that were cut off the members that are whole, as Anthropic's clients read a
+    stream of them. What is no JSON is handed on under the name that Anthropic's guide gives it."""
+    if is_object(arguments):
+        return orjson.Fragment(arguments)  # with all digits
     try:
-        return orjson.loads(arguments)
-    except orjson.JSONDecodeError:
-        return {}
+        begun = from_json(arguments or "{}", allow_inf_nan=False, allow_partial=True)
+        written = json.dumps(begun, allow_nan=False)
+    except ValueError:
+        begun = None
+    return orjson.Fragment(written) if isinstance(begun, dict) else {"INVALID_JSON": arguments}
 
 
 def _event(kind: str, fields: Mapping[str, Any]) -> bytes:
@@ -173,16 +183,16 @@ def _event(kind: str, fields: Mapping[str, Any]) -> bytes:
 
 def _usage_of(usage: Usage) -> dict[str, Any]:
     thinking = usage.completion_tokens_details.reasoning_tokens
-    return _usage(usage.prompt_tokens, usage.completion_tokens, thinking)
+    return _usage(usage.prompt_tokens, usage.completion_tokens, thinking, usage.prompt_tokens_details.cached_tokens)
 
 
-def _usage(input_tokens: int, output_tokens: int, thinking_tokens: int) -> dict[str, Any]:
+def _usage(prompt_tokens: int, output_tokens: int, thinking_tokens: int, cached_tokens: int) -> dict[str, Any]:
     return {
-        "input_tokens": input_tokens,
+        "input_tokens": prompt_tokens - cached_tokens,  # in this API those that were read from a cache do not count
         "output_tokens": output_tokens,
         "output_tokens_details": {"thinking_tokens": thinking_tokens},
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": cached_tokens,
         "cache_creation": None,
         "inference_geo": None,
         "server_tool_use": None,

@@ -135,8 +135,8 @@ Metadata = Annotated[
 
 class ReasoningOptions(_Described):
     effort: Effort | None = None
-    summary: _Nothing = None
-    generate_summary: _Nothing = None
+    summary: Literal["auto"] | None = None
+    generate_summary: Literal["auto"] | None = None
 
 
 class AnyText(_Described):

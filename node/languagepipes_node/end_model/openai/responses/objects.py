@@ -156,7 +156,7 @@ class ResponseObject(BaseModel):
     top_p: float
     presence_penalty: float
     frequency_penalty: float
-    truncation: Literal["disabled"]
+    truncation: Literal["auto", "disabled"]
     user: str | None
 
 

@@ -15,11 +15,13 @@ from languagepipes_node.end_model.openai.answer_format import AnswerFormat
 from languagepipes_node.end_model.openai.answers import AnswerFinish, Piece, ScoredToken
 from languagepipes_node.end_model.openai.errors import ApiError
 from languagepipes_node.end_model.openai.message_schemas import ChatMessage
+from languagepipes_node.end_model.openai.obfuscation import padding
 from languagepipes_node.end_model.openai.response_models import Usage
 from languagepipes_node.end_model.openai.responses.items import new_id
 from languagepipes_node.end_model.openai.responses.store import ResponseStore, StoredResponse, Turn, compact_json
 from languagepipes_node.end_model.openai.service import Service
 from languagepipes_node.end_model.openai.tool_schemas import ToolCall
+from languagepipes_node.end_model.tools import arguments
 from languagepipes_node.end_model.tools.events import ArgumentText, CallBegin, Event, Reasoning, Text
 
 # OpenAI's codes of responses that failed.
@@ -39,9 +41,13 @@ class Place(NamedTuple):
 
 
 class ResponseFormat(AnswerFormat[bytes]):
-    """A `response` object, and its events. shown: its fields that the request decides. place: None: it is not kept."""
+    """A `response` object, and its events. shown: its fields that the request decides. place: None: it is not kept.
+    obfuscates: whether deltas have random characters."""
 
-    def __init__(self, service: Service, shown: Mapping[str, Any], *, place: Place | None) -> None:
+    def __init__(
+        self, service: Service, shown: Mapping[str, Any], *, place: Place | None, obfuscates: bool = False
+    ) -> None:
+        self._obfuscates = obfuscates
         self._service = service
         self._place = place
         self._id = new_id("resp")
@@ -107,6 +113,9 @@ class ResponseFormat(AnswerFormat[bytes]):
         return "incomplete" if self._finish == "length" else "completed"
 
     def _event(self, kind: str, fields: Mapping[str, Any]) -> bytes:
+        if self._obfuscates and kind.endswith(".delta"):
+            said = {name: fields[name] for name in ("delta", "logprobs") if name in fields}
+            fields = {**fields, "obfuscation": padding(len(orjson.dumps(said)))}
         data = orjson.dumps({"type": kind, "sequence_number": self._number, **fields})
         self._number += 1
         return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
@@ -127,8 +136,9 @@ class ResponseFormat(AnswerFormat[bytes]):
             **self._shown,
         }
 
-    def _keep(self, response: Mapping[str, Any]) -> None:
-        """Keep the response if it is to be: without log probabilities, which are many times its text."""
+    def _keep(self, response: dict[str, Any]) -> None:
+        """Keep the response if it is to be: without log probabilities, which are many times its text. It shows that it
+        is not stored if it is too large."""
         if self._place is None:
             return
         place = self._place
@@ -137,7 +147,7 @@ class ResponseFormat(AnswerFormat[bytes]):
         body = compact_json({**response, "output": answered})
         items = {str(item["id"]): compact_json(item) for item in place.items}
         output = {str(item["id"]): compact_json(item) for item in answered}
-        place.store.keep(StoredResponse(self._id, place.owner, body, items, turn, output))
+        response["store"] = place.store.keep(StoredResponse(self._id, place.owner, body, items, turn, output))
 
 
 class OutputItems:
@@ -245,6 +255,7 @@ class OutputItems:
                 done = {**self._place, "name": item["name"], "arguments": text}
                 yield "response.function_call_arguments.done", done
                 item = {**item, "arguments": text}
+                whole = arguments.is_object(text)
         item["status"] = "completed" if whole else "incomplete"
         yield "response.output_item.done", {"output_index": len(self.items), "item": item}
         self.items.append(item)

@@ -10,7 +10,7 @@ import orjson
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from languagepipes_node.end_model.openai.admission import Asker
-from languagepipes_node.end_model.openai.chat import prepare
+from languagepipes_node.end_model.openai.chat import count_prompt, prepare
 from languagepipes_node.end_model.openai.errors import (
     InternalError,
     InvalidRequest,
@@ -40,8 +40,9 @@ from languagepipes_node.end_model.openai.responses.objects import (
 from languagepipes_node.end_model.openai.responses.output import Place, ResponseFormat
 from languagepipes_node.end_model.openai.responses.schemas import ResponseRequest, own_param
 from languagepipes_node.end_model.openai.responses.store import ResponseStore, StoredResponse
+from languagepipes_node.end_model.openai.responses.truncation import answer_room, truncated
 from languagepipes_node.end_model.openai.schemas import ChatCompletionRequest
-from languagepipes_node.end_model.openai.service import CurrentService, require_served_model
+from languagepipes_node.end_model.openai.service import CurrentService, Service, require_served_model
 from languagepipes_node.end_model.openai.turns import PlacedMessage
 
 _FOUND_ERRORS = documented(InvalidRequest, ResponseNotFound, InternalError)
@@ -69,6 +70,8 @@ async def create_response(
     request: Request, body: ResponseRequest, service: CurrentService, store: CurrentStore
 ) -> WholeAnswer | EventStream:
     """Answer an input: as one object, or as server-sent events with `stream`."""
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     owner = Asker.of(request.scope).owner
     earlier: StoredResponse | None = None
     if body.previous_response_id is not None:
@@ -78,22 +81,40 @@ async def create_response(
     items = resolved(body.input, lambda id, param: store.find_item(id, owner, param=param))
     read = partial(conversation, body.instructions, history, items)
     placed, added = await service.workers.run_for(request, read)
+    if body.truncation == "auto":
+        placed = await _truncated(service, request, body, placed)
     with params_renamed(_renaming(placed)):
         generation = await prepare(service, request, _chat(service.served_name, body, placed))
     place = None
     if body.store and store.keeps:
         place = Place(store, owner, parent, added, [item.kept for item in items])
-    format = ResponseFormat(service, _shown(body, generation, stored=place is not None), place=place)
+    obfuscates = body.stream_options is not None and body.stream_options.include_obfuscation
+    shown = _shown(body, generation, stored=place is not None)
+    format = ResponseFormat(service, shown, place=place, obfuscates=obfuscates)
     if body.stream:
         return EventStream(service, generation, format)
     return await answer_whole(service, generation, format, request.receive)
+
+
+async def _truncated(
+    service: Service, request: Request, body: ResponseRequest, placed: Sequence[PlacedMessage]
+) -> tuple[PlacedMessage, ...]:
+    """The conversation without its oldest parts, if it does not fit the context."""
+    room = answer_room(body.max_output_tokens, context=service.max_context_length)
+
+    async def count(kept: Sequence[PlacedMessage]) -> int:
+        with params_renamed(_renaming(kept)):
+            return await count_prompt(service, request, _chat(service.served_name, body, kept))
+
+    return await truncated(placed, most=service.max_context_length - room, count=count)
 
 
 @create.post("/responses/compact", include_in_schema=False)
 async def compact_response() -> None:
     """Not served: open models have no form of compacted conversations."""
     raise UnknownRoute(
-        "POST /v1/responses/compact is not served: send what is to be kept of a conversation as 'input' again."
+        "POST /v1/responses/compact is not served: send what is to be kept of a conversation as 'input' again, or let "
+        "'truncation' 'auto' leave out its oldest turns."
     )
 
 
@@ -187,6 +208,7 @@ def _chat(model: str, body: ResponseRequest, placed: Sequence[PlacedMessage]) ->
         "chat_template_kwargs": body.chat_template_kwargs,
         "logprobs": body.scored,
         "stream": body.stream,
+        "priority": body.priority,
     }
     optional = {
         "max_completion_tokens": body.max_output_tokens,
@@ -201,6 +223,7 @@ def _chat(model: str, body: ResponseRequest, placed: Sequence[PlacedMessage]) ->
         "seed": body.seed,
         "presence_penalty": body.presence_penalty,
         "frequency_penalty": body.frequency_penalty,
+        "cache_salt": body.cache_salt,
     }
     asked |= {name: value for name, value in optional.items() if value is not None}
     return ChatCompletionRequest.model_construct(**asked)
@@ -239,6 +262,6 @@ def _shown(body: ResponseRequest, generation: Generation, *, stored: bool) -> di
         "top_p": sampling.top_p,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
-        "truncation": "disabled",
+        "truncation": body.truncation,
         "user": body.user,
     }

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import Field, GetJsonSchemaHandler, PlainValidator
+from pydantic_core import CoreSchema
 
 from languagepipes_node.end_model.openai import tool_schemas
 from languagepipes_node.end_model.openai.errors import InvalidRequest, UnsupportedParameter
-from languagepipes_node.end_model.openai.fields import HINT, shortened, wrong_type
+from languagepipes_node.end_model.openai.fields import HINT, Strict, shortened, with_accepted, wrong_type
 from languagepipes_node.end_model.openai.reading import Fields, items_of, params_renamed
 from languagepipes_node.end_model.openai.responses import described
 from languagepipes_node.end_model.openai.responses.items import Item, Reference, read_input
-from languagepipes_node.end_model.openai.schemas import RequestBody
+from languagepipes_node.end_model.openai.schemas import MAX_CACHE_SALT, RequestBody
 from languagepipes_node.end_model.openai.structured_parameters import AskedConstraint, read_named_schema
 from languagepipes_node.end_model.reasoning.effort import EFFORTS, Effort
 from languagepipes_node.end_model.structured import Constraint
@@ -34,8 +35,6 @@ _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "prompt": (),
     "prompt_cache_options": (),
     "service_tier": ("auto", "default"),
-    "stream_options": ({}, {"include_obfuscation": False}),
-    "truncation": ("disabled",),
 }
 
 
@@ -149,8 +148,9 @@ def _reference(tool: object) -> object:
 def _reasoning(value: object) -> Effort | None:
     fields = Fields(value, "reasoning")
     effort: Effort | None = fields.one_of("effort", EFFORTS, None)
-    fields.without_effect("summary")
-    fields.without_effect("generate_summary")
+    # The best summary there is: none. Thinking comes whole.
+    fields.without_effect("summary", "auto")
+    fields.without_effect("generate_summary", "auto")
     fields.no_more()
     return effort
 
@@ -200,10 +200,19 @@ def own_param(name: str) -> str:
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
+class ResponseStreamOptions(Strict):
+    include_obfuscation: bool = False
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return with_accepted(handler.resolve_ref_schema(handler(schema)), {})
+
+
 class ResponseRequest(RequestBody):
     """/v1/responses"""
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = _WITHOUT_EFFECT
+    depending: ClassVar[Mapping[str, str]] = {"stream_options": "stream"}
 
     model: str
     input: Annotated[tuple[Item | Reference, ...], PlainValidator(read_input, json_schema_input_type=described.Input)]
@@ -211,6 +220,7 @@ class ResponseRequest(RequestBody):
     previous_response_id: str | None = Field(None, min_length=1, max_length=256)
     store: bool = True
     stream: bool = False
+    stream_options: ResponseStreamOptions | None = None
     include: Annotated[bool, PlainValidator(_include, json_schema_input_type=described.Include)] = False
     max_output_tokens: int | None = Field(None, ge=1)
     max_tool_calls: int | None = Field(None, ge=1, description="Of built-in tools, of which there are none.")
@@ -226,6 +236,7 @@ class ResponseRequest(RequestBody):
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    priority: int = Field(0, ge=-(2**31), le=2**31 - 1)
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     text: Annotated[AskedText, PlainValidator(_text, json_schema_input_type=described.TextOptions)] = Field(
@@ -238,7 +249,9 @@ class ResponseRequest(RequestBody):
         AskedChoice | None, PlainValidator(_tool_choice, json_schema_input_type=described.AnyToolChoice)
     ] = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    truncation: Literal["auto", "disabled"] = "disabled"
     chat_template_kwargs: dict[str, str | int | float | bool] = Field(default_factory=dict, max_length=16)
+    cache_salt: str | None = Field(None, min_length=1, max_length=MAX_CACHE_SALT)
     user: str | None = Field(None, description=HINT)
     safety_identifier: str | None = Field(None, description=HINT)
     prompt_cache_key: str | None = Field(None, description=HINT)

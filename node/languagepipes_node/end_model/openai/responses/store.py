@@ -115,15 +115,15 @@ class ResponseStore:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, response: StoredResponse) -> None:
-        """Others may be forgotten for it. It is not kept if it alone is too large."""
+    def keep(self, response: StoredResponse) -> bool:
+        """Whether it is kept: not if it alone is too large. Others may be forgotten for it."""
         alone = response.size + sum(turn.size for turn in response.turn.line())
         if not self.keeps or alone > self._most_bytes:
             reason = (
                 f"was forgotten at once: it takes {alone} bytes, and this server keeps {self._most_bytes} in memory"
             )
             self._remember(response, reason)
-            return
+            return False
         share = self._shares.setdefault(response.owner, _Share())
         self._kept[response.id] = share.kept[response.id] = response
         added = response.size
@@ -137,6 +137,7 @@ class ResponseStore:
         share.bytes += added
         while len(self._kept) > self._most or self._bytes > self._most_bytes:
             self._forget_one()
+        return True
 
     def find(self, id: str, owner: str, *, param: str) -> StoredResponse:
         """Raises ResponseNotFound if there is none, also if it is another owner's."""

@@ -30,6 +30,9 @@ class Letters:
     def spelling(self) -> tuple[list[bytes], frozenset[int]]:
         return [*(letter.encode() for letter in LETTERS), b"<end>"], STOPS
 
+    def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        return tuple(LETTERS.index(letter) for letter in text)
+
 
 def grammar(pattern: str = PATTERN) -> Grammar:
     return Grammars(Letters(), known_ids=VOCABULARY).compile(Constraint.regex(pattern))  # type: ignore[arg-type]
@@ -180,3 +183,75 @@ def test_a_worn_grammar_is_compiled_again() -> None:
     with pytest.raises(GrammarExhausted):
         compiled.start(STOPS).accept(LETTERS.index("b"))
     assert grammars.compile(Constraint.regex("a*")) is not compiled
+
+
+@pytest.mark.parametrize("pattern", [PATTERN, "(abc){2,9}", "([ab]{3}c){1,8}K?", "[a-c]+"])
+@pytest.mark.parametrize("sampling", [SamplingParameters(temperature=0), SAMPLED])
+@pytest.mark.parametrize("lost", [None, (), (1, 2)])
+def test_drafts_change_no_token_of_an_answer_with_a_grammar(
+    make_rig: MakeRig, pattern: str, sampling: SamplingParameters, lost: tuple[int, ...] | None
+) -> None:
+    prompt = [0, 1, 2] * 4  # "abcabc…", so that there is something to draft from
+    rigs = []
+    for speculation in ("none", "ngram"):
+        rig = make_rig(settings=EngineSettings(speculation=speculation))  # type: ignore[arg-type]
+        rigs.append(rig)
+        rig.submit(1, prompt, max_tokens=30, stop_token_ids=STOPS, grammar=grammar(pattern), sampling=sampling)
+        if lost is not None and speculation == "ngram":
+            while len(rig.answer(1)) < 4 and not rig.idle:
+                with torch.inference_mode():
+                    rig.engine.step()
+            rig.engine.dispatch()
+            lose(rig, *lost)
+        rig.run()
+    plain, drafting = rigs
+    assert drafting.answer(1) == plain.answer(1)
+    assert drafting.client.finish(1) == plain.client.finish(1)
+    assert drafting.ring.frames_sent <= plain.ring.frames_sent + 2 * (lost is not None) + 4 * bool(lost)
+
+
+def test_what_a_grammar_excludes_is_not_drafted(make_rig: MakeRig) -> None:
+    """After "ab" the prompt has "c", which the grammar does not allow there."""
+    rig = make_rig(settings=EngineSettings(speculation="ngram"))
+    rig.submit(1, [0, 1, 2] * 4 + [0], stop_token_ids=STOPS, grammar=grammar("bd(ab|cd)e"))
+    rig.run()
+    assert text(rig, 1)[:2] == "bd"
+    assert all(len(batch.rows) == 1 for batch in rig.end.first.batches[1:3])
+
+
+def test_looking_how_far_a_draft_can_follow_moves_no_grammar() -> None:
+    state = grammar("ab(c|d)e").start(STOPS)
+    assert [state.possible(tokens) for tokens in ([0, 1, 2, 4], [0, 1, 4], [1], [])] == [4, 2, 0, 0]
+    state.accept(0)
+    assert state.possible([1, 3, 4]) == 3
+    for token in (1, 3, 4):
+        state.accept(token)
+    assert state.is_over
+    assert state.possible([0]) == 0
+
+
+def test_what_a_grammar_requires_is_drafted_and_takes_fewer_frames(make_rig: MakeRig) -> None:
+    """No token of the answer stands in it twice, or in the prompt: nothing can be found there."""
+    rigs = []
+    for speculation in ("none", "ngram"):
+        rig = make_rig(settings=EngineSettings(speculation=speculation))
+        rigs.append(rig)
+        rig.submit(1, [4, 4], max_tokens=30, stop_token_ids=STOPS, grammar=grammar("a(bcdefghijkl|cmnopqrstuv)w"))
+        rig.run()
+    plain, drafting = rigs
+    assert text(drafting, 1) == text(plain, 1)
+    assert drafting.client.finish(1) == plain.client.finish(1)
+    assert plain.ring.frames_sent == 13
+    assert drafting.ring.frames_sent <= 6  # drafts end with a block of four tokens
+
+
+def test_what_has_to_come_next_is_written_as_tokens_but_for_the_last() -> None:
+    state = grammar("abcd(a|b)e").start(STOPS)
+    assert state.forced() == (0, 1, 2)
+    for token in (0, 1, 2, 3):
+        state.accept(token)
+    assert state.forced() == ()
+    state.accept(0)
+    state.accept(4)
+    assert state.is_over
+    assert state.forced() == ()

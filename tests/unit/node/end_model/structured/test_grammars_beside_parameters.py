@@ -24,6 +24,9 @@ class Letters:
     def spelling(self) -> tuple[list[bytes], frozenset[int]]:
         return [*(letter.encode() for letter in LETTERS), b"<end>"], STOPS
 
+    def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        return tuple(LETTERS.index(letter) for letter in text)
+
 
 def grammar(pattern: str) -> Grammar:
     return Grammars(Letters(), known_ids=VOCABULARY).compile(Constraint.regex(pattern))  # type: ignore[arg-type]

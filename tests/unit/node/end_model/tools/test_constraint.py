@@ -49,7 +49,7 @@ ENFORCED = [
     pytest.param(family, template, special, id=f"{number}-{family}-{'tokens' if special else 'text'}")
     for number, (family, template) in enumerate(chat_templates.OF_FAMILIES)
     for special in (False, True)
-    if family != "gemma" and (special or family != "harmony")
+    if special or family != "harmony"
 ]
 EVERY_FAMILY = pytest.mark.parametrize(("family", "template", "special"), ENFORCED)
 AS_TOKENS = pytest.mark.parametrize("special", [False, True], ids=["text", "special tokens"])
@@ -259,6 +259,24 @@ def test_without_demand_and_strictness_any_text_will_do():
         ),
         ("qwen-xml", chat_templates.QWEN_XML, {"properties": {"a>": {"type": "null"}}}, ".properties.a>"),
         ("glm", chat_templates.GLM, {"properties": {}, "required": ["a"]}, ".required"),
+        *(
+            ("gemma", chat_templates.GEMMA4, schema, path)
+            for schema, path in (
+                ({"properties": {"a": {"type": "string", "pattern": "x"}}}, ".properties.a.pattern"),
+                ({"properties": {"a": {"type": "string", "maxLength": 3}}}, ".properties.a.maxLength"),
+                ({"properties": {"a": {"items": {"not": {}}}}}, ".properties.a.items.not"),
+                ({"properties": {"a": {"prefixItems": [{"type": "null"}]}}}, ".properties.a.prefixItems"),
+                ({"properties": {"a": {"items": {"minLength": 1}}}}, ".properties.a.items.minLength"),
+                ({"properties": {"a:b": {"type": "null"}}}, ".properties.a:b"),
+                ({"properties": {"a": {"enum": ["x", '<|"|>']}}}, ".properties.a.enum"),
+                ({"properties": {"a": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}, ".properties.a.oneOf"),
+                ({"properties": {"a": {"allOf": [{"type": "null"}, {}]}}}, ".properties.a.allOf"),
+                ({"properties": {"a": {"$ref": "#"}}}, ".properties.a.$ref"),
+                ({"properties": {"a": {"type": "object", "required": ["b"]}}}, ".properties.a.required"),
+                ({"minProperties": 1}, ".minProperties"),
+                ({"patternProperties": {"a": {}}}, ".patternProperties"),
+            )
+        ),
     ],
 )
 def test_a_schema_that_cannot_be_kept_is_refused_with_its_place(family, template, schema, path):
@@ -282,10 +300,17 @@ def test_a_tool_that_is_not_strict_is_held_to_some_object_where_its_schema_canno
         constraint_for(form, tools, mode="required", single=True, content=None)
 
 
-def test_formats_without_a_grammar_are_refused():
-    form = shape("gemma", chat_templates.GEMMA4, False)
-    with pytest.raises(ConstraintError, match="cannot be held to a grammar"):
-        constraint_for(form, TOOLS, mode="required", single=True, content=None)
+def test_of_gemmas_tools_those_that_are_not_strict_and_not_kept_are_some_object():
+    unkept = {"properties": {"a": {"type": "integer"}, "b": {"type": "string", "minLength": 2}}, "required": ["b"]}
+    tools = [CalledTool(0, "small", unkept, True, strict=False), CalledTool(1, "empty", EMPTY, True)]
+    form = shape("gemma", chat_templates.GEMMA4, True)
+    constraint = constraint_for(form, tools, mode="required", single=False, content=None)
+    for arguments, name, good in (("{}", "small", True), ("{x:[1]}", "small", True), ("{x:1}", "empty", False)):
+        text = f"<|tool_call>call:{name}{arguments}<tool_call|>"
+        assert allows("gemma", True, constraint, text) == good
+
+
+def test_content_of_json_beside_calls_of_llama_3_is_refused():
     form = shape("llama3-json", chat_templates.LLAMA3, False)
     with pytest.raises(ConstraintError, match="both JSON objects"):
         constraint_for(form, TOOLS, mode="auto", single=True, content=Constraint.json_schema({}))
@@ -293,8 +318,8 @@ def test_formats_without_a_grammar_are_refused():
 
 @pytest.mark.parametrize(
     ("family", "template"),
-    [("qwen-xml", chat_templates.QWEN_XML), ("glm", chat_templates.GLM)],
-    ids=["qwen-xml", "glm"],
+    [("qwen-xml", chat_templates.QWEN_XML), ("glm", chat_templates.GLM), ("gemma", chat_templates.GEMMA4)],
+    ids=["qwen-xml", "glm", "gemma"],
 )
 def test_as_many_tools_as_a_request_may_hold_are_kept(family, template):
     """20 arguments each: more rules and characters than a grammar that a client writes may have."""
@@ -303,7 +328,108 @@ def test_as_many_tools_as_a_request_may_hold_are_kept(family, template):
     constraint = constraint_for(shape(family, template, True), tools, mode="required", single=True, content=None)
     _, grammars = tokens_of(family, True)
     grammars.compile(constraint)
-    with pytest.raises(ConstraintError, match="characters beside its schemas"):
+    with pytest.raises(ConstraintError, match=r"characters beside its schemas|rules, at most 2000"):
         grammars.compile(Constraint("grammar", constraint.text))
     with pytest.raises(ConstraintError, match="rules, at most 2000"):
         grammars.compile(Constraint("grammar", "start: r0\n" + "".join(f'r{i}: "a"\n' for i in range(2001))))
+
+
+GEMMA = [
+    pytest.param(template, special, id=f"{name}-{'tokens' if special else 'text'}")
+    for name, template in (("functiongemma", chat_templates.FUNCTION_GEMMA), ("gemma4", chat_templates.GEMMA4))
+    for special in (False, True)
+]
+RICH = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"},
+        "count": {"type": "integer"},
+        "size": {"type": "number", "minimum": 0, "exclusiveMaximum": 10},
+        "exact": {"type": ["number", "null"]},
+        "kind": {"enum": ["a, b", "", 1, 2.5, None, True, [1, "x"], {"y": [], "z": "{}"}]},
+        "some": {"type": "array", "items": {"type": "integer", "maximum": 9}, "minItems": 2, "maxItems": 3},
+        "none": {"type": "array", "maxItems": 0},
+        "few": {"type": "array", "items": {"type": "boolean"}, "maxItems": 1},
+        "single": {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 1},
+        "least": {"items": {"type": "boolean"}, "minItems": 1},
+        "either": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "null"}}]},
+        "one": {"oneOf": [{"type": "boolean"}, {"type": "object", "additionalProperties": {"type": "boolean"}}]},
+        "tree": {"$ref": "#/$defs/Tree"},
+        "all": {"allOf": [{"const": "only"}]},
+        "free": {"type": "object"},
+        "empty": {"type": "object", "additionalProperties": False},
+        "whatever": {},
+    },
+    "$defs": {
+        "Tree": {
+            "type": "object",
+            "properties": {"leaf": {"type": "integer"}, "left": {"$ref": "#/$defs/Tree"}},
+            "additionalProperties": False,
+        }
+    },
+    "additionalProperties": False,
+}
+
+
+# What is drawn at random hardly ever spells the end of a free text.
+@pytest.mark.parametrize(
+    ("template", "special", "name"),
+    [
+        pytest.param(*gemma.values, name, id=f"{gemma.id}-{name}")
+        for gemma in GEMMA
+        for name in RICH["properties"]
+        if gemma.values[1] or name not in ("text", "either", "free", "whatever")
+    ],
+)
+def test_each_kind_of_value_is_held_in_gemmas_form(template, special, name):
+    schema = {**RICH, "properties": {"before": {"type": "null"}, name: RICH["properties"][name]}, "required": [name]}
+    tools = [CalledTool(0, "small", schema, True)]
+    constraint = constraint_for(shape("gemma", template, special), tools, mode="required", single=True, content=None)
+    for seed in range(6):
+        text = drawn("gemma", special, constraint, seed)
+        parser = FAMILIES["gemma"].make({"small": schema})
+        events = parser.feed(text) + parser.finish()
+        assert not parser.broken, text
+        arguments = json.loads("".join(event.text for event in events if isinstance(event, ArgumentText)))
+        jsonschema.validate(arguments, schema, jsonschema.Draft202012Validator)
+
+
+@pytest.mark.parametrize(("template", "special"), GEMMA)
+def test_properties_stand_in_one_order_with_commas_between_and_optional_ones_may_be_left_out(template, special):
+    properties = {name: {"type": "integer"} for name in ("b", "a", "d", "c")}
+    orders = (("b", "a", "d", "c"), template), (("a", "b", "c", "d"), template + "{# | dictsort #}")
+    for order, written in orders:
+        for required in ((), ("a",), ("d", "c"), ("b", "c")):
+            schema = {"properties": properties, "required": list(required)}
+            tools = [CalledTool(0, "small", schema, True)]
+            form = shape("gemma", written, special)
+            constraint = constraint_for(form, tools, mode="required", single=True, content=None)
+            begin, end = ("<|tool_call>", "<tool_call|>") if "<|tool_call>" in template else (
+                "<start_function_call>", "<end_function_call>"
+            )  # fmt: skip
+            for chosen in range(16):
+                names = [name for place, name in enumerate(order) if chosen & 1 << place]
+                text = f"{begin}call:small{{{','.join(f'{name}:{chosen}' for name in names)}}}{end}"
+                assert allows("gemma", special, constraint, text) == set(required).issubset(names)
+            assert not allows("gemma", special, constraint, f"{begin}call:small{{b:1,a:2,d:3,c:4,}}{end}")
+            assert not allows("gemma", special, constraint, f"{begin}call:small{{{order[1]}:1,{order[0]}:1}}{end}")
+
+
+@pytest.mark.parametrize(("template", "special"), GEMMA)
+def test_text_in_gemmas_form_may_hold_anything_but_its_end(template, special):
+    schema = {"properties": {"text": {"type": "string"}, "more": {}}, "required": ["text"]}
+    tools = [CalledTool(0, "small", schema, True)]
+    constraint = constraint_for(shape("gemma", template, special), tools, mode="required", single=True, content=None)
+    begin, end, quote = "<start_function_call>", "<end_function_call>", "<escape>"
+    if begin not in template:
+        begin, end, quote = "<|tool_call>", "<tool_call|>", '<|"|>'
+    for arguments, good in (
+        (f'{{text:{quote}if a < b: {{"x"}}\n\t}},{quote}}}', True),
+        (f"{{text:{quote}{quote}}}", True),
+        (f"{{text:{quote}a{quote},more:{{x:[1,{quote},{quote},{{}}],y:null}}}}", True),
+        (f"{{text:{quote}a{quote}b{quote}}}", False),
+        ("{text:12}", False),
+        ('{text:"a"}', False),
+        (f"{{more:{quote}a{quote}}}", False),
+    ):
+        assert allows("gemma", special, constraint, f"{begin}call:small{arguments}{end}") == good

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from languagepipes_api.plan import ToolParser
 from languagepipes_node.end_model.text import ChatTemplate
 from languagepipes_node.end_model.tools.arguments import MAX_CALLS
-from languagepipes_node.end_model.tools.events import ArgumentText, CallBegin, Reasoning, Text
+from languagepipes_node.end_model.tools.events import ArgumentText, CallBegin, Event, Reasoning, Text
 from languagepipes_node.end_model.tools.families import FAMILIES, detect
 from support import chat_templates
 from support.chat_templates import OF_FAMILIES
@@ -79,7 +79,22 @@ def written(template: str, calls: list[tuple[str, dict]], content: str = "") -> 
 def read(family: str, pieces: list[str], **options) -> tuple[str, list[tuple[str, str]], str]:
     """(content, calls, thinking)"""
     parser = FAMILIES[family].make(TOOLS, **options)
-    events = [event for piece in pieces for event in parser.feed(piece)] + parser.finish()
+    return joined([event for piece in pieces for event in parser.feed(piece)] + parser.finish())
+
+
+def merged(events: list[Event]) -> list[tuple[type[Event], str]]:
+    """Events of one kind that follow each other as one; ids are left out."""
+    found: list[tuple[type[Event], str]] = []
+    for event in events:
+        text = event.name if isinstance(event, CallBegin) else event.text
+        if found and found[-1][0] is type(event) is not CallBegin:
+            text = found.pop()[1] + text
+        found.append((type(event), text))
+    return found
+
+
+def joined(events: list[Event]) -> tuple[str, list[tuple[str, str]], str]:
+    """(content, calls, thinking)"""
     calls: list[list[str]] = []
     content = thinking = ""
     for event in events:
@@ -162,15 +177,57 @@ def test_a_call_of_a_tool_that_was_not_offered_is_content(family, template):
 
 
 @BY_TEMPLATE
-def test_an_answer_that_is_cut_off_in_a_call_keeps_its_text(family, template):
+@pytest.mark.parametrize("arguments", [PLAIN, RICH], ids=["plain", "rich"])
+def test_an_answer_that_is_cut_off_in_a_call_keeps_the_call_and_what_there_is_of_it(family, template, arguments):
+    text = written(template, [("get_weather", arguments)])
+    [(_, whole)] = read(family, [text])[1]
+    begun = False
+    for place in range(len(text)):
+        parser = FAMILIES[family].make(TOOLS)
+        events = parser.feed(text[:place]) + parser.finish()
+        content, calls, _ = joined(events)
+        if place % 16 == 0:
+            assert (content, calls) == read(family, list(text[:place]))[:2]
+        if begun or calls:
+            begun = True
+            [(name, partial)] = calls
+            assert (name, content.strip()) == ("get_weather", "")
+            assert whole.startswith(partial)
+            assert parser.broken == (partial != whole)
+        else:
+            assert not parser.broken
+    assert begun
+
+
+@BY_TEMPLATE
+def test_what_was_given_out_is_never_taken_back(family, template):
+    """The events of every beginning begin those of the whole, and arguments of text come letter by letter."""
+    text = written(template, [("get_weather", RICH), ("now", {})], content="I look.")
+    parser = FAMILIES[family].make(TOOLS)
+    pieces = [event for letter in text for event in parser.feed(letter)] + parser.finish()
+    whole = merged(pieces)
+    for place in range(0, len(text), 31):
+        parser = FAMILIES[family].make(TOOLS)
+        begun = merged([event for letter in text[:place] for event in parser.feed(letter)])
+        *before, last = begun or [None]
+        assert before == whole[: len(before)]
+        assert last is None or last[0] == whole[len(before)][0]
+        assert last is None or whole[len(before)][1].startswith(last[1])
+    arguments = [event.text for event in pieces if isinstance(event, ArgumentText)]
+    start = arguments.index("Z")
+    assert arguments[start : start + 6] == list("Zürich")
+
+
+@BY_TEMPLATE
+def test_an_answer_that_ends_behind_a_tools_name_is_a_call_of_it(family, template):
     text = written(template, [("get_weather", PLAIN)])
-    cut = text[: text.index("Paris") + 2]
-    content, calls, _ = read(family, list(cut))
-    assert calls == []
-    if family == "harmony":
-        assert content.endswith('{"city": "Pa')
-    else:
-        assert content == cut
+    behind = {"hermes": '", ', "llama3-json": '", ', "harmony": "<|message|>", "deepseek": "\n", "qwen-xml": ">"}
+    mark = behind.get(family, "{" if family == "gemma" else '", ' if '"name"' in text else "[ARGS]")
+    mark = {"glm": "<arg_key>"}.get(family, "<｜tool▁sep｜>" if template is chat_templates.DEEPSEEK_V31 else mark)
+    cut = text[: text.index(mark, text.index("get_weather")) + len(mark)]
+    for pieces in ([cut], list(cut)):
+        content, calls, _ = read(family, pieces)
+        assert (content.strip(), calls) == ("", [("get_weather", "")])
 
 
 @BY_TEMPLATE
@@ -184,34 +241,35 @@ def test_no_text_is_lost_and_nothing_is_raised(family, template, data):
     answer = "".join(parts)
     whole = read(family, [answer])
     assert read(family, list(answer)) == whole
+    parser = FAMILIES[family].make(TOOLS)
+    parser.feed(answer)
+    parser.finish()
     if family != "harmony" and not whole[1]:
         assert whole[0] == answer
-    for _, arguments in whole[1]:
-        assert isinstance(json.loads(arguments), dict)
+    if not parser.broken:
+        for _, arguments in whole[1]:
+            assert isinstance(json.loads(arguments), dict)
 
 
 @pytest.mark.parametrize(
     ("family", "text"),
     [
         ("hermes", '<tool_call>{"name": "now", "arguments": [1]}</tool_call>'),
-        ("hermes", '<tool_call>{"name": "now", "arguments": {"a": NaN}}</tool_call>'),
         ("hermes", '<tool_call>{"name": ["now"], "arguments": {}}</tool_call>'),
         ("hermes", '<tool_call>{"arguments": {}}</tool_call>'),
         ("hermes", "<tool_call>" + '{"a":' * 5000 + "1" + "}" * 5000 + "</tool_call>"),
-        ("hermes", '<tool_call>{"name": "now", "arguments": {"a": ' + "1" * 5000 + "}}</tool_call>"),
-        ("hermes", '<tool_call>{"name": "now", "arguments": {"a": "\\ud800"}}</tool_call>'),
-        ("hermes", '<tool_call>{"name": "now", "arguments": "{\\"a\\": \\"\\ud800\\"}"}</tool_call>'),
         ("hermes", '<tool_call>{"name": "now" "arguments": {}}</tool_call>'),
-        ("hermes", '<tool_call>{"name": "now", "arguments": {},}</tool_call>'),
         ("hermes", '<tool_call>{"name" "now"}</tool_call>'),
         ("hermes", '<tool_call>{1: "now", "name": "now"}</tool_call>'),
         ("hermes", '<tool_call>{"name": "now", "parameters": "[]"}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "now", "arguments": nonsense}</tool_call>'),
+        ("hermes", '<tool_call>{"arguments": {"a": NaN}, "name": "now"}</tool_call>'),
+        ("hermes", '<tool_call>{"arguments": {}, "name": "later"}</tool_call>'),
         ("gemma", '<start_function_call>call:now{"\\ud800":1}<end_function_call>'),
         ("llama3-json", '{"city": "Paris"}'),
         ("llama3-json", '{"name": "Bob", "age": 3} is the answer'),
         ("llama3-json", '<|python_tag|>brave_search.call(query="x")'),
         ("mistral", "[TOOL_CALLS][]"),
-        ("mistral", '[TOOL_CALLS][{"name": "now", "arguments": {}}, {"name": "later", "arguments": {}}]'),
         ("qwen-xml", "<function=now>text</function>"),
         ("glm", "<tool_call>now<arg_key>a</arg_key>b</tool_call>"),
         ("gemma", "<start_function_call>call:now{a}<end_function_call>"),
@@ -226,6 +284,13 @@ def test_a_malformed_call_is_content_as_it_stands(family, text):
 def test_a_good_call_after_a_malformed_one_is_a_call():
     text = '<tool_call>nonsense</tool_call><tool_call>{"name": "now", "arguments": {}}</tool_call>'
     assert read("hermes", list(text)) == ("<tool_call>nonsense</tool_call>", [("now", "{}")], "")
+
+
+@pytest.mark.parametrize("sign", ["\n", "\t", "\x00"])
+def test_a_control_character_at_a_strings_end_is_no_escape_of_its_quote(sign):
+    call = f'<tool_call>{{"name": "now", "arguments": {{}}, "id": "1{sign}"}}</tool_call>'
+    for pieces in ([call * 2], list(call * 2)):
+        assert read("hermes", pieces) == ("", [("now", "{}")] * 2, "")
 
 
 def test_arguments_keep_the_digits_that_the_model_wrote():
@@ -280,11 +345,93 @@ def test_ids_of_mistral_have_the_nine_characters_that_its_templates_ask_for():
     assert events[0].id.isalnum()
 
 
-def test_half_a_surrogate_pair_is_not_given_out_as_arguments():
-    text = '<|channel|>commentary to=functions.now<|message|>{"a": "\\ud800"}<|call|>'
-    content, calls, _ = read("harmony", list(text))
-    assert calls == []
-    assert '{"a": "\\ud800"}' in content
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [
+        (r'"\ud800"', r'"\ufffd"'),
+        (r'"\udc00\ud83d"', r'"\ufffd\ufffd"'),
+        (r'"\ud83d\ude00"', r'"\ud83d\ude00"'),
+        (r'"\ud83d\ud83d\ude00\n\\ud800"', r'"\ufffd\ud83d\ude00\n\\ud800"'),
+        ('"a\nb\tc\x01"', r'"a\nb\tc\u0001"'),
+    ],
+)
+def test_what_no_string_of_json_may_hold_is_escaped_in_arguments(written, given):
+    for family, head, tail in (
+        ("hermes", '<tool_call>{"name": "now", "arguments": ', "}</tool_call>"),
+        ("hermes", '<tool_call>{"name": "now", "parameters": ', "}</tool_call>"),
+        ("harmony", "<|channel|>commentary to=functions.now<|message|>", "<|call|>"),
+        ("mistral", "[TOOL_CALLS]now[ARGS]", ""),
+    ):
+        text = f'{head}{{"a": {written}}}{tail}'
+        for pieces in ([text], list(text)):
+            assert read(family, pieces) == ("", [("now", f'{{"a": {given}}}')], "")
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "arguments", "content"),
+    [
+        ("hermes", '<tool_call>{"name": "now", "arguments": {"a": NaN}}</tool_call>', '{"a": NaN}', ""),
+        ("hermes", '<tool_call>{"name": "now", "arguments": {"a": 1,}}</tool_call>', '{"a": 1,}', ""),
+        ("hermes", '<tool_call>{"name": "now", "arguments": {"a": </tool_call> b', '{"a": ', "</tool_call> b"),
+        ("hermes", '<tool_call>{"name": "now", "arguments": {},}</tool_call>', "{}", ""),
+        ("hermes", '<tool_call>{"name": "now", "arguments": {}</tool_call>', "{}", ""),
+        ("hermes", '<tool_call>{"name": "now", "arguments": {}, 1}</tool_call>', "{}", ", 1}</tool_call>"),
+        (
+            "mistral",
+            '[TOOL_CALLS][{"name": "now", "arguments": {}}, {"name": "later", "arguments": {}}]',
+            "{}",
+            ', {"name": "later", "arguments": {}}]',
+        ),
+        ("harmony", "<|channel|>commentary to=functions.now<|message|>{'a'}<|call|>", "{", "'a'}"),
+        ("harmony", "<|channel|>commentary to=functions.now<|message|>{} and<|call|>", "{}", "and"),
+        ("qwen-xml", "<function=now><parameter=a>\n1\n</parameter> b", "", "1\n</parameter> b"),
+        ("glm", "<tool_call>now<arg_key>a</arg_key><arg_value>1</arg_value>b</tool_call>", '{"a": 1', "b</tool_call>"),
+        ("gemma", "<start_function_call>call:now{a:1 b}", '{"a": 1', " b}"),
+    ],
+)
+def test_a_call_that_has_begun_stays_one_and_what_follows_its_fault_is_content(family, text, arguments, content):
+    for pieces in ([text], list(text)):
+        shown, calls, _ = read(family, pieces)
+        if family == "qwen-xml":  # nothing follows that shows the value's end
+            assert (shown, calls) == ("", [("now", arguments)])
+        else:
+            assert (shown, calls) == (content, [("now", arguments)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}',
+        '{"arguments": {"city": "Paris", "days": 3}, "name": "get_weather"}',
+        '{"id": "1", "parameters": {"city": "Paris", "days": 3}, "more": [{"name": "x"}], "name": "get_weather"}',
+        '{\n  "name": "get_weather",\n  "id": 7,\n  "arguments": {\n    "city": "Paris",\n    "days": 3\n  }\n}',
+        '{"name": "get_weather", "arguments": "{\\"city\\": \\"Paris\\", \\"days\\": 3}", "name": "now"}',
+        '{"arguments": "{\\"city\\": \\"Paris\\", \\"days\\": 3}", "name": "get_weather"}',
+        '{"name": "get_weather", "arguments": null, "parameters": {"city": "Paris", "days": 3}}',
+        '{"name": "get_weather", "parameters": {"city": "Paris", "days": 3}, "arguments": null}',
+    ],
+)
+@pytest.mark.parametrize(("family", "mark"), [("hermes", "<tool_call>{}</tool_call>"), ("mistral", "[TOOL_CALLS][{}]")])
+def test_a_calls_members_may_come_in_any_order(family, mark, text):
+    text = mark.replace("{}", text)
+    whole = read(family, [text])
+    assert (whole[0], parsed(whole[1])) == ("", [("get_weather", PLAIN)])
+    for place in range(len(text) + 1):
+        assert read(family, [text[:place], text[place:]]) == whole
+
+
+def test_arguments_of_text_that_stands_without_quotes_come_as_they_are_written_and_others_when_they_are_whole():
+    parser = FAMILIES["qwen-xml"].make(TOOLS)
+
+    def pieces(text: str) -> list[str]:
+        return [event.text for event in parser.feed(text) if isinstance(event, ArgumentText)]
+
+    assert pieces("<tool_call>\n<function=get_weather>\n<parameter=city>\nPa") == ['{"city": "Pa']
+    assert pieces("ris </para") == ["ris "]
+    assert pieces("meter> is a tag\n</parameter>\n") == ["</parameter> is a tag"]
+    assert pieces("<parameter=days>") == ['"']
+    assert pieces("\n1") == []
+    assert pieces("2\n</parameter>\n<parameter=city>\nRome\n</parameter>\n</function>") == [', "days": 12}']
 
 
 @pytest.mark.parametrize(
@@ -397,21 +544,16 @@ def test_what_is_too_long_for_a_name_or_a_number_is_content_at_once(family, head
     assert "".join(event.text for event in parser.feed("xx")) == head + "x" * (most + 2)
 
 
-def test_a_large_call_is_decoded_once(monkeypatch):
-    decoded = 0
-
-    def counted(self, text, at=0):
-        nonlocal decoded
-        value, end = raw_decode(self, text, at)
-        decoded += end - at
-        return value, end
-
-    raw_decode = json.JSONDecoder.raw_decode
-    monkeypatch.setattr(json.JSONDecoder, "raw_decode", counted)
-    call = json.dumps({"name": "now", "arguments": {"a": ["x" * 10] * 1000}})
-    events = FAMILIES["hermes"].make(TOOLS).feed(f"<tool_call>{call}</tool_call>")
-    assert len(events) == 2
-    assert decoded <= len(call)
+@pytest.mark.parametrize(("family", "template"), [(f, t) for f, t in OF_FAMILIES if f != "harmony"])
+def test_nothing_is_kept_of_what_was_given_out(family, template):
+    """Else each piece of a long call would take as long as all that came before."""
+    text = written(template, [("get_weather", {"code": 'if x == "y":\n    pass\n' * 200})])
+    parser = FAMILIES[family].make(TOOLS)
+    kept = []
+    for place in range(0, len(text), 3):
+        parser.feed(text[place : place + 3])
+        kept.append(len(parser.source.text))
+    assert max(kept) < 160
 
 
 def test_calls_of_llama_3_may_stand_on_lines_of_their_own_and_behind_text():
