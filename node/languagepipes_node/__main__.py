@@ -1,7 +1,8 @@
 """`python -m languagepipes_node`: one member of a pipe. The environment says which
 (`languagepipes_api.member_settings`).
 
-`python -m languagepipes_node facts --source …` prints a model's facts as JSON and serves nothing.
+`python -m languagepipes_node facts --source …` prints a model's facts as JSON and serves nothing;
+`python -m languagepipes_node fork-server FD` forks members for `languagepipes up` (`languagepipes_node.fork_server`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ def main(argv: list[str] | None = None) -> int:
         from languagepipes_node.store import inspect
 
         return inspect.main(arguments[1:])
-    if arguments:
+    if arguments[:1] == ["fork-server"]:
+        from languagepipes_node import fork_server
+
+        if (status := fork_server.serve(arguments[1:])) is not None:
+            return status
+    elif arguments:
         print(
             "languagepipes-node: takes `facts …` or no arguments; the environment names the role",
             file=sys.stderr,

@@ -52,11 +52,11 @@ def prepare(settings: MemberSettings, state: MemberState) -> Startup:
     store = StoreClient(
         settings.store_address,
         tls,
-        revision=plan.model_revision,
+        revision=plan.weights_revision,
         moving=state.moving,
         waiting=lambda why: state.wait("the weights store", why),
     )
-    architecture = Architecture.from_config(json.loads(store.file("config.json")))
+    architecture = Architecture.from_config(json.loads(store.file("config.json"))).as_stored(store.index().tensors)
     return Startup(plan, tls, store, architecture)
 
 

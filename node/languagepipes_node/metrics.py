@@ -29,6 +29,18 @@ TIME_BETWEEN_TOKENS = Histogram(
 )
 PROMPT_TOKENS = Counter("languagepipes_prompt_tokens", "Prompt tokens of admitted requests.")
 GENERATED_TOKENS = Counter("languagepipes_generated_tokens", "Tokens sampled.")
+PREFIX_CACHE_QUERIED_TOKENS = Counter(
+    "languagepipes_prefix_cache_queried_tokens", "Prompt tokens of sequences that started, for the first time."
+)
+PREFIX_CACHE_HIT_TOKENS = Counter(
+    "languagepipes_prefix_cache_hit_tokens", "Those of them that were not computed, since their KV was there."
+)
+PREFIX_CACHE_BLOCKS = Gauge(
+    "languagepipes_prefix_cache_blocks", "KV blocks that a prompt may be found to begin with, in use or not."
+)
+DRAFTS = Counter("languagepipes_speculation_drafts", "Drafts of the next tokens of a sequence that were verified.")
+DRAFTED_TOKENS = Counter("languagepipes_speculation_draft_tokens", "Tokens of these drafts.")
+ACCEPTED_TOKENS = Counter("languagepipes_speculation_accepted_tokens", "Those of them that were sampled.")
 RUNNING_SEQUENCES = Gauge("languagepipes_running_sequences", "Sequences that hold KV blocks.")
 WAITING_SEQUENCES = Gauge("languagepipes_waiting_sequences", "Admitted sequences that wait for KV blocks or a slot.")
 PREEMPTIONS = Counter("languagepipes_preemptions", "Sequences put back to be recomputed, for want of KV blocks.")
@@ -67,9 +79,11 @@ STORE_TOTAL_BYTES = Gauge("languagepipes_store_total_bytes", "Bytes to fetch.")
 STORE_SERVED_BYTES = Counter("languagepipes_store_served_bytes", "Bytes of weights served, by member.", ["member"])
 
 _OF_END_MODEL = (
-    REQUESTS, TIME_TO_FIRST_TOKEN, TIME_BETWEEN_TOKENS, PROMPT_TOKENS, GENERATED_TOKENS, RUNNING_SEQUENCES,
-    WAITING_SEQUENCES, PREEMPTIONS, REPLAYS, RECOMPUTED_TOKENS, REQUESTS_WAITED, RING_DOWN_SECONDS, RING_READY,
-    RING_EPOCHS, RING_STEP, HOP, FRAMES_IN_FLIGHT,
+    REQUESTS, TIME_TO_FIRST_TOKEN, TIME_BETWEEN_TOKENS, PROMPT_TOKENS, GENERATED_TOKENS,
+    PREFIX_CACHE_QUERIED_TOKENS, PREFIX_CACHE_HIT_TOKENS, PREFIX_CACHE_BLOCKS,
+    DRAFTS, DRAFTED_TOKENS, ACCEPTED_TOKENS,
+    RUNNING_SEQUENCES, WAITING_SEQUENCES, PREEMPTIONS, REPLAYS, RECOMPUTED_TOKENS, REQUESTS_WAITED, RING_DOWN_SECONDS,
+    RING_READY, RING_EPOCHS, RING_STEP, HOP, FRAMES_IN_FLIGHT,
 )  # fmt: skip
 _OF_MEMBERS = (
     KV_BLOCKS_TOTAL, KV_BLOCKS_USED, STEP, FRAMES, WIRE_BYTES, EPOCH, REFUSED_HELLOS, LOAD_BYTES, LOAD_TOTAL_BYTES,

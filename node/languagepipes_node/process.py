@@ -9,6 +9,7 @@ import math
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -40,10 +41,19 @@ def cpu_limit() -> int:
 
 
 def limit_threads(threads: int | None) -> int:
-    """Set OpenMP's thread count and idle behaviour for a torch that is not imported yet. Returns the thread count."""
+    """Set OpenMP's thread count and idle behaviour for a torch that is not imported yet. Returns the thread count.
+
+    In a member that was forked torch is there, and OpenMP has read its variables: the fork server's spin count is any
+    member's, and the thread count is torch's to change.
+    """
     count = threads or cpu_limit()
     os.environ["OMP_NUM_THREADS"] = str(count)
     os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.get_num_threads() != count:
+            torch.set_num_threads(count)
     return count
 
 

@@ -66,7 +66,7 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
         block_tokens=plan.kv_block_tokens,
         blocks=plan.kv_blocks,
     )
-    state.to_load(stack.weight_bytes)
+    state.to_load(assignment.weight_bytes)
     state.enter("loading", f"layers {assignment.layers}")
     stack.load(startup.store, state.loaded)
     startup.store.close()

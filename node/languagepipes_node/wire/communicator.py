@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
 
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
@@ -31,6 +33,8 @@ from languagepipes_node.wire.transport import Connection, Transport
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+_Item = TypeVar("_Item")
 
 _NOT_JOINED = "no hello has come yet"
 CLOSE_SECONDS = 0.5
@@ -192,6 +196,24 @@ class Communicator:
 
     def _deliver(self, session: RingSession, slot: Slot, header: Header, step: Step) -> None:
         raise NotImplementedError
+
+    def _next(self, queue: SimpleQueue[_Item], deadline: float) -> _Item:
+        """The next item of the member's queue. Raises Empty at the deadline, of time.monotonic().
+
+        The thread that waits here reads the inbound link meanwhile, so that a frame wakes no other thread before it.
+        Whoever else puts an item must `nudge` the link of the present session afterwards.
+        """
+        session = self._session
+        link = session.inbound if session is not None else None
+        if link is not None and queue.empty() and link.take_turn():
+            try:
+                while queue.empty():
+                    left = max(0.0, deadline - time.monotonic())
+                    if not link.read(left) or not left:
+                        break
+            finally:
+                link.pass_turn()
+        return queue.get(timeout=max(0.0, deadline - time.monotonic()))
 
     def _state(self, highest: Epoch) -> CommunicatorState:
         with self._lock:

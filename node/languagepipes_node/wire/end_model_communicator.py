@@ -241,7 +241,7 @@ class EndModelCommunicator(Communicator):
         deadline = time.monotonic() + timeout_seconds
         while True:
             try:
-                item = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+                item = self._next(self._queue, deadline)
             except Empty:
                 return None
             if item.session is not session or isinstance(item, _HelloReturned):

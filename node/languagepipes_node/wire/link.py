@@ -2,13 +2,14 @@
 
 Frames flow one way. The other way carries one frame at most: the close frame that says why the receiving side
 ends the link. So that no connection is read and written at the same time, the sending side reads that frame
-under its send lock, and the receiving side writes it from the thread that reads. A link belongs to one epoch.
+under its send lock, and the receiving side writes it once nobody reads any more. A link belongs to one epoch.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -222,11 +223,15 @@ class SendLink:
 
 
 class ReceiveLink:
-    """The receiving half: a thread that always reads, each frame into a slot of its own.
+    """The receiving half: always read, each frame into a slot of its own.
 
-    deliver: called with each good frame's slot, header and contents; whoever gets them releases the slot.
-    dropped: called for each frame of another epoch. lost: called once with the close reason, from the reading
-    thread, unless `close` ended the link. watchdog: of the reading thread.
+    The thread that waits for a frame reads it itself: so a frame wakes one thread, the one that computes on it. While
+    that thread computes, a thread of the link's own reads in its place, the stand-in, which also ends the link. Only
+    who has the turn reads; while nobody has it, arriving bytes wake the stand-in.
+
+    deliver: called with each good frame's slot, header and contents, by the thread that read it; whoever gets them
+    releases the slot. dropped: called for each frame of another epoch. lost: called once with the close reason, from
+    the stand-in, unless `close` ended the link. watchdog: of whoever has the turn.
     """
 
     def __init__(
@@ -255,15 +260,52 @@ class ReceiveLink:
         self._deliver = deliver
         self._dropped = dropped
         self._lost = lost
-        self._ended: Close | None = None
+        self._ended: Close | None = None  # by `close`
+        self._found: Close | None = None  # why whoever read cannot go on
         self._stopped = threading.Event()
         self._frames = FRAMES.labels("received")
         self._bytes = WIRE_BYTES.labels("received")
+        self._what = f"the link from {predecessor}"
+        self._header = bytearray(HEADER_BYTES)
+        self._header_view = memoryview(self._header)
+        self._heard_at = time.monotonic()
         connection.set_timeout(timing.silence_seconds)
-        self._reader = threading.Thread(target=self._run, name=f"receive-{predecessor.index}", daemon=True)
+        connection.call_stand_in(True)
+        # At the end it stays with the stand-in.
+        self._turn = threading.Lock()
+        self._stand_in = threading.Thread(target=self._run, name=f"receive-{predecessor.index}", daemon=True)
 
     def start(self) -> None:
-        self._reader.start()
+        self._stand_in.start()
+
+    def take_turn(self) -> bool:
+        """Begin to wait for frames. For one thread, which calls `read` then, and `pass_turn` when it has other work.
+        False where frames are not to be waited for here: the stand-in reads at this moment, or the link has ended.
+        """
+        if not self._turn.acquire(blocking=False):
+            return False
+        self._connection.call_stand_in(False)
+        return True
+
+    def read(self, timeout_seconds: float) -> bool:
+        """With the turn: wait for bytes, for the time or until a `nudge`, and read what they begin; a frame is
+        delivered, one at most. False if the link has ended.
+        """
+        if not self._is_over:
+            self._read_or_find(timeout_seconds)
+        return not self._is_over
+
+    def pass_turn(self) -> None:
+        """The stand-in reads from now on."""
+        if self._is_over:
+            self._connection.interrupt()  # it ends the link
+        else:
+            self._connection.call_stand_in(True)
+        self._turn.release()
+
+    def nudge(self) -> None:
+        """Let one `read` return: the one that waits, or the next. Any thread."""
+        self._connection.nudge()
 
     def close(self, close_reason: Close) -> None:
         """End the link, a close frame being its only one the other way. Any thread; does not wait."""
@@ -273,44 +315,46 @@ class ReceiveLink:
 
     def join(self, timeout_seconds: float) -> None:
         """Wait until the link, closed before, has sent the close reason and is gone."""
-        self._reader.join(timeout_seconds)
+        self._stand_in.join(timeout_seconds)
 
     def wait_until_stopped(self, timeout_seconds: float) -> bool:
-        """Wait until the link, closed before, uses no slot any more."""
+        """Wait until the link, closed before, uses no slot any more. Not inside `read`."""
         if not self._stopped.wait(timeout_seconds):
             self._connection.abort()  # it waits for the rest of a frame
             return self._stopped.wait(timeout_seconds)
         return True
 
+    @property
+    def _is_over(self) -> bool:
+        return self._ended is not None or self._found is not None
+
     def _run(self) -> None:
         try:
-            self._read_until_the_end()
+            self._read_in_turns()
+            self._end()
         finally:
             self._watchdog.rest()
 
-    def _read_until_the_end(self) -> None:
-        close_reason: Close | None
-        try:
-            close_reason = self._read()
-        except (FrameError, HelloError) as error:
-            close_reason = close(self._me, "bad_frame", f"frame from {self._predecessor}: {error}")
-        except EOFError:
-            close_reason = close(self._me, "lost", f"{self._predecessor} closed the link")
-        except TimeoutError:
-            close_reason = self._silence()
-        except _Ended as ended:
-            close_reason = ended.close_reason
-        except OSError as error:
-            close_reason = close(self._me, "lost", f"link from {self._predecessor} broke: {describe(error)}")
-        except Exception as error:
-            # No memory, or a fault of ours: a link that nobody reads must not look as if it were in order.
-            place = "".join(traceback.format_tb(error.__traceback__))
-            log.error("reading from %s failed: %s\n%s", self._predecessor, type(error).__name__, place)
-            close_reason = close(self._me, "lost", f"reading from {self._predecessor} failed: {type(error).__name__}")
+    def _read_in_turns(self) -> None:
+        """Until the link is over. Returns with the turn, and keeps it: nobody reads any more."""
+        while True:
+            left = self._silent_in()
+            # Over its time while the other thread has the turn, which then judges the silence.
+            called = self._connection.stand_in(left if left > 0 else self._timing.heartbeat_seconds)
+            # Whoever called it is about to release the turn, and nobody calls it a second time for these bytes.
+            if not self._turn.acquire(blocking=called or self._is_over):
+                continue
+            if not self._is_over:
+                self._read_or_find(0.0)
+            if self._is_over:
+                return
+            self.pass_turn()
+
+    def _end(self) -> None:
         self._stopped.set()
         if self._ended is None:
-            self._ended = close_reason
-            self._lost(close_reason)
+            self._ended = self._found or self._silence()
+            self._lost(self._ended)
         try:
             self._connection.set_timeout(_CLOSE_WRITE_SECONDS)
             self._connection.write(control_frame(Kind.CLOSE, self._limits.plan_hash, self._epoch, self._ended.pack()))
@@ -318,53 +362,80 @@ class ReceiveLink:
             pass  # the peer is gone
         self._connection.close(_LINGER_SECONDS)
 
+    def _read_or_find(self, timeout_seconds: float) -> None:
+        """Read, or find why that cannot go on. With the turn."""
+        try:
+            self._found = self._read(timeout_seconds)
+        except (FrameError, HelloError) as error:
+            self._found = close(self._me, "bad_frame", f"frame from {self._predecessor}: {error}")
+        except EOFError:
+            self._found = close(self._me, "lost", f"{self._predecessor} closed the link")
+        except TimeoutError:
+            self._found = self._silence()
+        except _Ended as ended:
+            self._found = ended.close_reason
+        except OSError as error:
+            self._found = close(self._me, "lost", f"link from {self._predecessor} broke: {describe(error)}")
+        except Exception as error:
+            # No memory, or a fault of ours: a link that nobody reads must not look as if it were in order.
+            place = "".join(traceback.format_tb(error.__traceback__))
+            log.error("reading from %s failed: %s\n%s", self._predecessor, type(error).__name__, place)
+            self._found = close(self._me, "lost", f"reading from {self._predecessor} failed: {type(error).__name__}")
+
     def _silence(self) -> Close:
         seconds = self._timing.silence_seconds
         return close(self._me, "silence", f"no bytes from {self._predecessor} for {seconds:.1f} s")
 
-    def _read(self) -> Close:
-        """Read frames until there is a reason to end. Raises what `_run` makes a close reason of."""
-        connection, limits, receiver = self._connection, self._limits, self._me.index
-        silence_seconds = self._timing.silence_seconds
-        head = bytearray(HEADER_BYTES)
-        head_view = memoryview(head)
-        epoch = tuple(self._epoch)
-        what = f"the link from {self._predecessor}"
-        while True:
-            self._watchdog.expect(what, WAITING_SECONDS)
-            # The second `readable`: a process that was frozen finds its time over although bytes have arrived.
-            if not connection.readable(silence_seconds) and self._ended is None and not connection.readable(0):
-                return self._ended or self._silence()
-            if self._ended is not None:
-                return self._ended
-            self._fill(head_view)
-            header = parse_header(head)
-            if header.kind in (Kind.STEP, Kind.REPLAY):
-                check_step(header, limits, receiver=receiver)
-                slot = self._slots.take()
-                if slot is None:
-                    raise FrameError(f"more than {limits.frames_in_flight} frames in flight")
-                try:
-                    size = HEADER_BYTES + header.payload_bytes
-                    slot.view[:HEADER_BYTES] = head_view
-                    self._fill(slot.view[HEADER_BYTES:size])
-                    if header[5:7] != epoch:
-                        slot.release()
-                        self._dropped()
-                        continue
-                    step = parse_step(slot.view, header, limits)
-                except BaseException:
-                    slot.release()
-                    raise
-                self._deliver(slot, header, step)
-                self._frames.inc()
-                self._bytes.inc(size)
-            elif header.kind == Kind.CLOSE:
-                body = bytearray(header.payload_bytes)
-                self._fill(memoryview(body))
-                return parse_close(body)
-            elif header.kind != Kind.HEARTBEAT:
-                raise FrameError(f"{Kind(header.kind).name.lower()} frame in the middle of an epoch")
+    def _silent_in(self) -> float:
+        """Seconds until the predecessor has been silent for too long."""
+        return self._heard_at + self._timing.silence_seconds - time.monotonic()
+
+    def _read(self, timeout_seconds: float) -> Close | None:
+        """Read one frame if it begins within the time. Returns why the link is to end, if it is; raises what
+        `_read_or_find` makes a close reason of.
+        """
+        connection, limits = self._connection, self._limits
+        self._watchdog.expect(self._what, WAITING_SECONDS)
+        if not connection.readable(max(0.0, min(timeout_seconds, self._silent_in()))):
+            # Looked at once more: a process that was frozen finds its time over although bytes have arrived.
+            if self._ended is None and self._silent_in() <= 0 and not connection.readable(0):
+                return self._silence()
+            return None
+        if self._ended is not None:
+            return None
+        self._fill(self._header_view)
+        header = parse_header(self._header)
+        if header.kind in (Kind.STEP, Kind.REPLAY):
+            check_step(header, limits, receiver=self._me.index)
+            self._read_step(header)
+        elif header.kind == Kind.CLOSE:
+            body = bytearray(header.payload_bytes)
+            self._fill(memoryview(body))
+            return parse_close(body)
+        elif header.kind != Kind.HEARTBEAT:
+            raise FrameError(f"{Kind(header.kind).name.lower()} frame in the middle of an epoch")
+        self._heard_at = time.monotonic()
+        return None
+
+    def _read_step(self, header: Header) -> None:
+        slot = self._slots.take()
+        if slot is None:
+            raise FrameError(f"more than {self._limits.frames_in_flight} frames in flight")
+        try:
+            size = HEADER_BYTES + header.payload_bytes
+            slot.view[:HEADER_BYTES] = self._header_view
+            self._fill(slot.view[HEADER_BYTES:size])
+            if header[5:7] != self._epoch:
+                slot.release()
+                self._dropped()
+                return
+            step = parse_step(slot.view, header, self._limits)
+        except BaseException:
+            slot.release()
+            raise
+        self._deliver(slot, header, step)
+        self._frames.inc()
+        self._bytes.inc(size)
 
     def _fill(self, view: memoryview) -> None:
         """As `read_exactly`, but raises _Ended once the link was closed: over a slow link the rest of a frame that

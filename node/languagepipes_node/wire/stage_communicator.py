@@ -148,7 +148,7 @@ class StageCommunicator(Communicator):
             while self._pending is not None:
                 self._adopt()
             try:
-                inbound = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+                inbound = self._next(self._queue, deadline)
             except Empty:
                 return None
             if inbound is None:
@@ -228,6 +228,10 @@ class StageCommunicator(Communicator):
             self._highest = hello.epoch
             replaced, self._pending = self._pending, (connection, hello, seen)
         self._queue.put(None)
+        # Read after the item was put: a session that the ring thread enters later finds the item before it waits.
+        session = self._session
+        if session is not None and session.inbound is not None:
+            session.inbound.nudge()
         if replaced is not None:
             replaced[0].close(0)
         return None

@@ -32,6 +32,7 @@ class _Wake:
 
     def __init__(self) -> None:
         self.reader, self._writer = os.pipe()
+        os.set_blocking(self.reader, False)
         os.set_blocking(self._writer, False)
         self._lock = threading.Lock()
         self._open = True
@@ -41,6 +42,12 @@ class _Wake:
             if self._open:
                 with contextlib.suppress(BlockingIOError):
                     os.write(self._writer, b"!")
+
+    def clear(self) -> None:
+        with self._lock:
+            if self._open:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self.reader, 4096)
 
     def close(self) -> None:
         with self._lock:
@@ -57,8 +64,12 @@ class TlsConnection:
         self._socket = tls_socket
         self._peer = peer
         self._wake = _Wake()
+        self._nudged = _Wake()
         self._fd = tls_socket.fileno()
         self._closed = False
+        self._stand_in = select.epoll()
+        self._stand_in.register(self._wake.reader, select.EPOLLIN)
+        self._stand_in.register(self._fd, select.EPOLLONESHOT)
         self.set_timeout = tls_socket.settimeout
         self.read_into = tls_socket.recv_into
         self._send = tls_socket.send
@@ -74,8 +85,24 @@ class TlsConnection:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         poll.register(self._wake.reader, select.POLLIN)
-        ready = poll.poll(timeout_seconds * 1000)
-        return bool(ready) and any(fd == self._fd for fd, _ in ready)
+        poll.register(self._nudged.reader, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(timeout_seconds * 1000)]
+        if self._nudged.reader in ready:
+            self._nudged.clear()
+        return self._fd in ready
+
+    def stand_in(self, timeout_seconds: float) -> bool:
+        return any(fd == self._fd for fd, _ in self._stand_in.poll(timeout_seconds, 2))
+
+    def call_stand_in(self, called: bool) -> None:
+        events = select.EPOLLONESHOT
+        if called:
+            events |= select.EPOLLIN
+            if self._socket.pending():
+                # What was decrypted is not in the kernel any more: that the socket can be written to is reported
+                # at once instead.
+                events |= select.EPOLLOUT
+        self._stand_in.modify(self._fd, events)
 
     def write(self, data: memoryview | bytes) -> None:
         # SSLSocket.sendall would do, at twice the cost for a frame that fits into one TLS record.
@@ -88,6 +115,9 @@ class TlsConnection:
     def interrupt(self) -> None:
         self._wake.set()
 
+    def nudge(self) -> None:
+        self._nudged.set()
+
     def abort(self) -> None:
         # Not SSLSocket.shutdown, which takes the TLS state away from under a thread that uses it.
         with contextlib.suppress(OSError):
@@ -98,8 +128,10 @@ class TlsConnection:
             return
         self._closed = True
         _linger(self._socket, linger_seconds)
+        self._stand_in.close()
         self._socket.close()
         self._wake.close()
+        self._nudged.close()
 
 
 def _linger(connected: socket.socket, seconds: float) -> None:

@@ -1,7 +1,9 @@
 """What a link needs of the bytes under it: connections, listeners, and a transport that makes them.
 
 A connection is used by at most one reading and one writing thread, never at the same time (an SSLSocket does
-not survive that); `interrupt` and `abort` may come from any thread. This module knows neither TLS nor frames.
+not survive that); `interrupt`, `nudge` and `abort` may come from any thread. Two threads may take turns in reading it:
+one waits in `readable`, the other one in `stand_in`, and arriving bytes wake one of them. This module knows neither
+TLS nor frames.
 """
 
 from __future__ import annotations
@@ -26,8 +28,20 @@ class Connection(Protocol):
         ...
 
     def readable(self, timeout_seconds: float) -> bool:
-        """Wait until there is something to read (the end of the stream too). False after the time or an
+        """Wait until there is something to read (the end of the stream too). False after the time, an interrupt or a
+        nudge.
+        """
+        ...
+
+    def stand_in(self, timeout_seconds: float) -> bool:
+        """Wait until there is something to read that `call_stand_in` left to this thread. False after the time or an
         interrupt.
+        """
+        ...
+
+    def call_stand_in(self, called: bool) -> None:
+        """Whether `stand_in` returns when there is something to read; it does so once for a call. At first it does
+        not. For the thread whose turn it is to read.
         """
         ...
 
@@ -40,7 +54,11 @@ class Connection(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Let `readable` return. Any thread; it stays in force."""
+        """Let `readable` and `stand_in` return. Any thread; it stays in force."""
+        ...
+
+    def nudge(self) -> None:
+        """Let one `readable` return: the one that waits, or the next. Any thread."""
         ...
 
     def abort(self) -> None:

@@ -18,8 +18,8 @@ from support.chaos.run import Options, run
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 # Chosen so that every kind of fault comes, and comes alone, beside another one, and while the ring recovers from one.
-SEEDS = dict(zip(SHAPES, (2364, 2365, 2366), strict=True))
-FAULTS = dict(zip(SHAPES, (8, 7, 5), strict=True))
+SEEDS = dict(zip(SHAPES, (2365, 2366, 2367, 2368), strict=True))
+FAULTS = dict(zip(SHAPES, (6, 6, 4, 4), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -49,4 +49,8 @@ def test_every_answer_under_faults_is_that_of_an_undisturbed_run_and_nothing_lea
     print(report)
     assert not report.problems, str(report)
     assert report.counted["replays"] > 0, "no sequence was replayed: the faults broke nothing"
+    assert report.counted["prefix_cache_hit_tokens"] > 0, "no prompt was found to begin with known blocks"
     assert report.counted["preemptions"] > 0, "no sequence was pre-empted: there are too many KV blocks"
+    if SHAPES[name].speculation != "none":
+        drafted, right = (report.counted[f"speculation_{kind}_tokens"] for kind in ("draft", "accepted"))
+        assert 0 < right < drafted, f"of {drafted} drafts {right} were right: some must be, and some must not"

@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from languagepipes_api.member_settings import SpeculativeDecoding
+from languagepipes_api.plan import Quantization
 from languagepipes_node.end_model.engine import EngineSettings
 from languagepipes_node.model.architecture import Architecture
+from languagepipes_node.weights.directory import SafetensorsDirectory
 from support.models import ModelNamed, ParityModel
+from support.quantised_models import make, quantise_directory
 from support.recorder import HEARTBEAT, HELLO, STEP, Recorded, Recorder, frames
 from support.thread_ring import ThreadRing, plan_of
 
@@ -88,14 +93,27 @@ def test_hellos_and_heartbeats_name_only_what_the_protocol_page_lists(model_name
                 assert str(answers[0])[1:-1] not in text
 
 
-def test_token_ids_are_in_no_byte_sequence_that_a_stage_sees(model_named: ModelNamed, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("speculation", "quantization"), [("none", "none"), ("ngram", "none"), ("ngram", "int8")], ids=lambda value: value
+)
+def test_token_ids_are_in_no_byte_sequence_that_a_stage_sees(
+    model_named: ModelNamed, tmp_path: Path, speculation: SpeculativeDecoding, quantization: Quantization
+) -> None:
+    """Drafts are hidden states, as all else; the second time the prompt begins with known blocks."""
     model = model_named("llama")
-    prompt = model.prompt(40)
-    architecture = Architecture.from_config(json.loads((model.path / "config.json").read_text()))
+    prompt = model.prompt(10) * 8
+    path = model.path
+    if quantization != "none":
+        make("llama", tmp_path / "made")  # of sizes that can be quantised
+        path = quantise_directory(tmp_path / "made", tmp_path / "quantised", quantization)
+        assert SafetensorsDirectory(path).info("model.layers.1.mlp.down_proj.weight").dtype != np.float32
+    architecture = Architecture.from_config(json.loads((path / "config.json").read_text()))
     plan = plan_of(architecture, [(1, 3), (3, 6)], dtype="float32", frame_tokens=64, blocks=32)
     recorder = Recorder()
-    with ThreadRing(model.path, plan, tmp_path, stage_transport=recorder.transport) as ring:
-        answer = ring.generate([prompt], TOKENS)[0]
+    settings = EngineSettings(shared_cores=True, speculation=speculation)
+    with ThreadRing(path, plan, tmp_path, settings=settings, stage_transport=recorder.transport) as ring:
+        answer = ring.generate([prompt], 4 * TOKENS)[0]
+        assert ring.generate([prompt], 4 * TOKENS)[0] == answer
     everything = b"|".join(bytes(stream.data) for stream in recorder.streams)
     for tokens in (prompt, answer):
         for dtype in (np.uint8, np.int16, np.int32, np.int64, np.float32):

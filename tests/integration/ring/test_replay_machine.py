@@ -109,7 +109,12 @@ class ReplayMachine(RuleBasedStateMachine):
             communicator,
             plan=self.plan,
             settings=EngineSettings(
-                max_running=4, shared_cores=shared_cores, idle_seconds=0.01, reconnect_most_seconds=0.1
+                max_running=4,
+                shared_cores=shared_cores,
+                idle_seconds=0.01,
+                reconnect_most_seconds=0.1,
+                # On a busy machine other requests' tokens come between losses, and one request may get none for long.
+                max_replays=1000,
             ),
             deliver=self.client.deliver,
         )

@@ -14,6 +14,7 @@ from languagepipes_node.weights import remote
 from languagepipes_node.weights.errors import StoreUnavailable
 from languagepipes_node.wire.end_model_communicator import EndModelCommunicator
 from languagepipes_node.wire.errors import RingDown
+from support.waiting import eventually
 from support.wire_ring import FAST, Pki, identity, make_plan
 
 
@@ -39,6 +40,11 @@ def full() -> Iterator[tuple[str, int]]:
             each.close()
 
 
+def look_ups_end() -> None:
+    """So that the next test's look-up of the same name is one of its own."""
+    eventually(lambda: not dialling._lookups, what="no look-up in progress")
+
+
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Names are not resolved until the test is over; addresses are."""
@@ -53,6 +59,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     yield over
     over.set()
+    look_ups_end()
 
 
 def answers(*addresses: tuple[str, int]) -> object:
@@ -96,6 +103,7 @@ def test_a_resolver_that_hangs_is_left_after_the_time_and_holds_one_thread(monke
         assert time.monotonic() - began < 1
     assert threading.active_count() == before + 1
     answered.set()
+    look_ups_end()
 
 
 def test_a_member_whose_successors_name_hangs_gives_up_after_its_time(

@@ -110,10 +110,16 @@ def test_a_dropped_epoch_names_its_reason_and_the_ring_serves_again(
 def test_many_epochs_leave_no_thread_and_no_descriptor_behind(transports: TransportMaker, stack: ExitStack) -> None:
     ring = build_ring(make_plan(), transports, stack)
     ring.end.connect()
+    # The last stage's link starts its thread after the hello has returned; a frame comes round after that.
+    ring.end.send(1, one_token(), np.zeros((1, 8), np.float32), 1)
+    assert ring.end.receive(2.0) is not None
     threads, descriptors = threading.active_count(), len(os.listdir("/dev/fd"))
     for _ in range(10):
         ring.end.connect()
-    eventually(lambda: threading.active_count() <= threads)
+    eventually(
+        lambda: threading.active_count() <= threads,
+        what=lambda: f"{threads} threads: {threading.enumerate()}",
+    )
     eventually(lambda: len(os.listdir("/dev/fd")) <= descriptors)
 
 
