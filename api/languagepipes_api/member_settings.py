@@ -13,11 +13,13 @@ from typing import Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from languagepipes_api.names import Identity
-from languagepipes_api.plan import Dtype, ToolParser
+from languagepipes_api.plan import Dtype, Quantization, ToolParser
 
 PREFIX = "LANGUAGEPIPES_"
 
 GenerationConfig = Literal["auto", "none"]
+SchedulingPolicy = Literal["fair", "priority"]
+SpeculativeDecoding = Literal["auto", "ngram", "none"]
 
 
 class MemberSettings(BaseModel):
@@ -64,13 +66,25 @@ class MemberSettings(BaseModel):
     generation_config: GenerationConfig = Field(
         default="auto", description="Whether requests' defaults come from the model's generation_config.json."
     )
+    scheduling_policy: SchedulingPolicy = Field(
+        default="fair", description="Whether requests may have a priority, or clients take turns alone."
+    )
     cors_allowed_origins: str | None = Field(
         default=None, description="Origins of web pages that may call the API, separated by commas; * for all."
     )
     max_stored_responses: int = Field(default=1000, ge=0)
     max_stored_response_bytes: int = Field(default=64 << 20, ge=0)
+    prefix_cache: bool = Field(default=True, description="Whether sequences that begin alike share the KV of it.")
+    speculative_decoding: SpeculativeDecoding = Field(
+        default="none", description="Whether streams' next tokens are drafted: where it pays, always, or never."
+    )
     max_wait_seconds: float = Field(
         default=300.0, ge=0, description="How long requests wait for a ring that is down; 0: not at all."
+    )
+    scales_to_zero: bool = Field(
+        default=False,
+        description="Whether stages may be away because nobody asks: then the time that requests wait for them begins "
+        "with the first one.",
     )
     max_replays: int = Field(
         default=5, ge=0, description="How often a sequence is replayed without getting a token in between."
@@ -85,6 +99,9 @@ class MemberSettings(BaseModel):
     revision: str | None = None
     dtype: Dtype | None = Field(
         default=None, description="What a GGUF file is converted to; None keeps the stored dtype."
+    )
+    quantization: Quantization = Field(
+        default="none", description="What the store makes of the matrices, or asStored: a GGUF file's own types."
     )
     cache_dir: Path | None = None
     token_file: Path | None = None

@@ -43,6 +43,11 @@ class MemberStatus(BaseModel):
     # The weights store alone.
     progress: StoreProgress | None = Field(default=None, description="As the store answers at /v1/progress.")
 
+    @property
+    def open_requests(self) -> int | None:
+        """Those that run and those that wait; None where it is no End Model's report, or an early one."""
+        return None if self.running is None else self.running + (self.waiting or 0)
+
     def to_json(self) -> dict[str, Any]:
         """The fields that were set; those of other roles are left out."""
         return self.model_dump(exclude_unset=True)

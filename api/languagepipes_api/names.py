@@ -59,7 +59,10 @@ class Identity:
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGED_BY = "languagepipes"
 LABEL_PIPE = f"{API_GROUP}/pipe"
-LABEL_ROLE = f"{API_GROUP}/role"  # a Role, or "plan", "ca", "ring", "api"
+LABEL_ROLE = f"{API_GROUP}/role"  # a Role, or FURTHER_STORE, "plan", "ca", "ring", "api"
+# A weights store beside the pipe's first, whose Service selects by the role "store" alone; and which one it is.
+FURTHER_STORE = "weights-store"
+LABEL_STORE = f"{API_GROUP}/store"
 LABEL_REPLICA = f"{API_GROUP}/chain"
 LABEL_STAGE = f"{API_GROUP}/stage"  # the stage's 1-based place
 LABEL_STAGE_NAME = f"{API_GROUP}/stage-name"

@@ -15,9 +15,16 @@ from languagepipes_api.names import WIRE_VERSION
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Literal["CPU", "GPU"]
+# How matrices are kept: as spec.dtype says, quantised by the store, or in a GGUF file's own types.
+Quantization = Literal["none", "int8", "int4", "asStored"]
 # The formats of tool calls that a node reads (languagepipes_node.end_model.tools.families).
 ToolParser = Literal["auto", "hermes", "qwen-xml", "llama3-json", "mistral", "harmony", "glm", "gemma", "deepseek"]
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def weights_revision(model_revision: str, quantization: Quantization) -> str:
+    """The revision that a store states to members and that they ask for: members of two modes never mix."""
+    return model_revision if quantization == "none" else f"{model_revision}+{quantization}"
 
 
 @dataclass(frozen=True, order=True)
@@ -80,7 +87,8 @@ class EndModelAssignment:
 class Plan:
     """The result of planning one replica.
 
-    dtype: of weights at rest, of KV and on the wire. kv_blocks: the ring's one block-id space, the minimum over all
+    dtype: of KV, on the wire, and of weights at rest that are not quantised. quantization: of the matrices of layers,
+    embedding and head. kv_blocks: the ring's one block-id space, the minimum over all
     members; kv_limited_by: the member that sets it. frame_tokens: most packed tokens in one frame.
     frames_in_flight: most frames on the ring at once; every member has at least as many receive slots.
     """
@@ -102,14 +110,21 @@ class Plan:
     slowest_station: str
     reasons: tuple[str, ...] = ()
     wire_version: int = WIRE_VERSION
+    quantization: Quantization = "none"
+
+    @property
+    def weights_revision(self) -> str:
+        """What the store must serve: the model's revision, and which weights are made of it."""
+        return weights_revision(self.model_revision, self.quantization)
 
     @property
     def hash(self) -> str:
-        """Identifies (model revision, layer ranges, dtype, wire version, block geometry): 16 hex digits of SHA-256.
+        """Identifies (model revision, layer ranges, dtype, quantization, wire version, block geometry): 16 hex digits
+        of SHA-256.
 
         Names, devices, nodes, reasons and byte counts are outside it: they change nothing that members must agree on.
         """
-        agreed = {
+        agreed: dict[str, Any] = {
             "revision": self.model_revision,
             "local": [self.end_model.local_layers.start, self.end_model.local_layers.stop],
             "tail": [self.end_model.tail_layers.start, self.end_model.tail_layers.stop],
@@ -119,11 +134,16 @@ class Plan:
             "blocks": [self.kv_block_tokens, self.kv_blocks],
             "frames": [self.frame_tokens, self.frames_in_flight],
         }
+        if self.quantization != "none":  # at its default it is left out: older plans keep their hashes
+            agreed["quantization"] = self.quantization
         return hashlib.sha256(json.dumps(agreed, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with the plan hash beside the fields."""
-        return {**asdict(self), "hash": self.hash}
+        """A JSON object with the plan hash beside the fields; `quantization` only if there is any."""
+        data = {**asdict(self), "hash": self.hash}
+        if self.quantization == "none":
+            del data["quantization"]  # members of an older version read such plans too
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:

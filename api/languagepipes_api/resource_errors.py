@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 # Fields of the design whose work comes later: people will try them.
-NOT_YET = frozenset({"quantization", "rollout"})
+NOT_YET = frozenset({"rollout"})
 _VALUE_MAX_CHARACTERS = 80
 _QUOTED_BOOLEANS = ("'true'", "'false'")
 _OTHER_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "cuda": "GPU"}

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from languagepipes_api import source as sources
-from languagepipes_api.member_settings import GenerationConfig
+from languagepipes_api.member_settings import GenerationConfig, SchedulingPolicy, SpeculativeDecoding
 from languagepipes_api.names import API_GROUP, API_VERSION, KIND
-from languagepipes_api.plan import Device, Dtype, ToolParser
+from languagepipes_api.plan import Device, Dtype, Quantization, ToolParser
 from languagepipes_api.quantity import parse_quantity
 from languagepipes_api.resource_errors import Problem, ResourceError, problems_of
 from languagepipes_api.resource_model import ObjectName, Quantity, ResourceModel, Rule
@@ -98,6 +98,11 @@ class ModelSpec(ResourceModel):
     dtype: Dtype = Field(
         default="bfloat16",
         description="The number format of weights at rest, of the KV cache and of hidden states on the wire.",
+    )
+    quantization: Quantization = Field(
+        default="none",
+        description="How the matrices of layers, embedding and head are kept, in place of dtype: int8 and int4 are "
+        "made by the weights store; asStored keeps a GGUF file's own types.",
     )
     max_context_length: Annotated[int, Field(ge=16, le=2**20)] = Field(
         default=8192,
@@ -364,6 +369,11 @@ class ServerSpec(ResourceModel):
         description="Where sampling parameters that a request leaves out come from: auto, the model's "
         "generation_config.json; none, the defaults of OpenAI's API.",
     )
+    scheduling_policy: SchedulingPolicy = Field(
+        default="fair",
+        description="Which waiting requests start first: fair, clients take turns; priority, those with the lowest "
+        "priority in the request, whoever sends it, and clients take turns within one priority.",
+    )
     cors: CorsSpec | None = Field(
         default=None, description="Which web pages may call the API from a browser. Absent: none of other origins."
     )
@@ -371,6 +381,17 @@ class ServerSpec(ResourceModel):
         default_factory=StoredResponsesSpec,
         json_schema_extra={"default": {}},
         description="Responses of /v1/responses that clients may come back to.",
+    )
+    prefix_cache: bool = Field(
+        default=True,
+        description="Whether what prompts begin with is computed once and kept as long as KV blocks are left, for "
+        "requests with the same API key.",
+    )
+    speculative_decoding: SpeculativeDecoding = Field(
+        default="none",
+        description="Whether the next tokens of an answer are drafted from its own text, and several verified in one "
+        "trip round the ring; the answer is the same. none: never; auto: where it pays, as measured; ngram: wherever "
+        "the last tokens stood before.",
     )
 
 
@@ -386,6 +407,82 @@ class RecoverySpec(ResourceModel):
         default=5,
         description="How often a request that a loss interrupted is computed again without getting a token in "
         "between, before it fails. 0: a request that a loss interrupted fails.",
+    )
+
+
+class RolloutSpec(ResourceModel):
+    """How replicas of one revision are replaced by those of the next, and how a replica goes."""
+
+    rules = (
+        Rule(
+            message="maxSurge and maxUnavailable are both 0, so no replica could be replaced: raise one of them",
+            holds=lambda rollout: rollout.max_surge > 0 or rollout.max_unavailable > 0,
+            # The API server judges the default {} of `rollout` before it fills in the defaults of the fields.
+            cel="!has(self.maxSurge) || self.maxSurge > 0 || (has(self.maxUnavailable) && self.maxUnavailable > 0)",
+        ),
+    )
+
+    max_surge: Annotated[int, Field(ge=0, le=16)] = Field(
+        default=1,
+        description="How many replicas may stand beside `replicas` while they are replaced; the cluster needs room for "
+        "them. Those that still complete their answers count.",
+    )
+    max_unavailable: Annotated[int, Field(ge=0, le=16)] = Field(
+        default=0,
+        description="How many replicas fewer than `replicas` may be ready because some are being replaced. With "
+        "`maxSurge: 0` a full cluster replaces them one after another.",
+    )
+    drain_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
+        default=300,
+        description="How long a replica that goes may take to complete the answers that it has begun. Another value is "
+        "another revision.",
+    )
+    progress_deadline_seconds: Annotated[int, Field(ge=10, le=86400)] = Field(
+        default=900,
+        description="After how long a new replica that is not ready is reported: Progressing turns False with the "
+        "reason ProgressDeadlineExceeded. The earlier replicas go on serving. Time in which the weights store fetches "
+        "the model does not count.",
+    )
+
+
+class AutoscalingSpec(ResourceModel):
+    """How many replicas there are, decided by the operator from the requests that End Models report."""
+
+    rules = (
+        Rule(
+            message="minReplicas is larger than maxReplicas: lower it, or raise maxReplicas",
+            holds=lambda scaling: scaling.min_replicas <= scaling.max_replicas,
+            cel="!has(self.minReplicas) || self.minReplicas <= self.maxReplicas",
+            field="minReplicas",
+        ),
+    )
+
+    min_replicas: Annotated[int, Field(ge=0, le=16)] = Field(
+        default=1,
+        description="The fewest. 0: after scaleDownDelaySeconds without a request the stages of the last replica are "
+        "stopped, and its End Model stays; requests wait there until the stages are back. Whether it is 0 is part of "
+        "the revision.",
+    )
+    max_replicas: Annotated[int, Field(ge=1, le=16)] = Field(description="The most.")
+    target_requests_per_replica: Annotated[int, Field(ge=1, le=65536)] = Field(
+        default=8,
+        description="For each so many requests that run or wait there is to be a replica; each of several answers to "
+        "one request counts.",
+    )
+    scale_down_delay_seconds: Annotated[int, Field(ge=0, le=86400)] = Field(
+        default=300,
+        description="There are as many replicas as were needed at any time in the last so many seconds.",
+    )
+
+
+class PlacementSpec(ResourceModel):
+    """Where members may go, beyond what their templates say."""
+
+    allow_pending: bool = Field(
+        default=False,
+        description="Whether pods are made although the nodes of today cannot run all of them: for clusters that get "
+        "nodes when pods are Pending (a cluster autoscaler). The plan is made from the spec's own sizes then. False: "
+        "such a spec is refused, and nothing is made.",
     )
 
 
@@ -413,9 +510,27 @@ class NetworkPolicySpec(ResourceModel):
 class PipeSpec(ResourceModel):
     """What is asked for."""
 
+    rules = (
+        Rule(
+            "recovery.maxWaitSeconds is 0, so no request would wait for the stages that autoscaling.minReplicas: 0 "
+            "stops: raise one of them",
+            lambda spec: not spec.scales_to_zero or spec.recovery.max_wait_seconds > 0,
+            "!has(self.autoscaling) || !has(self.autoscaling.minReplicas) || self.autoscaling.minReplicas > 0 || "
+            "!has(self.recovery) || !has(self.recovery.maxWaitSeconds) || self.recovery.maxWaitSeconds > 0",
+            "autoscaling.minReplicas",
+            "cluster",
+        ),
+    )
+
     model: ModelSpec = Field(description="Which model, in which revision and number format.")
     replicas: Annotated[int, Field(ge=0, le=16)] = Field(
-        default=1, description="How many complete rings serve it. `languagepipes up` runs one."
+        default=1,
+        description="How many complete rings serve it. With `autoscaling` it is not used. `languagepipes up` runs one.",
+    )
+    autoscaling: AutoscalingSpec | None = Field(
+        default=None,
+        description="The operator decides the number of replicas, and keeps it in status.desiredReplicas. Absent: "
+        "`replicas` says it. `languagepipes up` has one replica, and ignores it.",
     )
     end_model: EndModelSpec = Field(
         default_factory=EndModelSpec,
@@ -432,6 +547,17 @@ class PipeSpec(ResourceModel):
         default_factory=RecoverySpec,
         json_schema_extra={"default": {}},
         description="What happens to requests while a replica has lost a member.",
+    )
+    rollout: RolloutSpec = Field(
+        default_factory=RolloutSpec,
+        json_schema_extra={"default": {}},
+        description="How replicas of one revision are replaced by those of the next. `languagepipes up` has one "
+        "replica, and ignores it.",
+    )
+    placement: PlacementSpec = Field(
+        default_factory=PlacementSpec,
+        json_schema_extra={"default": {}},
+        description="Where members may go. `languagepipes up` has no nodes to choose from, and ignores it.",
     )
     cache: CacheSpec | None = Field(
         default=None,
@@ -450,6 +576,16 @@ class PipeSpec(ResourceModel):
     )
 
     @property
+    def planned_replicas(self) -> int:
+        """For how many replicas a plan has to find room: with `autoscaling` for the fewest, and never for none."""
+        return max(1, self.replicas if self.autoscaling is None else self.autoscaling.min_replicas)
+
+    @property
+    def scales_to_zero(self) -> bool:
+        """Whether stages may be stopped while no request needs them."""
+        return self.autoscaling is not None and self.autoscaling.min_replicas == 0
+
+    @property
     def cluster_only(self) -> tuple[str, ...]:
         """The fields in use, as YAML spells them, that mean something in a cluster alone: `languagepipes up` and
         `plan` take them, since the same YAML runs without a cluster, and say once that they ignore them.
@@ -461,6 +597,9 @@ class PipeSpec(ResourceModel):
             "endModel.template": self.end_model.template,
             "stages.template": self.stages.template,
             **stages,
+            "autoscaling": self.autoscaling,
+            "rollout": None if self.rollout == RolloutSpec() else self.rollout,
+            "placement": None if self.placement == PlacementSpec() else self.placement,
             "cache": self.cache,
             "networkPolicy": None if self.network_policy.enabled else self.network_policy,
             "paused": self.paused or None,
@@ -474,6 +613,9 @@ class PipeSpec(ResourceModel):
             update={
                 "end_model": self.end_model.model_copy(update={"template": None}),
                 "stages": self.stages.model_copy(update={"template": None, "items": stages}),
+                "autoscaling": None,
+                "rollout": RolloutSpec(),
+                "placement": PlacementSpec(),
                 "cache": None,
                 "network_policy": NetworkPolicySpec(),
                 "paused": False,

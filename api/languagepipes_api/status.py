@@ -13,9 +13,32 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 ConditionType = Literal[
-    "Ready", "Planned", "WeightsAvailable", "StagesReady", "EndpointReady", "Progressing", "Degraded"
+    "Ready",
+    "Planned",
+    "WeightsAvailable",
+    "StagesReady",
+    "EndpointReady",
+    "Progressing",
+    "Degraded",
+    "ScalingActive",
 ]
-Phase = Literal["Pending", "Planning", "Fetching", "Starting", "Ready", "Recovering", "Degraded", "Stopped", "Failed"]
+Phase = Literal[
+    "Pending",
+    "Planning",
+    "Fetching",
+    "Starting",
+    "Ready",
+    "Idle",
+    "Recovering",
+    "Degraded",
+    "Stopped",
+    "Paused",
+    "Failed",
+]
+
+RevisionOutcome = Literal["Progressing", "Complete", "ProgressDeadlineExceeded", "Superseded", "Undone"]
+
+HISTORY_MAX = 10
 
 _Text = Annotated[str, Field(max_length=512)]
 _Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -74,6 +97,34 @@ class StageStatus(StatusModel):
     )
 
 
+class RevisionEntry(StatusModel):
+    """One revision that was asked for."""
+
+    revision: Annotated[str, Field(max_length=64)] = Field(description="The revision, as in `updatedRevision`.")
+    asked_at: datetime = Field(description="When it was asked for, and there was a plan for it.")
+    generation: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="The generation of the spec that asked for it first.",
+        json_schema_extra={"format": "int64"},
+    )
+    changes: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=16)] = Field(
+        default=(), description="What changed since the entry before, by field of the spec: stages.count: 3 -> 4."
+    )
+    node_image: Annotated[str, Field(max_length=512)] | None = Field(
+        default=None, description="The image of its members."
+    )
+    outcome: RevisionOutcome = Field(
+        description="Complete once every replica ran it and was ready; Superseded where another was asked for before "
+        "that, and Undone where that was an earlier one."
+    )
+    completed_at: datetime | None = Field(default=None, description="When it was complete.")
+    spec: Annotated[str, Field(max_length=16384)] | None = Field(
+        default=None,
+        description="Of the newest entry: the fields that shape pods, as JSON by path, which the next entry is "
+        "compared with.",
+    )
+
+
 class LanguagePipeStatus(StatusModel):
     """What was observed. Written by the operator alone."""
 
@@ -87,7 +138,9 @@ class LanguagePipeStatus(StatusModel):
         default=None, description="The OpenAI API's base URL inside the cluster."
     )
     resolved_revision: Annotated[str, Field(max_length=250)] | None = Field(
-        default=None, description="The commit, or digest, that the source was resolved to and is pinned to."
+        default=None,
+        description="The commit, or digest, that the source was resolved to and is pinned to, of the plan `planHash`: "
+        "until there is a plan for the spec, of the plan that runs.",
     )
     plan_hash: Annotated[str, Field(max_length=64)] | None = Field(
         default=None, description="Identifies the plan that members must agree on."
@@ -99,16 +152,34 @@ class LanguagePipeStatus(StatusModel):
         default=None, description="Stages ready of all: 2/3."
     )
     replicas: _Count | None = Field(default=None, description="Replicas that exist.")
+    desired_replicas: _Count | None = Field(
+        default=None,
+        description="With spec.autoscaling: how many replicas the operator wants. 0: one, whose stages are stopped "
+        "until a request waits.",
+    )
     ready_replicas: _Count | None = Field(
         default=None, description="Replicas that answer requests now; not those that recover."
+    )
+    updated_replicas: _Count | None = Field(default=None, description="Replicas that exist and run `updatedRevision`.")
+    current_revision: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None,
+        description="The revision that all replicas ran when last all of them were ready: a digest of everything that "
+        "shapes their pods.",
+    )
+    updated_revision: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="The revision that the spec asks for; another one than the current during a rollout."
     )
     selector: _Text | None = Field(default=None, description="Selects the End Model pods, for the scale subresource.")
     stages: Annotated[tuple[StageStatus, ...], Field(max_length=64)] = Field(
         default=(), description="The stages, in the order of their layers."
     )
+    history: Annotated[tuple[RevisionEntry, ...], Field(max_length=HISTORY_MAX)] = Field(
+        default=(), description="The last revisions that were asked for, the newest first."
+    )
     conditions: Annotated[tuple[Condition, ...], Field(max_length=16)] = Field(
         default=(),
-        description="Ready, Planned, WeightsAvailable, StagesReady, EndpointReady, Progressing and Degraded.",
+        description="Ready, Planned, WeightsAvailable, StagesReady, EndpointReady, Progressing and Degraded; with "
+        "spec.autoscaling ScalingActive.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
 

@@ -61,6 +61,7 @@ def test_bytes_are_shown_in_the_largest_unit_that_fits(count: int, text: str) ->
         ("hf://a/b/q/m.Q4.gguf", Source("hf", "a/b", "q/m.Q4.gguf")),
         ("pvc://claim", Source("pvc", "claim", "")),
         ("pvc://claim/a/b", Source("pvc", "claim", "a/b")),
+        ("pvc://claim/.cache/huggingface/hub/x", Source("pvc", "claim", ".cache/huggingface/hub/x")),
         ("https://host:8443/a/b", Source("https", "host:8443", "a/b")),
         ("file:///models/x", Source("file", "", "/models/x")),
         ("file://../x.gguf", Source("file", "", "../x.gguf")),
@@ -74,7 +75,7 @@ def test_a_source_is_taken_apart_and_put_together_again(text: str, source: Sourc
 @pytest.mark.parametrize(
     "text",
     ["", "a", "hf://", "hf://a", "hf://a/b/c", "hf://a/..", "pvc://", "https://", "file://", "ftp://a/b", "hf://a/b\n",
-     "https://host/x#y", "https://u@host/x", "pvc://claim/.git/x"],
+     "https://host/x#y", "https://u@host/x", "pvc://claim/../x", "pvc://claim/a/./x", "pvc://claim/.../x"],
 )  # fmt: skip
 def test_anything_else_is_no_source(text: str) -> None:
     with pytest.raises(ValueError, match="://"):
