@@ -18,16 +18,18 @@ import aiohttp
 
 from languagepipes_operator import health
 from languagepipes_operator.apply.applier import Applier, ConflictError
+from languagepipes_operator.decide.autoscaling import desired_replicas
 from languagepipes_operator.kube.client import Kube, connect
 from languagepipes_operator.kube.configuration import open_session
 from languagepipes_operator.kube.crd_check import problem_with_schema
-from languagepipes_operator.kube.errors import Forbidden, KubeError, NotLeading
+from languagepipes_operator.kube.errors import Forbidden, KubeError, NotLeading, RevisionWentBack
 from languagepipes_operator.kube.informer import ObjectKey
-from languagepipes_operator.kube.kinds import PIPE
+from languagepipes_operator.kube.kinds import PIPE, POD, Manifest
 from languagepipes_operator.kube.leader_election import Leadership
 from languagepipes_operator.kube.workqueue import WorkQueue
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.caches import Caches, pipes_of
+from languagepipes_operator.observe.load import LoadProbe, is_idle
 from languagepipes_operator.observe.member_status import ask_member
 from languagepipes_operator.observe.node_probe import Reachability
 from languagepipes_operator.observe.observer import Observer
@@ -64,14 +66,22 @@ class Operator:
         self._queue: WorkQueue[ObjectKey] = WorkQueue(
             self._reconcile, on_failure=_log_failure, on_depth=metrics.queue_depth.set
         )
-        self._caches = Caches(kube, metrics, settings.namespaces, self._changed, self._nodes_changed)
+        self._caches = Caches(
+            kube, metrics, settings.namespaces, self._changed, self._nodes_changed, self._node_changed
+        )
         self.pipes = Pipes(index, self._queue.add)
         self._stores = Stores(metrics, self._queue.add)
         self._reachability = Reachability(metrics, self._caches.pods, self._node_changed)
-        self._rings = RingProbe(metrics, partial(ask_member, http), self._caches.pods, self._changed)
-        observer = Observer(kube, self._caches, self._stores, self._reachability, self._rings, http)
+        ask = partial(ask_member, http)
+        self._rings = RingProbe(metrics, ask, self._caches.pods, self._changed, self._expects_ring)
+        self._loads = LoadProbe(
+            ask, self.pipes.all, partial(self._caches.children, POD), desired_replicas, self._changed
+        )
+        observer = Observer(kube, self._caches, self._stores, self._reachability, self._rings, self._loads, http)
         applier = Applier(writing, self._caches)
-        self._reconciler = Reconciler(writing, self.pipes, observer, applier, self._stores, settings, metrics)
+        self._reconciler = Reconciler(
+            writing, self.pipes, observer, applier, self._stores, settings, metrics, self._caches.reservations
+        )
         self._trouble: str | None = "nothing was checked yet"
 
     @property
@@ -128,6 +138,7 @@ class Operator:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._reachability.run(), name="reachability")
                 group.create_task(self._rings.run(), name="rings")
+                group.create_task(self._loads.run(), name="loads")
                 group.create_task(self._queue.run(_WORKERS), name="queue")
         finally:
             self._reconciler.rest()
@@ -141,17 +152,19 @@ class Operator:
         if self.pipes.get(key) is not None:
             self._queue.add(key)
 
+    def _expects_ring(self, pod: Manifest) -> bool:
+        return not any(is_idle(self.pipes.get(key) or {}) for key in pipes_of(pod))
+
     def _nodes_changed(self) -> None:
         # Several at a time come together.
         for key in self._reconciler.refused:
             self._queue.add_after(key, _TOGETHER_SECONDS)
 
     def _node_changed(self, node: str) -> None:
-        """It fell silent, or answers again: whoever has members there looks at them."""
-        for pod in self._caches.pods():
-            if pod.get("spec", {}).get("nodeName") == node:
-                for pipe in pipes_of(pod):
-                    self._changed(pipe)
+        """It fell silent, or answers again, or is being emptied: whoever has members there looks at them."""
+        for pod in self._caches.pods_on(node):
+            for pipe in pipes_of(pod):
+                self._changed(pipe)
 
     async def _recheck_schema(self) -> None:
         """A CRD can be put back to an older one under a running operator."""
@@ -243,4 +256,11 @@ async def started(settings: OperatorSettings, index: Index, ended: asyncio.Futur
 
 def _report_end(task: asyncio.Task[None], ended: asyncio.Future[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None and not ended.done():
-        ended.set_exception(error)
+        ended.set_exception(_foreseen_in(error) or error)
+
+
+def _foreseen_in(error: BaseException) -> RevisionWentBack | None:
+    """The one end of a part that is foreseen, out of the groups of errors that parts end in."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(_foreseen_in, error.exceptions)), None)
+    return error if isinstance(error, RevisionWentBack) else None

@@ -19,6 +19,7 @@ from languagepipes_api.names import API_GROUP, API_VERSION
 from languagepipes_operator.controller import Operator, started
 from languagepipes_operator.kube.informer import SILENCE_SECONDS, ObjectKey, key_of
 from languagepipes_operator.kube.kinds import PIPE, Manifest
+from languagepipes_operator.observe.scale_writes import trimmed_pipe
 from languagepipes_operator.settings import OperatorSettings
 
 _PIPES = (API_GROUP, API_VERSION, PIPE.plural)
@@ -62,8 +63,7 @@ def registry_of(settings: OperatorSettings, ended: asyncio.Future[None]) -> kopf
 
     @kopf.index(*_PIPES, id="pipes", registry=registry)
     async def index(body: kopf.Body, **_: Any) -> dict[ObjectKey, Manifest]:
-        metadata = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-        manifest = {**body, "metadata": metadata}
+        manifest = trimmed_pipe({**body})
         return {key_of(manifest): manifest}
 
     @kopf.on.event(*_PIPES, registry=registry)

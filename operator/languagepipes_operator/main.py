@@ -1,6 +1,7 @@
 """The console script `languagepipes-operator`: settings, logging, exit codes. kopf runs in the main thread.
 
-Exit 0 after SIGTERM or SIGINT, 2 where the environment is wrong, 1 for what must not happen.
+Exit 0 after SIGTERM or SIGINT, 2 where the environment is wrong, 1 for what must not happen, and where everything must
+be read anew since etcd was restored from a backup.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 
 from languagepipes_operator import handlers
 from languagepipes_operator.health import CannotListen
-from languagepipes_operator.kube.errors import ConfigurationError
+from languagepipes_operator.kube.errors import ConfigurationError, RevisionWentBack
 from languagepipes_operator.settings import OperatorSettings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ def main() -> None:
         asyncio.run(handlers.serve(settings))
     except (ConfigurationError, CannotListen) as error:
         sys.exit(_refuse(str(error)))
+    except RevisionWentBack as error:
+        log.error("%s", error)
+        sys.exit(1)
     log.info("stopped")
 
 

@@ -18,6 +18,10 @@ from languagepipes_api.names import API_GROUP, RING_PORT, STORE_PORT, Identity
 ANNOTATION_INPUTS = f"{API_GROUP}/inputs"
 # The Deployment as it was first applied for those inputs (`decide.last_applied`).
 ANNOTATION_RENDERED = f"{API_GROUP}/rendered"
+# On the Deployments of a replica that goes, until they are gone (`decide.live_replicas`).
+ANNOTATION_DRAINING = f"{API_GROUP}/draining"
+# On the Deployments of a replica that could not be placed: when it was stopped, how often, why (`decide.give_way`).
+ANNOTATION_GAVE_WAY = f"{API_GROUP}/gave-way"
 # On a pipe, by people: each new value asks once for the operator's node image. On a plan: the last that was answered.
 ANNOTATION_UPGRADE = f"{API_GROUP}/upgrade"
 
@@ -44,14 +48,16 @@ def hostname(identity: Identity, plan_hash: str) -> str:
     return f"chain-{_place(identity)}-{plan_hash}"
 
 
-def store(pipe: str) -> str:
-    """The store's Deployment and its Service."""
-    return _child(pipe, "store")
+def store(pipe: str, key: str = "") -> str:
+    """A store's Deployment and its Service. key: which of the pipe's stores (`decide.stores`); "" is the first one's,
+    whose name is older than the keys.
+    """
+    return _child(pipe, "store", key)
 
 
-def cache_claim(pipe: str) -> str:
-    """The store's PersistentVolumeClaim."""
-    return _child(pipe, "cache")
+def cache_claim(pipe: str, key: str = "") -> str:
+    """That store's PersistentVolumeClaim."""
+    return _child(pipe, "cache", key)
 
 
 def api_service(pipe: str) -> str:
@@ -64,9 +70,9 @@ def ring_service(pipe: str) -> str:
     return _child(pipe, "ring")
 
 
-def budget(pipe: str) -> str:
-    """The PodDisruptionBudget."""
-    return _child(pipe, "ring")
+def budget(pipe: str, replica: int, whose: str) -> str:
+    """The PodDisruptionBudget of a replica's "stages", or of its "end-model"."""
+    return f"{pipe}-{replica}-{whose}-{_hash(pipe, str(replica), whose, 'budget')}"
 
 
 def plan_config(pipe: str, content_hash: str) -> str:
@@ -90,8 +96,13 @@ def leaf_secret(identity: Identity) -> str:
 
 
 def policy(pipe: str, place: str) -> str:
-    """The NetworkPolicy of "store", "end-model" or "stage-3"."""
+    """The NetworkPolicy of "end-model" or "stage-3"."""
     return _child(pipe, place)
+
+
+def store_policy(pipe: str, key: str = "") -> str:
+    """The NetworkPolicy of that store."""
+    return _child(pipe, "store", key)
 
 
 def api_url(pipe: str, namespace: str) -> str:
@@ -104,9 +115,9 @@ def ring_address(identity: Identity, plan_hash: str) -> str:
     return f"{hostname(identity, plan_hash)}.{ring_service(identity.pipe)}.{identity.namespace}.svc:{RING_PORT}"
 
 
-def store_address(pipe: str, namespace: str) -> str:
-    """Where members and the operator reach the store."""
-    return f"{store(pipe)}.{namespace}.svc:{STORE_PORT}"
+def store_address(pipe: str, namespace: str, key: str = "") -> str:
+    """Where members reach that store."""
+    return f"{store(pipe, key)}.{namespace}.svc:{STORE_PORT}"
 
 
 def _place(identity: Identity) -> str:
@@ -116,8 +127,8 @@ def _place(identity: Identity) -> str:
     return f"{identity.replica}-{identity.role}" if identity.role == "end-model" else identity.role
 
 
-def _child(pipe: str, what: str) -> str:
-    return f"{pipe}-{what}-{_hash(pipe, what)}"
+def _child(pipe: str, what: str, key: str = "") -> str:
+    return f"{pipe}-{what}-{_hash(pipe, what, key) if key else _hash(pipe, what)}"
 
 
 def _hash(*parts: str) -> str:

@@ -17,24 +17,26 @@ from languagepipes_api.names import Identity
 from languagepipes_api.resource_errors import ResourceError
 
 from languagepipes_operator.apply.applier import Applied, Applier, ConflictError
-from languagepipes_operator.apply.surplus import surplus_children
+from languagepipes_operator.apply.surplus import surplus_budgets, surplus_children
 from languagepipes_operator.certificates import secrets as certificates
 from languagepipes_operator.children import render
+from languagepipes_operator.children.budget import disruption_budgets
 from languagepipes_operator.decide.decide import decide
 from languagepipes_operator.decide.decision import Decision
-from languagepipes_operator.decide.requeue import seconds_to_next
+from languagepipes_operator.decide.requeue import UNREADABLE_SECONDS, seconds_to_next
 from languagepipes_operator.kube.client import Kube
 from languagepipes_operator.kube.errors import NotFound
 from languagepipes_operator.kube.informer import ObjectKey
-from languagepipes_operator.kube.kinds import PIPE, Manifest
+from languagepipes_operator.kube.kinds import BUDGET, PIPE, Manifest
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.observer import Observer, store_address, unfinished
 from languagepipes_operator.observe.pipes import Pipes
+from languagepipes_operator.observe.reservations import Reservations
 from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.observe.store_poller import Stores
 from languagepipes_operator.observe.stored_plans import StoredPlan
 from languagepipes_operator.settings import OperatorSettings
-from languagepipes_operator.status.conditions import condition_in
+from languagepipes_operator.status.condition_state import condition_in
 from languagepipes_operator.status.event_recorder import EventRecorder
 from languagepipes_operator.status.outcome import Outcome
 from languagepipes_operator.status.status import status_of, unreadable_status
@@ -46,7 +48,8 @@ log = logging.getLogger(__name__)
 class Wanted:
     """A decision as manifests. children: all that must exist, but Secrets; surplus: live children that must not.
 
-    surplus_secrets: of members that no longer exist. Where the pipe is paused, only certificates are kept up to date.
+    surplus_secrets: of members that no longer exist. Where the pipe is paused, only certificates and disruption budgets
+    are kept up to date.
     """
 
     children: tuple[Manifest, ...]
@@ -59,12 +62,22 @@ def wanted_of(snapshot: Snapshot, decision: Decision, settings: OperatorSettings
     """Pure, but for new keys."""
     secrets = certificates.decide(snapshot, decision.identities)
     if decision.paused:
-        return Wanted((), (), secrets)
+        # A pause must not block the drain of a node.
+        budgets = disruption_budgets(snapshot, decision.drains)
+        return Wanted(tuple(budgets), tuple(surplus_budgets(budgets, snapshot.children)), secrets)
     children = render(snapshot, decision, settings)
     named = {secret["metadata"]["name"] for secret in secrets.secrets}
     return Wanted(
         children=tuple(children),
-        surplus=tuple(surplus_children(children, snapshot.children, planned=decision.plan is not None)),
+        surplus=tuple(
+            surplus_children(
+                children,
+                snapshot.children,
+                planned=decision.plan is not None or decision.running is not None,
+                left_alone=decision.left_alone,
+                other_stores={each.key for each in decision.other_stores},
+            )
+        ),
         certificates=secrets,
         surplus_secrets=tuple(item for name, item in snapshot.children.secrets.items() if name not in named),
     )
@@ -82,8 +95,11 @@ class Reconciler:
         stores: Stores,
         settings: OperatorSettings,
         metrics: Metrics,
+        reservations: Reservations,
     ) -> None:
         self._kube = kube
+        self._reservations = reservations
+        self._planning = asyncio.Lock()
         self._pipes = pipes
         self._observer = observer
         self._applier = applier
@@ -125,14 +141,23 @@ class Reconciler:
             snapshot = await self._observer.observe(raw)
         except ResourceError as error:
             await self._write_status(raw, unreadable_status(raw, str(error), raw.get("status"), now=datetime.now(UTC)))
-            return None
+            return UNREADABLE_SECONDS
         # 2. Decide, and 3. render: pure. They take milliseconds, so a thread does it.
-        decision, wanted = await asyncio.to_thread(self._decide_and_render, snapshot)
+        if self._observer.plans(snapshot):
+            # One plan after another: each sees what the one before has taken, though nothing of it is written yet.
+            async with self._planning:
+                snapshot = self._observer.with_nodes(snapshot)
+                decision, wanted = await asyncio.to_thread(self._decide_and_render, snapshot)
+                self._reservations.book(key, wanted.children)
+        else:
+            decision, wanted = await asyncio.to_thread(self._decide_and_render, snapshot)
         # 4. Apply: the one step that changes the cluster.
         applied = await self._apply(snapshot, wanted)
+        self._reservations.release(key)
         if decision.plan is not None:
             self._plans[snapshot.uid] = decision.plan
-        (self.refused.discard if decision.refusal is None else self.refused.add)(key)
+        short = decision.rollout is not None and decision.rollout.short is not None
+        (self.refused.add if short or decision.refusal is not None else self.refused.discard)(key)
         # 5. Report: the status, Events, metrics.
         return await self._report(key, snapshot, decision, wanted, applied)
 
@@ -141,7 +166,10 @@ class Reconciler:
         return decision, wanted_of(snapshot, decision, self._settings)
 
     async def _apply(self, snapshot: Snapshot, wanted: Wanted) -> Applied:
-        """Certificates first, since pods mount them; then what must go; then what must be."""
+        """Certificates first, since pods mount them; then what must go; then what must be. Disruption budgets go last:
+        for a moment an earlier version's selects the same pods as those in its place, which refuses every eviction; and
+        never does none.
+        """
         applied, uid = Applied(), snapshot.uid
         secrets = self._applier.pending(wanted.certificates.secrets, uid)
         children = self._applier.pending(wanted.children, uid)
@@ -149,11 +177,13 @@ class Reconciler:
             return applied
         await self._check_alive(snapshot)
         await self._applier.write_in_turn(secrets, uid, applied)
-        await self._applier.prune(wanted.surplus, applied)
+        await self._applier.prune([each for each in wanted.surplus if each["kind"] != BUDGET.name], applied)
         if not wanted.surplus:
             # Members that have only just been deleted may still be talking.
             await self._applier.prune(wanted.surplus_secrets, applied)
         await self._applier.write(children, uid, applied)
+        if not any(message.startswith(f"{BUDGET}/") for message in applied.non_blocking_errors):
+            await self._applier.prune([each for each in wanted.surplus if each["kind"] == BUDGET.name], applied)
         if applied.writes:
             log.info("%s/%s: %s", snapshot.pipe.namespace, snapshot.pipe.name, ", ".join(applied.writes))
         for message in (*applied.blocking_errors, *applied.non_blocking_errors):
@@ -178,14 +208,22 @@ class Reconciler:
         """Write what holds now, and answer in how many seconds to look again."""
         children = self._observer.children(key, snapshot.uid)
         children = replace(children, foreign={**children.foreign, **applied.foreign})
-        after = replace(snapshot, children=children)
+        key_of_store = decision.store.store_key
+        report = snapshot.store if snapshot.store_key == key_of_store else None
+        after = replace(snapshot, children=children, store=report, store_key=key_of_store)
         outcome = Outcome(
             plan=decision.plan,
+            running=decision.running,
             refusal=decision.refusal,
+            revision=decision.revision,
+            rollout=decision.rollout,
+            idle=decision.idle,
             conflicts=tuple(sorted(applied.foreign)),
             blocking_errors=tuple(applied.blocking_errors),
             non_blocking_errors=tuple(applied.non_blocking_errors),
             paused=decision.paused,
+            held_back=decision.held_back,
+            drains=decision.drains,
         )
         status = status_of(
             after, outcome, snapshot.raw.get("status"), progress_written=self._progress_written.get(snapshot.uid)
@@ -198,15 +236,19 @@ class Reconciler:
         refused = applied.foreign or applied.blocking_errors or applied.non_blocking_errors
         return seconds_to_next(
             now=snapshot.now,
-            certificates_due=wanted.certificates.requeue_at,
+            due=(
+                wanted.certificates.requeue_at,
+                None if decision.rollout is None else decision.rollout.due,
+                decision.drains.due,
+            ),
             ready=ready,
             unwell=bool(applied.leaving) or (not ready and unfinished(children)),
-            blocked=bool(refused) or decision.refusal is not None,
+            blocked=bool(refused) or key in self.refused,
         )
 
     def _poll_store(self, key: ObjectKey, snapshot: Snapshot, wanted: Wanted, *, ready: bool) -> None:
         """A store is asked only while its pipe is not Ready."""
-        address = store_address(snapshot.children)
+        address = store_address(snapshot.children, snapshot.store_key)
         if ready or address is None:
             self._stores.leave(key)
         else:
@@ -245,6 +287,7 @@ class Reconciler:
     def _forget(self, key: ObjectKey) -> None:
         uid = self._known.pop(key, None)
         self.refused.discard(key)
+        self._reservations.release(key)
         self._stores.leave(key)
         if uid is not None:
             self._plans.pop(uid, None)

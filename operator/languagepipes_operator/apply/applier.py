@@ -71,14 +71,23 @@ class Applier:
         return [manifest for manifest in found if self._differs(manifest, uid)]
 
     async def write(self, manifests: Sequence[Manifest], uid: str, applied: Applied) -> None:
-        """In that order. Raises ConflictError, and KubeError for what the queue's back-off must wait out."""
+        """In that order. Raises ConflictError, and KubeError for what the queue's back-off must wait out.
+
+        Once the API server cannot write one object of a kind (a webhook that does not answer takes ten seconds to find
+        that out), the others of that kind wait for the next round.
+        """
+        broken: set[Kind] = set()
         for manifest in manifests:
+            if _kind(manifest) in broken:
+                continue
             try:
                 await self._write(manifest, uid, applied)
             except _REFUSALS as error:
                 (applied.blocking_errors if self._is_needed(manifest) else applied.non_blocking_errors).append(
                     f"{title(manifest)}: {error}"
                 )
+                if isinstance(error, Broken):
+                    broken.add(_kind(manifest))
 
     async def write_in_turn(self, manifests: Sequence[Manifest], uid: str, applied: Applied) -> None:
         """As `write`, but none after one that could not be written."""
@@ -90,8 +99,11 @@ class Applier:
 
     async def prune(self, surplus: Sequence[Manifest], applied: Applied) -> None:
         """Raises ConflictError where one is not what it was when that was decided. What may not be deleted stays."""
+        broken: set[Kind] = set()
         for item in surplus:
             kind, metadata = _kind(item), item["metadata"]
+            if kind in broken:
+                continue
             try:
                 await self._kube.delete(
                     kind,
@@ -104,6 +116,8 @@ class Applier:
                 raise ConflictError(f"{title(item)} changed before it was deleted") from error
             except _REFUSALS as error:
                 applied.non_blocking_errors.append(f"{title(item)}: {error}")
+                if isinstance(error, Broken):
+                    broken.add(kind)
                 continue
             self._caches.of(kind, metadata["namespace"]).drop(key_of(item), metadata["uid"])
             self._unrepairable.pop(metadata["uid"], None)

@@ -19,16 +19,16 @@ from languagepipes_operator.observe.stored_plans import StoredPlan
 from languagepipes_operator.settings import OperatorSettings
 
 # Until its address has left the Service everywhere, it goes on accepting. Then comes SIGTERM: answers that were begun
-# have 35 s (`MemberSettings.drain_seconds`), and connections and the ring are closed in at most 4 s more.
+# have `spec.rollout.drainSeconds`, and connections and the ring are closed in at most 4 s more.
 _LEAVE_SERVICE_SECONDS = 5
-_GRACE_SECONDS = 45
+_CLOSE_SECONDS = 5
 
 
 def end_model_deployment(
     snapshot: Snapshot, stored: StoredPlan, decided: DeploymentDecision, settings: OperatorSettings
 ) -> Manifest:
     pipe, identity, end_model = snapshot.pipe, decided.identity, stored.plan.end_model
-    server = pipe.spec.server
+    server, drain_seconds = pipe.spec.server, pipe.spec.rollout.drain_seconds
     template = member_template(pipe.spec, stored.plan, identity)
     keys = server.api_keys_secret_ref
     # A plan's overhead has room for what is stored by default.
@@ -46,8 +46,9 @@ def end_model_deployment(
             threads=resources.threads(template.get("resources", {})),
             api_listen=f"{settings.every_address}:{API_PORT}",
             api_keys_dir=None if keys is None else Path(names.KEYS_DIR),
+            drain_seconds=drain_seconds,
             **end_model_settings(pipe),
-            **members.common_settings(pipe, identity.replica, settings),
+            **members.common_settings(pipe, identity.replica, settings, store_key=decided.store_key),
         ),
         resources=resources.member_resources(
             device=end_model.device,
@@ -68,6 +69,6 @@ def end_model_deployment(
         container,
         settings,
         template=template,
-        grace_seconds=_GRACE_SECONDS,
+        grace_seconds=_LEAVE_SERVICE_SECONDS + drain_seconds + _CLOSE_SECONDS,
         stage_name=None,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from languagepipes_api.names import (
+    FURTHER_STORE,
     LABEL_MANAGED_BY,
     LABEL_PIPE,
     LABEL_PLAN,
@@ -12,6 +13,7 @@ from languagepipes_api.names import (
     LABEL_ROLE,
     LABEL_STAGE,
     LABEL_STAGE_NAME,
+    LABEL_STORE,
     MANAGED_BY,
 )
 
@@ -32,6 +34,7 @@ def labels(
     stage: int | None = None,
     stage_name: str | None = None,
     plan: str | None = None,
+    store: str | None = None,
 ) -> dict[str, str]:
     """A child's labels; role: a Role or "plan", "ring", "api", …"""
     found: dict[str, str | int | None] = {
@@ -42,8 +45,16 @@ def labels(
         LABEL_STAGE: stage,
         LABEL_STAGE_NAME: stage_name,
         LABEL_PLAN: plan,
+        LABEL_STORE: store,
     }
     return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def store_labels(pipe: str, key: str = "") -> dict[str, str]:
+    """What everything of one store carries, and selects its pods. key: which of the pipe's stores (`decide.stores`)."""
+    if not key:
+        return labels(pipe, "store")
+    return labels(pipe, FURTHER_STORE, store=key)
 
 
 def ring_selector(pipe: str) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class Common(TypedDict):
     ring_listen: str
 
 
-def common_settings(pipe: LanguagePipe, replica: int, settings: OperatorSettings) -> Common:
+def common_settings(pipe: LanguagePipe, replica: int, settings: OperatorSettings, *, store_key: str) -> Common:
+    """store_key: which of the pipe's stores they load from."""
     return {
         "namespace": pipe.namespace,
         "pipe": pipe.name,
@@ -42,7 +43,7 @@ def common_settings(pipe: LanguagePipe, replica: int, settings: OperatorSettings
         "tls_dir": Path(names.TLS_DIR),
         "telemetry_listen": f"{settings.every_address}:{TELEMETRY_PORT}",
         "plan_file": Path(names.PLAN_FILE),
-        "store_address": names.store_address(pipe.name, pipe.namespace),
+        "store_address": names.store_address(pipe.name, pipe.namespace, store_key),
         "ring_listen": f"{settings.every_address}:{RING_PORT}",
     }
 
@@ -77,7 +78,15 @@ def member_deployment(
     pipe, identity = snapshot.pipe.name, decided.identity
     stage = identity.index if identity.role == "stage" else None
     selector = labels(pipe, identity.role, replica=identity.replica, stage=stage, plan=plan.hash)
-    own = labels(pipe, identity.role, replica=identity.replica, stage=stage, stage_name=stage_name, plan=plan.hash)
+    own = labels(
+        pipe,
+        identity.role,
+        replica=identity.replica,
+        stage=stage,
+        stage_name=stage_name,
+        plan=plan.hash,
+        store=decided.store_key or None,
+    )
     pod = pods.pod_spec(
         container,
         template=template,

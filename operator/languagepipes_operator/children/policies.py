@@ -21,6 +21,7 @@ from urllib.parse import SplitResult, urlsplit
 from languagepipes_api import source as sources
 from languagepipes_api.names import (
     API_PORT,
+    FURTHER_STORE,
     LABEL_PLAN,
     LABEL_ROLE,
     LABEL_STAGE,
@@ -30,7 +31,14 @@ from languagepipes_api.names import (
 )
 
 from languagepipes_operator import names
-from languagepipes_operator.children.labels import OPERATOR_LABELS, labels, labels_of_pipe, metadata, ring_selector
+from languagepipes_operator.children.labels import (
+    OPERATOR_LABELS,
+    labels,
+    labels_of_pipe,
+    metadata,
+    ring_selector,
+    store_labels,
+)
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.observe.stored_plans import StoredPlan
@@ -45,32 +53,32 @@ _DNS_PORTS = [{"protocol": protocol, "port": port} for port in (53, 5353) for pr
 _HTTP_PORT, _HTTPS_PORT = 80, 443
 
 
-def store_policy(snapshot: Snapshot, settings: OperatorSettings) -> Manifest:
-    """Members and the operator in; the model's source and DNS out."""
+def store_policy(snapshot: Snapshot, settings: OperatorSettings, *, key: str, source: str) -> Manifest:
+    """Members and the operator in; the model's source and DNS out. key: which of the pipe's stores."""
     pipe = snapshot.pipe.name
+    own = store_labels(pipe, key)
     readers: list[Peer] = [{"podSelector": ring_selector(pipe)}]
     ingress = [_rule("from", [*readers, *_operator(settings)], STORE_PORT), _telemetry()]
     return _policy(
-        snapshot,
-        "store",
-        {**labels_of_pipe(pipe), LABEL_ROLE: "store"},
+        metadata(snapshot, names.store_policy(pipe, key), own),
+        own,
         ingress,
-        [_dns(), *_way_out(snapshot.pipe.spec.model.source, settings.hub_endpoint)],
+        [_dns(), *_way_out(source, settings.hub_endpoint)],
     )
 
 
-def ring_policies(snapshot: Snapshot, stored: StoredPlan) -> list[Manifest]:
-    """The End Model's, and one for each stage."""
+def ring_policies(snapshot: Snapshot, stored: StoredPlan, *, further_stores: bool) -> list[Manifest]:
+    """The End Model's, and one for each stage. further_stores: whether the pipe has another store than its first."""
     pipe = snapshot.pipe.name
     counts = _stage_counts(snapshot, stored)
     end_model: Peer = {"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "end-model"}}}
-    to_store = _rule(
-        "to", [{"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: "store"}}}], STORE_PORT
-    )
+    stores: list[Peer] = [{"podSelector": {"matchLabels": store_labels(pipe)}}]
+    if further_stores:
+        stores.append({"podSelector": {"matchLabels": {**labels_of_pipe(pipe), LABEL_ROLE: FURTHER_STORE}}})
+    to_store = _rule("to", stores, STORE_PORT)
     found = [
         _policy(
-            snapshot,
-            "end-model",
+            _metadata(snapshot, "end-model"),
             {**labels_of_pipe(pipe), LABEL_ROLE: "end-model"},
             [
                 _rule("from", [_stage(pipe, last) for last in counts], RING_PORT),
@@ -88,8 +96,7 @@ def ring_policies(snapshot: Snapshot, stored: StoredPlan) -> list[Manifest]:
             after.append(end_model)
         found.append(
             _policy(
-                snapshot,
-                f"stage-{place}",
+                _metadata(snapshot, f"stage-{place}"),
                 {**labels_of_pipe(pipe), LABEL_ROLE: "stage", LABEL_STAGE: str(place)},
                 [_rule("from", [before], RING_PORT), _telemetry()],
                 [_rule("to", after, RING_PORT), to_store, _dns()],
@@ -174,14 +181,16 @@ def _tcp(port: int | None) -> dict[str, Any]:
     return {"protocol": "TCP", "port": port}
 
 
-def _policy(
-    snapshot: Snapshot, place: str, selected: dict[str, str], ingress: list[Rule], egress: list[Rule]
-) -> Manifest:
+def _metadata(snapshot: Snapshot, place: str) -> dict[str, Any]:
     pipe = snapshot.pipe.name
+    return metadata(snapshot, names.policy(pipe, place), labels(pipe, place))
+
+
+def _policy(own: dict[str, Any], selected: dict[str, str], ingress: list[Rule], egress: list[Rule]) -> Manifest:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": metadata(snapshot, names.policy(pipe, place), labels(pipe, place)),
+        "metadata": own,
         "spec": {
             "podSelector": {"matchLabels": selected},
             "policyTypes": ["Ingress", "Egress"],

@@ -13,7 +13,8 @@ from typing import Any
 from languagepipes_api.plan import Device
 
 from languagepipes_operator.children import quantities
-from languagepipes_operator.planning.kubernetes_nodes import GPU_RESOURCE, stands_for_gpus
+from languagepipes_operator.planning.kubernetes_nodes import stands_for_gpus
+from languagepipes_operator.planning.nodes import GPU_RESOURCE
 
 _GIB = 2**30
 _MIB = 2**20

@@ -7,7 +7,7 @@ from typing import Any
 from languagepipes_api.names import API_PORT, LABEL_ROLE, RING_PORT, STORE_PORT
 
 from languagepipes_operator import names
-from languagepipes_operator.children.labels import labels, labels_of_pipe, metadata
+from languagepipes_operator.children.labels import labels, labels_of_pipe, metadata, store_labels
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.snapshot import Snapshot
 
@@ -20,7 +20,7 @@ def api_service(snapshot: Snapshot, *, publish_unready: bool) -> Manifest:
     return _service(
         snapshot,
         names.api_service(snapshot.pipe.name),
-        "api",
+        labels(snapshot.pipe.name, "api"),
         {**labels_of_pipe(snapshot.pipe.name), LABEL_ROLE: "end-model"},
         [{"name": "http", "port": 80, "targetPort": API_PORT, "protocol": "TCP", "appProtocol": "http"}],
         type="ClusterIP",
@@ -33,7 +33,7 @@ def ring_service(snapshot: Snapshot) -> Manifest:
     return _service(
         snapshot,
         names.ring_service(snapshot.pipe.name),
-        "ring",
+        labels(snapshot.pipe.name, "ring"),
         labels_of_pipe(snapshot.pipe.name),
         [{"name": "ring", "port": RING_PORT, "targetPort": RING_PORT, "protocol": "TCP"}],
         clusterIP="None",
@@ -41,13 +41,14 @@ def ring_service(snapshot: Snapshot) -> Manifest:
     )
 
 
-def store_service(snapshot: Snapshot) -> Manifest:
-    """Also while the store is not ready: it reports its progress from the start."""
+def store_service(snapshot: Snapshot, key: str) -> Manifest:
+    """Also while the store is not ready: it reports its progress from the start. key: which of the pipe's stores."""
+    own = store_labels(snapshot.pipe.name, key)
     return _service(
         snapshot,
-        names.store(snapshot.pipe.name),
-        "store",
-        {**labels_of_pipe(snapshot.pipe.name), LABEL_ROLE: "store"},
+        names.store(snapshot.pipe.name, key),
+        own,
+        own,
         [{"name": "store", "port": STORE_PORT, "targetPort": STORE_PORT, "protocol": "TCP"}],
         type="ClusterIP",
         publishNotReadyAddresses=True,
@@ -55,11 +56,16 @@ def store_service(snapshot: Snapshot) -> Manifest:
 
 
 def _service(
-    snapshot: Snapshot, name: str, role: str, selector: dict[str, str], ports: list[dict[str, Any]], **more: Any
+    snapshot: Snapshot,
+    name: str,
+    own: dict[str, str],
+    selector: dict[str, str],
+    ports: list[dict[str, Any]],
+    **more: Any,
 ) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(snapshot, name, labels(snapshot.pipe.name, role)),
+        "metadata": metadata(snapshot, name, own),
         "spec": {"selector": selector, "ports": ports, **more},
     }

@@ -33,7 +33,7 @@ def stage_deployment(
             successor=members.successor(pipe, stored.plan, identity),
             device=stage.device,
             threads=resources.threads(template.get("resources", {})),
-            **members.common_settings(pipe, identity.replica, settings),
+            **members.common_settings(pipe, identity.replica, settings, store_key=decided.store_key),
         ),
         resources=resources.member_resources(
             device=stage.device,

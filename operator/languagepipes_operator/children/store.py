@@ -1,4 +1,4 @@
-"""The weights store: its Deployment, its volume and the Hub's authorities. It belongs to the pipe and not to a plan."""
+"""A weights store: its Deployment, its volume and the Hub's authorities. Plans of one model share it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from languagepipes_api.names import STORE_PORT, TELEMETRY_PORT
 
 from languagepipes_operator import names
 from languagepipes_operator.children import pods, quantities, resources
-from languagepipes_operator.children.labels import labels, metadata
+from languagepipes_operator.children.labels import labels, metadata, store_labels
 from languagepipes_operator.decide import inputs
 from languagepipes_operator.decide.decision import DeploymentDecision
 from languagepipes_operator.decide.inputs import hub_authorities_name, hub_mirror, store_template
@@ -22,12 +22,12 @@ from languagepipes_operator.settings import OperatorSettings
 _GRACE_SECONDS = 20
 
 
-def cache_claim(snapshot: Snapshot) -> Manifest | None:
-    """The volume that keeps what was fetched; None where the spec asks for none. A volume that was made larger stays
-    so, since volumes do not shrink.
+def cache_claim(snapshot: Snapshot, key: str) -> Manifest | None:
+    """The volume that keeps what this store fetched; None where the spec asks for none. A volume that was made larger
+    stays so, since volumes do not shrink.
     """
     pipe = snapshot.pipe
-    cache, name = pipe.spec.cache, names.cache_claim(pipe.name)
+    cache, name = pipe.spec.cache, names.cache_claim(pipe.name, key)
     if cache is None:
         return None
     spec: dict[str, Any] = {
@@ -39,7 +39,7 @@ def cache_claim(snapshot: Snapshot) -> Manifest | None:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": metadata(snapshot, name, labels(pipe.name, "store")),
+        "metadata": metadata(snapshot, name, store_labels(pipe.name, key)),
         "spec": spec,
     }
 
@@ -77,7 +77,9 @@ def store_deployment(
         pods.secret_files("tls", names.leaf_secret(decided.identity), str(names.TLS_DIR)),
         pods.Files(
             "cache",
-            {"persistentVolumeClaim": {"claimName": names.cache_claim(pipe.name)}} if cached else {"emptyDir": {}},
+            {"persistentVolumeClaim": {"claimName": names.cache_claim(pipe.name, decided.store_key)}}
+            if cached
+            else {"emptyDir": {}},
             str(names.CACHE_DIR),
             read_only=False,
         ),
@@ -104,6 +106,7 @@ def store_deployment(
             source=model.source,
             revision=revision,
             dtype=model.dtype,
+            quantization=model.quantization,
             cache_dir=Path(names.CACHE_DIR),
             token_file=None if token is None else Path(names.TOKEN_FILE),
             hub_ca_file=None if authorities is None else Path(names.HUB_CA_FILE),
@@ -114,7 +117,7 @@ def store_deployment(
         files=files,
         environment={"HF_ENDPOINT": mirror} if mirror else {},
     )
-    own = labels(pipe.name, "store")
+    own = store_labels(pipe.name, decided.store_key)
     pod = pods.pod_spec(
         container,
         template=template,

@@ -10,23 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import re
 import signal
 import sys
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 from rich.console import Console
 from rich.markup import escape
 
-_CONNECT_SECONDS = 10.0
-# What a model writes must not be able to steer the terminal: no control characters but newline and tab.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from languagepipes_operator.cli.openai_server import (
+    CONNECT_SECONDS,
+    api_root,
+    authorization,
+    error_message,
+    without_control_characters,
+)
+
 _HELP = "Ctrl-C stops an answer, /new forgets the conversation, Ctrl-D or /exit leaves."
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -149,7 +151,7 @@ class _Conversation:
                         if not text:
                             first = time.monotonic()
                         text.append(piece)
-                        self._console.print(_CONTROL.sub("", piece), end="", markup=False, soft_wrap=True)
+                        self._console.print(without_control_characters(piece), end="", markup=False, soft_wrap=True)
         except asyncio.CancelledError:
             stopped = True  # by Ctrl-C; leaving the stream closed the connection, so the server stops too
         finally:
@@ -219,22 +221,20 @@ def _summary(answer: _Answer) -> str:
 
 
 def _tell(errors: Console, error: ChatError) -> None:
-    errors.print(f"[bold red]error:[/] {escape(_CONTROL.sub('', str(error)))}", soft_wrap=True)
+    errors.print(f"[bold red]error:[/] {escape(without_control_characters(str(error)))}", soft_wrap=True)
 
 
 @contextlib.contextmanager
 def _server(options: ChatOptions) -> Iterator[_Server]:
-    """Raises Unreachable for an address that is none."""
-    url = options.url.rstrip("/")
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise Unreachable(f"{options.url!r} is no URL: expected http://HOST:PORT or https://HOST")
-    if not url.endswith("/v1"):
-        url += "/v1"
-    key = options.api_key or os.environ.get("OPENAI_API_KEY")
+    """Raises Unreachable for an address or a key that is none."""
+    try:
+        url, headers = api_root(options.url), authorization(options.api_key)
+    except ValueError as error:
+        raise Unreachable(str(error)) from error
     with asyncio.Runner() as runner:
-        http = runner.run(_open_session({"Authorization": f"Bearer {key}"} if key else {}))
+        http = runner.run(_open_session(headers))
         try:
-            yield _Server(f"{url}/", http, runner)
+            yield _Server(url, http, runner)
         finally:
             runner.run(http.close())
 
@@ -243,7 +243,7 @@ async def _open_session(headers: dict[str, str]) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         headers=headers,
         # An answer may be long in coming; Ctrl-C ends the wait.
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
         # Between two questions the loop stands still, and would not see that the server closed a kept connection.
         connector=aiohttp.TCPConnector(force_close=True),
         read_bufsize=2**20,
@@ -283,7 +283,7 @@ async def _stream(server: _Server, body: dict[str, Any]) -> AsyncGenerator[dict[
                 if not isinstance(chunk, dict):
                     raise Refused(f"{server.url} sent an event that is no JSON object")
                 if chunk.get("error") is not None:
-                    raise Refused(f"the answer broke off: {_error_message(chunk)}")
+                    raise Refused(f"the answer broke off: {error_message(chunk)}")
                 yield chunk
     raise Unreachable("the connection ended before the answer did")
 
@@ -304,7 +304,7 @@ async def _check(response: aiohttp.ClientResponse) -> None:
     if 200 <= response.status < 300:
         return
     try:
-        message = _error_message(json.loads(await response.read()))
+        message = error_message(json.loads(await response.read()))
     except ValueError:
         message = ""
     said = message or response.reason
@@ -316,12 +316,6 @@ async def _check(response: aiohttp.ClientResponse) -> None:
     raise Refused(f"{response.status}: {said}{hint}")
 
 
-def _error_message(body: Any) -> str:
-    error = body.get("error") if isinstance(body, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    return str(message) if message else ""
-
-
 @contextlib.contextmanager
 def _translated(server: _Server) -> Iterator[None]:
     """aiohttp's errors as ours."""
@@ -330,6 +324,6 @@ def _translated(server: _Server) -> Iterator[None]:
     except aiohttp.ClientConnectorError as error:
         raise Unreachable(f"nothing answers at {server.url}: {error.strerror or error}") from error
     except aiohttp.ConnectionTimeoutError as error:
-        raise Unreachable(f"no connection to {server.url} within {_CONNECT_SECONDS:g} s") from error
+        raise Unreachable(f"no connection to {server.url} within {CONNECT_SECONDS:g} s") from error
     except (aiohttp.ClientError, OSError) as error:
         raise Unreachable(f"the connection to {server.url} broke: {error}") from error

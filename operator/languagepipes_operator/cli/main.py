@@ -1,4 +1,4 @@
-"""`languagepipes`: plan a pipe, run it on this machine, talk to it. Each command imports what it needs, and
+"""`languagepipes`: plan a pipe, run it on this machine, talk to it, measure it. Each command imports what it needs, and
 no more.
 
 Exit statuses: 0; 1 if the pipe is refused or fails, with the reason on stderr; 2 for wrong arguments; 130
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from languagepipes_operator.cli.bench import options as bench_options
 from languagepipes_operator.cli.up import options as up_options
 
 if TYPE_CHECKING:
@@ -82,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--max-tokens", type=int, metavar="N", help="default: the server's")
     chat.add_argument("--temperature", type=float, metavar="T", help="default: the server's")
     chat.set_defaults(run=_chat)
+
+    bench = commands.add_parser("bench", help="measure a pipe, or any server with the OpenAI API, under load")
+    bench_options.add_arguments(bench)
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -140,9 +145,14 @@ def _up(arguments: argparse.Namespace) -> int:
             "cores; set it to 1, or use a cluster"
         )
     pipe = _without_cluster_only(pipe, arguments.command)
-    from languagepipes_operator.cli.up import up
+    from languagepipes_operator.cli.up.environment import inherited
+    from languagepipes_operator.cli.up.fork_server import ForkServer
 
-    return up.run(pipe, up_options.UpOptions.from_arguments(arguments))
+    # First of all, since it takes longest: its imports go on beside this process's, its checks and its plan.
+    with ForkServer(inherited() | {"CUDA_VISIBLE_DEVICES": ""}) as fork_server:
+        from languagepipes_operator.cli.up import up
+
+        return up.run(pipe, up_options.UpOptions.from_arguments(arguments), fork_server)
 
 
 def _chat(arguments: argparse.Namespace) -> int:
@@ -159,6 +169,12 @@ def _chat(arguments: argparse.Namespace) -> int:
             temperature=arguments.temperature,
         )
     )
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from languagepipes_operator.cli.bench import bench
+
+    return bench.run(bench_options.BenchOptions.from_arguments(arguments))
 
 
 def read_pipe(file: Path, *, local: bool) -> LanguagePipe:

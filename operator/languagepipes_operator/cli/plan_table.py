@@ -31,10 +31,14 @@ def print_plan(plan: Plan, console: Console, *, title: str) -> None:
         console.print(Text(reason))
     console.print(
         Text(
-            f"Model {plan.family}, {plan.layer_count} layers, revision {plan.model_revision}, {plan.dtype}; "
+            f"Model {plan.family}, {plan.layer_count} layers, revision {plan.model_revision}, {_numbers(plan)}; "
             f"plan {plan.hash}; slowest member {plan.slowest_station}, KV limited by {plan.kv_limited_by}."
         )
     )
+
+
+def _numbers(plan: Plan) -> str:
+    return plan.dtype if plan.quantization == "none" else f"{plan.quantization} weights, {plan.dtype} otherwise"
 
 
 def _add(table: Table, name: str, layers: str, share: EndModelAssignment | StageAssignment, slowest: str) -> None:

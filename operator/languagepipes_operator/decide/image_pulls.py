@@ -9,15 +9,13 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from languagepipes_api.names import LABEL_ROLE
-
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import (
     container_state,
     is_active,
-    label,
     own_container,
     pod_condition,
+    role_of,
     time_of,
 )
 
@@ -52,7 +50,7 @@ def cannot_be_pulled(image: str, deployments: Iterable[Manifest], pods: Iterable
 
 def image_of(owner: Manifest, pod_spec: Any) -> str:
     """The image of the member's own container in this pod (or template); sidecars may be injected. "" if none."""
-    role = label(owner, LABEL_ROLE)
+    role = role_of(owner)
     containers = (pod_spec or {}).get("containers") or ()
     return next((str(each.get("image", "")) for each in containers if each.get("name") == role), "")
 

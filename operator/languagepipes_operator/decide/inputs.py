@@ -11,7 +11,7 @@ from typing import Any
 
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
-from languagepipes_api.spec import LanguagePipe, PipeSpec, RecoverySpec, StoredResponsesSpec
+from languagepipes_api.spec import LanguagePipe, PipeSpec, RecoverySpec, RolloutSpec, StoredResponsesSpec
 from languagepipes_api.template import PodTemplate
 
 from languagepipes_operator import names
@@ -20,8 +20,10 @@ from languagepipes_operator.observe.stored_plans import StoredPlan, content_hash
 from languagepipes_operator.settings import OperatorSettings
 
 
-def member_inputs(pipe: LanguagePipe, stored: StoredPlan, identity: Identity, settings: OperatorSettings) -> str:
-    """Of a stage or an End Model."""
+def member_inputs(
+    pipe: LanguagePipe, stored: StoredPlan, identity: Identity, settings: OperatorSettings, *, store_key: str
+) -> str:
+    """Of a stage or an End Model. store_key: which store it loads from (`decide.stores`); the first one is no input."""
     inputs: dict[str, Any] = {
         "identity": identity.uri,
         "plan": stored.plan.hash,
@@ -29,6 +31,8 @@ def member_inputs(pipe: LanguagePipe, stored: StoredPlan, identity: Identity, se
         "template": member_template(pipe.spec, stored.plan, identity),
         **_of_every_pod(settings),
     }
+    if store_key:
+        inputs["store"] = store_key
     if identity.role == "end-model":
         server = pipe.spec.server
         inputs |= {
@@ -41,13 +45,24 @@ def member_inputs(pipe: LanguagePipe, stored: StoredPlan, identity: Identity, se
             inputs["tool_parser"] = pipe.spec.model.tool_parser
         if server.generation_config != "auto":
             inputs["generation_config"] = server.generation_config
+        if server.scheduling_policy != "fair":
+            inputs["scheduling_policy"] = server.scheduling_policy
         if server.cors is not None:
             inputs["cors"] = list(server.cors.allowed_origins)
         kept, default = server.stored_responses, StoredResponsesSpec()
         if (kept.count, kept.memory_bytes) != (default.count, default.memory_bytes):
             inputs["stored_responses"] = [kept.count, kept.memory_bytes]
+        if not server.prefix_cache:
+            inputs["prefix_cache"] = False
+        if server.speculative_decoding != "none":
+            inputs["speculative_decoding"] = server.speculative_decoding
         if pipe.spec.recovery != RecoverySpec():
             inputs["recovery"] = [pipe.spec.recovery.max_wait_seconds, pipe.spec.recovery.max_replays]
+        if pipe.spec.scales_to_zero:
+            inputs["scales_to_zero"] = True
+        # Pods from before the field have 35 s, until another revision replaces them.
+        if pipe.spec.rollout.drain_seconds != RolloutSpec().drain_seconds:
+            inputs["drain"] = pipe.spec.rollout.drain_seconds
     return digest(inputs)
 
 
@@ -64,6 +79,8 @@ def store_inputs(pipe: LanguagePipe, settings: OperatorSettings, *, pinned: str 
         "template": store_template(pipe.spec),
         **_of_every_pod(settings),
     }
+    if model.quantization != "none":
+        inputs["quantization"] = model.quantization
     if mirror := hub_mirror(pipe, settings):
         inputs["mirror"] = mirror
     if authorities := hub_authorities_name(pipe, settings):

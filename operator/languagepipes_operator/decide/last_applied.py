@@ -14,6 +14,7 @@ import io
 import json
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 from languagepipes_operator.digest import canonical_json
 from languagepipes_operator.kube.kinds import Manifest
@@ -81,6 +82,19 @@ def unpack(text: str) -> Manifest:
     if not isinstance(manifest, dict):
         raise ValueError("no packed manifest: not an object")
     return manifest
+
+
+def container_of(deployment: Manifest | None) -> dict[str, Any]:
+    """The first container, which is ours; {} for what is no Deployment with one: others may have edited it."""
+    try:
+        return {} if deployment is None else dict(deployment["spec"]["template"]["spec"]["containers"][0])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return {}
+
+
+def environment_of(deployment: Manifest | None) -> dict[str, Any]:
+    """Of that container, by name."""
+    return {each.get("name"): each.get("value") for each in container_of(deployment).get("env") or ()}
 
 
 def _annotations(live: Manifest | None) -> dict[str, str]:

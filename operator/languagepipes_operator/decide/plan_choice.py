@@ -2,7 +2,8 @@
 
 The revision is pinned the same way: a stored plan has its model's facts, and as long as source and revision of the spec
 are those it was made for, they are not resolved again. So is the node image, which all members of a pipe run: another
-one is another `StoredPlan` with the same layers.
+one is another `StoredPlan` with the same layers. An edit of the spec asks for other layers, not for another image: its
+plan has the image that runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from languagepipes_api.facts import ModelFacts
 from languagepipes_api.names import LABEL_PLAN, WIRE_VERSION
 
 from languagepipes_operator.decide.image_pulls import cannot_be_pulled
+from languagepipes_operator.decide.running_plan import running_plan
 from languagepipes_operator.names import ANNOTATION_UPGRADE
 from languagepipes_operator.observe.endpoint import takes_requests
 from languagepipes_operator.observe.ownership import end_models, label
@@ -41,13 +43,12 @@ def choose_plan(
 ) -> PlanChoice:
     """The plan for the spec as it stands: the stored one, or a new one as soon as there are facts.
 
-    facts: what the store of this very model reported. node_image: what new plans run. remembered: the plan in force so
-    far, should its ConfigMap be gone.
+    facts: what the store of this very model reported. node_image: the operator's, which a pipe's first plan runs.
+    remembered: the plan in force so far, should its ConfigMap be gone.
     """
     spec = snapshot.pipe.spec
-    plans = written = stored_plans(snapshot.children.config_maps.values())
-    if remembered is not None and all(_content(remembered) != _content(each) for each in written):
-        plans = [*written, remembered]
+    written = stored_plans(snapshot.children.config_maps.values())
+    plans = known_plans(snapshot, remembered)
     try:
         check_templates(spec)
     except PlanError as refusal:
@@ -64,10 +65,20 @@ def choose_plan(
     except PlanError as refusal:
         return PlanChoice(refusal=refusal)
     inputs = plan_inputs(spec)
-    if current is None or made.hash != current.plan.hash:
+    runs = current if current is None or made.hash == current.plan.hash else running_plan(snapshot.children, plans)
+    keeps = runs or current
+    if keeps is None or made.wire_version != keeps.plan.wire_version or _cannot_start(keeps, snapshot):
         return PlanChoice(StoredPlan(made, known, node_image, inputs, _upgrade_asked(snapshot)), is_new=True)
-    again = StoredPlan(made, known, current.node_image, inputs, current.upgrade)
+    again = StoredPlan(made, known, keeps.node_image, inputs, keeps.upgrade)
     return replace(_with_image(again, snapshot, node_image), is_new=True)
+
+
+def known_plans(snapshot: Snapshot, remembered: StoredPlan | None) -> list[StoredPlan]:
+    """Every stored plan, the oldest first, and the remembered one if it is not among them."""
+    written = stored_plans(snapshot.children.config_maps.values())
+    if remembered is None or any(_content(remembered) == _content(each) for each in written):
+        return written
+    return [*written, remembered]
 
 
 def _latest(serving: Sequence[StoredPlan]) -> StoredPlan:

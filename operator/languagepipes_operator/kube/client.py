@@ -94,6 +94,12 @@ class Kube:
                 return Listed(tuple(items), page["metadata"]["resourceVersion"])
             query["continue"] = following
 
+    async def revision(self, kind: Kind, *, namespace: str | None = None, labels: str = "", fields: str = "") -> str:
+        """The resource version that a list of that kind has now; at most one object is read for it."""
+        query = {"limit": "1"} | _selectors(labels, fields)
+        page = await self._call("list", kind, "GET", kind.path(namespace), query=query)
+        return str(page["metadata"]["resourceVersion"])
+
     async def watch(
         self,
         kind: Kind,

@@ -39,7 +39,9 @@ async def problem_with_schema(kube: Kube) -> str | None:
 
 
 def missing_fields(served: Mapping[str, Any]) -> list[str]:
-    """Fields that the models have and the served schema has not, as dotted paths; only the topmost of each branch."""
+    """Fields that the models have and the served schema has not, as dotted paths; only the topmost of each branch. And
+    values that a field may have by the models alone ("status.phase: Paused"): a status with one would be refused.
+    """
     wanted = LanguagePipe.model_json_schema(by_alias=True)
     properties = served.get("properties", {})
     return [
@@ -64,6 +66,9 @@ def _missing(
         yield path
         return
     for schema in _branches(wanted, definitions):
+        allowed = served.get("enum")
+        if allowed is not None:
+            yield from (f"{path}: {value}" for value in schema.get("enum", ()) if value not in allowed)
         for name, inner in schema.get("properties", {}).items():
             yield from _missing(inner, served.get("properties", {}).get(name), definitions, f"{path}.{name}")
         if "items" in schema:

@@ -11,6 +11,7 @@ KubeError                  the API server refused, or did not answer
     ├── Throttled          429
     ├── Broken             500: an admission webhook that is down, or an object that the API server chokes on
     └── Unauthorized       401: the token is not good, or no longer; the next try reads it anew
+RevisionWentBack           the API server knows less than it once told: etcd was restored from a backup
 NotLeading                 a write was asked for while another operator may act
 ConfigurationError         there is no usable kubeconfig or service account
 """
@@ -73,6 +74,10 @@ class Broken(Unavailable):
 
 class Unauthorized(Unavailable):
     """The API server does not know who asks. Tokens are turned over by the kubelet, so this may pass."""
+
+
+class RevisionWentBack(Exception):
+    """Nothing that was read before can be trusted: every cache must be filled anew."""
 
 
 class NotLeading(Exception):

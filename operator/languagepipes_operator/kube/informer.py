@@ -2,6 +2,10 @@
 
 Reading a cache costs nothing, so a reconcile asks the API server nothing. What is cached may be a moment old: writers
 guard themselves with preconditions and creates. Knows nothing of what the objects are for.
+
+After etcd was restored to an older revision, a watch from a version that is still to come is silent and well: the API
+server sends what is newer than that, so nothing, for as long as its revisions are below it. So a watch is never resumed
+before a list of one object, which is as new as etcd itself, has told that the version has been reached.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from languagepipes_operator.kube.client import Kube
-from languagepipes_operator.kube.errors import Expired, Forbidden, KubeError, NotFound
+from languagepipes_operator.kube.errors import Expired, Forbidden, KubeError, NotFound, RevisionWentBack
 from languagepipes_operator.kube.kinds import Kind, Manifest
 from languagepipes_operator.kube.retries import back_off
 from languagepipes_operator.metrics import Metrics
@@ -111,6 +115,7 @@ class Informer:
         self._items: dict[ObjectKey, Manifest] = {}
         self._by_index: dict[ObjectKey, set[ObjectKey]] = defaultdict(set)
         self._version = ""
+        self._reached = 0
         # Written by us since the last list began.
         self._remembered: set[ObjectKey] = set()
         self._synced = asyncio.Event()
@@ -153,7 +158,7 @@ class Informer:
             self._remove(key)
 
     async def run(self) -> None:
-        """Until cancelled. Errors are kept in `trouble` and tried again with back-off, for ever.
+        """Until cancelled, or RevisionWentBack. Errors are kept in `trouble` and tried again with back-off, for ever.
 
         So is a watch that ends, or is refused as too old, as soon as it was begun: a proxy or a server that does so
         must not be asked as fast as it answers.
@@ -164,6 +169,8 @@ class Informer:
             try:
                 if not self._version:
                     await self._list()
+                else:
+                    await self._check_revision()
                 watched_from = time.monotonic()
                 await self._watch()
                 self._restarted("ended")
@@ -190,6 +197,7 @@ class Informer:
         listed = await self._kube.list(
             self.kind, namespace=self.namespace, labels=self._labels, fields=self._fields, trim=self._trim
         )
+        self._reach(listed.resource_version)
         # What we wrote meanwhile is newer than the list, which knows nothing of it.
         gone = self._items.keys() - {key_of(item) for item in listed.items} - self._remembered
         for key in gone:
@@ -205,6 +213,23 @@ class Informer:
         self._remembered.clear()
         self._synced.set()
 
+    async def _check_revision(self) -> None:
+        """Raises RevisionWentBack. A list without a version is read as etcd has it, whichever server answers
+        (https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions).
+        """
+        self._reach(
+            await self._kube.revision(self.kind, namespace=self.namespace, labels=self._labels, fields=self._fields)
+        )
+
+    def _reach(self, version: str) -> None:
+        """A list is at this resource version. Raises RevisionWentBack if it had been at a later one."""
+        if int(version) < self._reached:
+            raise RevisionWentBack(
+                f"the API server is at resource version {version}, and had been at {self._reached} ({self.kind}): etcd "
+                "was restored from a backup. The operator ends, to read everything anew when it is started again"
+            )
+        self._reached = int(version)
+
     async def _watch(self) -> None:
         events = self._kube.watch(
             self.kind,
@@ -218,6 +243,7 @@ class Informer:
         async with contextlib.aclosing(events):
             async for event in events:
                 self._version, self.trouble = event.object["metadata"]["resourceVersion"], None
+                self._reached = max(self._reached, int(self._version))
                 if event.type == "BOOKMARK":
                     continue
                 if event.type == "DELETED":

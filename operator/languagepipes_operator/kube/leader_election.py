@@ -1,7 +1,8 @@
 """Who of several operators acts: the holder of a coordination.k8s.io Lease.
 
-As client-go's leader election: nobody's clock is compared with another's; a candidate takes over when it has seen no
-renewal for the whole lease, by its own clock. A holder that cannot renew stops well before that. Why
+As client-go's leader election (k8s.io/client-go/tools/leaderelection, with ReleaseOnCancel): nobody's clock is compared
+with another's; a candidate takes over when it has seen no renewal for the whole lease, by its own clock. A holder that
+cannot renew stops well before that, and one that is told to end gives the lease back once it has stopped acting. Why
 kubernetes.aio.leaderelection is not used: docs/decisions/0003-operator-on-kubernetes.md.
 """
 
@@ -19,6 +20,10 @@ from languagepipes_operator.kube.errors import AlreadyExists, Conflict, KubeErro
 from languagepipes_operator.kube.kinds import LEASE, Manifest
 
 log = logging.getLogger(__name__)
+
+# Within which a lease is given back: a pod that is told to end has 30 s.
+_RELEASE_SECONDS = 5.0
+_RELEASE_RETRY_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Leadership:
         self._identity = identity
         self._timing = timing or Timing()
         self._leads_until = 0.0
+        # Whether the lease may be ours by the API server: a write of ours may have arrived whose answer did not.
+        self._may_hold = False
         # The renewal that was seen last, and when, by our clock.
         self._seen: tuple[str, str, int] | None = None
         self._seen_at = 0.0
@@ -113,6 +120,7 @@ class Leadership:
         try:
             lease = await self._kube.get(LEASE, self._name, namespace=self._namespace)
         except NotFound:
+            self._may_hold = True
             try:
                 await self._kube.create(self._manifest({}, taken=True), LEASE)
             except AlreadyExists:
@@ -125,7 +133,9 @@ class Leadership:
             self._seen, self._seen_at = seen, now
         lasts = float(spec.get("leaseDurationSeconds") or self._timing.lease)
         if holder not in ("", self._identity) and now < self._seen_at + lasts:
+            self._may_hold = False
             return False
+        self._may_hold = True
         try:
             written = await self._kube.replace(self._manifest(lease, taken=holder != self._identity), LEASE)
         except Conflict:
@@ -137,20 +147,37 @@ class Leadership:
 
     async def _release(self) -> None:
         """So that another takes over at once. What fails here, the end of the lease makes good."""
-        if not self.leads:
-            return
         self._leads_until = 0.0
+        if not self._may_hold:
+            return
         try:
-            async with asyncio.timeout(2):
-                lease = await self._kube.get(LEASE, self._name, namespace=self._namespace)
-                if (lease.get("spec") or {}).get("holderIdentity") == self._identity:
-                    lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
-                    await self._kube.replace(lease, LEASE)
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                while not await self._give_back():
+                    await asyncio.sleep(_RELEASE_RETRY_SECONDS)
         except (KubeError, TimeoutError) as error:
-            log.warning("the lease could not be given back: %s", error)
+            log.warning("the lease could not be given back: %s", error or "no answer in time")
+
+    async def _give_back(self) -> bool:
+        """One try; False if a renewal that was cancelled on its way arrived in between."""
+        try:
+            lease = await self._kube.get(LEASE, self._name, namespace=self._namespace)
+        except NotFound:
+            return True
+        if (lease.get("spec") or {}).get("holderIdentity") != self._identity:
+            return True
+        now = _now()
+        # As client-go leaves it behind: no holder, and a duration that the API server accepts.
+        lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1, "acquireTime": now, "renewTime": now}
+        try:
+            await self._kube.replace(lease, LEASE)
+        except Conflict:
+            return False
+        self._may_hold = False
+        log.info("the lease is given back")
+        return True
 
     def _manifest(self, lease: Manifest, *, taken: bool) -> Manifest:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")  # a metav1.MicroTime
+        now = _now()
         before = lease.get("spec") or {}
         metadata = lease.get("metadata") or {"name": self._name, "namespace": self._namespace}
         return {
@@ -165,3 +192,8 @@ class Leadership:
                 "leaseTransitions": int(before.get("leaseTransitions") or 0) + (1 if taken and before else 0),
             },
         }
+
+
+def _now() -> str:
+    """A metav1.MicroTime."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -7,9 +7,11 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from languagepipes_operator.kube.errors import Unavailable
+from languagepipes_operator.kube.errors import Broken, Unavailable
 
 ATTEMPTS = 5
+# Of what may stay for ever, and may take ten seconds a try: a webhook that does not answer.
+_BROKEN_ATTEMPTS = 2
 _FIRST_DELAY_SECONDS = 0.25
 _LONGEST_DELAY_SECONDS = 8.0
 # A server that asks for more than this is left alone by the queue's back-off instead.
@@ -30,7 +32,8 @@ async def with_retries(once: Callable[[], Awaitable[Answer]], attempts: int) -> 
         try:
             return await once()
         except Unavailable as error:
-            if attempt + 1 == attempts or (error.retry_after_seconds or 0) > _LONGEST_RETRY_AFTER_SECONDS:
+            most = min(attempts, _BROKEN_ATTEMPTS) if isinstance(error, Broken) else attempts
+            if attempt + 1 >= most or (error.retry_after_seconds or 0) > _LONGEST_RETRY_AFTER_SECONDS:
                 raise
             delay = back_off(attempt, first=_FIRST_DELAY_SECONDS, longest=_LONGEST_DELAY_SECONDS)
             await asyncio.sleep(max(delay, error.retry_after_seconds or 0))

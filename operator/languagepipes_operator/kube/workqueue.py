@@ -1,11 +1,15 @@
 """A keyed queue: a key waits at most once, is worked on by one worker at a time, and backs off on its own.
 
+A key whose work was slow the last time is left to workers of their own: however many such keys there are, and whatever
+they wait for (a webhook that does not answer, say), they hold up each other and no other key.
+
 Knows nothing of what the keys are or what the work is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -16,7 +20,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 class WorkQueue(Generic[Key]):
     """Work returns in how many seconds it wants to be called again at the latest (None: when something happens), or
-    raises; then the key comes back after a delay that doubles with each failure in a row, to at most `longest`.
+    raises; then the key comes back after a delay that doubles with each failure in a row, to at most `longest`. Work
+    that took longer than `slow_seconds` was slow, whatever came of it.
     """
 
     def __init__(
@@ -25,15 +30,19 @@ class WorkQueue(Generic[Key]):
         *,
         first_delay_seconds: float = 0.5,
         longest_delay_seconds: float = 60.0,
+        slow_seconds: float = 5.0,
         on_failure: Callable[[Key, Exception, float], None] = lambda key, error, seconds: None,
         on_depth: Callable[[int], None] = lambda depth: None,
     ) -> None:
         self._work = work
         self._first = first_delay_seconds
         self._longest = longest_delay_seconds
+        self._slow_seconds = slow_seconds
         self._on_failure = on_failure
         self._on_depth = on_depth
         self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._ready_slow: asyncio.Queue[Key] = asyncio.Queue()
+        self._slow: set[Key] = set()
         self._waiting: set[Key] = set()
         self._working: set[Key] = set()
         self._failures: dict[Key, int] = {}
@@ -46,7 +55,7 @@ class WorkQueue(Generic[Key]):
             return
         self._waiting.add(key)
         if key not in self._working:
-            self._ready.put_nowait(key)
+            self._put(key)
         self._on_depth(len(self._waiting))
 
     def add_after(self, key: Key, seconds: float) -> None:
@@ -60,8 +69,9 @@ class WorkQueue(Generic[Key]):
         self._later[key] = loop.call_at(due, self.add, key)
 
     def forget(self, key: Key) -> None:
-        """No more delayed returns, no memory of failures."""
+        """No more delayed returns, no memory of failures or of slow work."""
         self._cancel(key)
+        self._slow.discard(key)
         self._failures.pop(key, None)
 
     @property
@@ -70,17 +80,23 @@ class WorkQueue(Generic[Key]):
         return not self._waiting and not self._working
 
     async def run(self, workers: int) -> None:
-        """Until cancelled; then whatever is worked on is cancelled, too."""
+        """Until cancelled; then whatever is worked on is cancelled, too. For slow keys there are half as many more."""
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
-                group.create_task(self._worker())
+                group.create_task(self._worker(self._ready))
+            for _ in range(max(1, workers // 2)):
+                group.create_task(self._worker(self._ready_slow))
 
-    async def _worker(self) -> None:
+    def _put(self, key: Key) -> None:
+        (self._ready_slow if key in self._slow else self._ready).put_nowait(key)
+
+    async def _worker(self, ready: asyncio.Queue[Key]) -> None:
         while True:
-            key = await self._ready.get()
+            key = await ready.get()
             self._waiting.discard(key)
             self._working.add(key)
             self._on_depth(len(self._waiting))
+            began = time.monotonic()
             try:
                 again = await self._work(key)
                 self._failures.pop(key, None)
@@ -90,8 +106,10 @@ class WorkQueue(Generic[Key]):
                 self._on_failure(key, error, again)
             finally:
                 self._working.discard(key)
+                slow = time.monotonic() - began > self._slow_seconds
+                (self._slow.add if slow else self._slow.discard)(key)
                 if key in self._waiting:
-                    self._ready.put_nowait(key)
+                    self._put(key)
             if again is not None:
                 self.add_after(key, again)
 

@@ -9,13 +9,13 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
 from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE
-from languagepipes_api.spec import LanguagePipe, parse_pipe
+from languagepipes_api.spec import parse_pipe
 
 from languagepipes_operator.kube.client import Kube
 from languagepipes_operator.kube.errors import KubeError
@@ -34,11 +34,14 @@ from languagepipes_operator.kube.kinds import (
     Kind,
     Manifest,
 )
+from languagepipes_operator.names import ANNOTATION_DRAINING, ANNOTATION_GAVE_WAY
 from languagepipes_operator.observe.ca_rotation import ca_is_rotated
-from languagepipes_operator.observe.caches import Caches, pipes_of
+from languagepipes_operator.observe.caches import Caches
+from languagepipes_operator.observe.load import LoadProbe
 from languagepipes_operator.observe.member_status import ask_member
 from languagepipes_operator.observe.node_probe import Reachability
 from languagepipes_operator.observe.ownership import (
+    annotations_of,
     container_state,
     container_statuses,
     is_active,
@@ -46,15 +49,14 @@ from languagepipes_operator.observe.ownership import (
     label,
     owned_by,
     pod_condition,
+    store_keys,
     store_of,
     title,
 )
 from languagepipes_operator.observe.ring_probe import RingProbe
-from languagepipes_operator.observe.snapshot import Children, Snapshot
+from languagepipes_operator.observe.snapshot import Children, Snapshot, StoreReport
 from languagepipes_operator.observe.store_poller import Address, Stores
 from languagepipes_operator.observe.stored_plans import is_planned
-from languagepipes_operator.planning.kubernetes_nodes import node_of
-from languagepipes_operator.planning.nodes import Node
 
 # A pod that is not ready for so long may have Events that say why.
 _UNWELL_AFTER = timedelta(seconds=5)
@@ -86,11 +88,13 @@ class Observer:
         stores: Stores,
         reachability: Reachability,
         rings: RingProbe,
+        loads: LoadProbe,
         http: aiohttp.ClientSession,
     ) -> None:
         self._kube = kube
         self._reachability = reachability
         self._rings = rings
+        self._loads = loads
         self._caches = caches
         self._stores = stores
         self._http = http
@@ -104,21 +108,32 @@ class Observer:
         now = datetime.now(UTC)
         pipe = parse_pipe(raw, local=False)
         children = self.children(key, metadata["uid"])
+        store, store_key = self._store(key, children)
+        desired = self._loads.desired(raw, existing=len(_staying(children)), now=now)
+        replicas = pipe.spec.replicas if desired is None else max(1, desired)
         return Snapshot(
             pipe=pipe,
             raw=raw,
             children=children,
             now=now,
-            nodes=self._nodes(
-                key,
-                wanted=not is_planned(pipe.spec, children.config_maps.values())
-                or _is_unscheduled(children)
-                or _is_growing(pipe, children),
-            ),
-            store=self._stores.latest(key, store_address(children)),
-            members=await self._members(children, now, ready=is_ready(raw)),
+            # The scheduler's words are explained by what nodes have.
+            nodes=self._caches.nodes(key, own=False) if _is_unscheduled(children) else None,
+            store=store,
+            store_key=store_key,
+            members=await self._members(children, now, ready=is_ready(raw) and not _is_shrinking(replicas, children)),
             events=await self._events(key.namespace, unwell(children, now)),
+            desired=desired,
+            load_unknown=self._loads.is_silent(key),
+            emptied=self._caches.emptied,
         )
+
+    def _store(self, pipe: ObjectKey, children: Children) -> tuple[StoreReport | None, str]:
+        """The last answer, and which store gave it: one of a pipe's stores is asked at a time."""
+        for key in store_keys(children):
+            report = self._stores.latest(pipe, store_address(children, key))
+            if report is not None:
+                return report, key
+        return None, ""
 
     def children(self, pipe: ObjectKey, uid: str) -> Children:
         """From the caches alone."""
@@ -152,23 +167,26 @@ class Observer:
         others = [each for each in pod["status"]["conditions"] if each.get("type") != "Ready"]
         return {**pod, "status": {**pod["status"], "conditions": [*others, {"type": "Ready", "status": "False"}]}}
 
-    def _nodes(self, pipe: ObjectKey, *, wanted: bool) -> tuple[Node, ...] | None:
-        """By name; None where Nodes may not be read, or where nothing depends on them: that looks at every pod."""
-        found = self._caches.nodes
-        if found is None or not wanted:
-            return None
-        # Only members of pipes are watched: where other pods fill a node, the scheduler reports it.
-        others: dict[str, list[Manifest]] = defaultdict(list)
-        for pod in self._caches.pods():
-            if pipe not in pipes_of(pod):
-                others[pod.get("spec", {}).get("nodeName", "")].append(pod)
-        nodes = (node_of(item, others[item["metadata"]["name"]]) for item in found)
-        return tuple(sorted(nodes, key=lambda node: node.name))
+    def plans(self, snapshot: Snapshot) -> bool:
+        """Whether what is decided depends on what nodes have free."""
+        return (
+            not is_planned(snapshot.pipe.spec, snapshot.children.config_maps.values())
+            or _is_growing(snapshot.replicas, snapshot.children)
+            or any(ANNOTATION_GAVE_WAY in annotations_of(each) for each in snapshot.children.deployments.values())
+        )
+
+    def with_nodes(self, snapshot: Snapshot) -> Snapshot:
+        """With the nodes as they are at this moment, if they may be read."""
+        key = ObjectKey(snapshot.pipe.namespace, snapshot.pipe.name)
+        return replace(
+            snapshot, nodes=self._caches.nodes(key, own=False), occupied_nodes=self._caches.nodes(key, own=True)
+        )
 
     async def _members(self, children: Children, now: datetime, *, ready: bool) -> dict[str, MemberStatus]:
         """Reports of all members while the CA is rotated; else of those that run and are not ready, for the reason; and
-        of Ready End Models while the pipe is not Ready (ready: what its status says), a stage is not, or the ring probe
-        found the ring down: so the status never turns Ready without their word.
+        of Ready End Models while the pipe is not Ready (ready: what its status says), a stage is not, the ring probe
+        found the ring down, or one of them is to go: so the status never turns Ready without their word, and the one
+        with the fewest requests goes.
         """
         all_members = ca_is_rotated(children.secrets)
         ready = ready and all(is_ready(pod) for pod in children.pods.values() if label(pod, LABEL_ROLE) == "stage")
@@ -229,9 +247,9 @@ def _explains_itself(pod: Manifest, now: datetime) -> bool:
     return role == "end-model" or (role == "stage" and now - _since(pod, now) >= _UNWELL_AFTER)
 
 
-def store_address(children: Children) -> Address | None:
-    """Where to ask the store, once a pod of its current Deployment runs."""
-    store = store_of(children)
+def store_address(children: Children, key: str) -> Address | None:
+    """Where to ask the store of that key, once a pod of its current Deployment runs."""
+    store = store_of(children, key)
     if store.pod is None or not store.rolled_out or not _ip(store.pod):
         return None
     return Address(_ip(store.pod), store.pod["metadata"]["uid"])
@@ -259,10 +277,29 @@ def _is_unscheduled(children: Children) -> bool:
     return any(not pod.get("spec", {}).get("nodeName") for pod in children.pods.values())
 
 
-def _is_growing(pipe: LanguagePipe, children: Children) -> bool:
-    """Whether replicas are about to be made, which prefer nodes without other replicas."""
-    there = {label(item, LABEL_REPLICA) for item in children.deployments.values()} - {""}
-    return 1 < pipe.spec.replicas > len(there)
+def _is_growing(replicas: int, children: Children) -> bool:
+    """Whether replicas are about to be made, which need room, and prefer nodes without other replicas."""
+    return replicas > len(_there(children))
+
+
+def _is_shrinking(replicas: int, children: Children) -> bool:
+    """Whether there are more replicas than are asked for."""
+    return len(_there(children)) > replicas
+
+
+def _there(children: Children) -> set[str]:
+    """The numbers of replicas that have a Deployment."""
+    return {label(item, LABEL_REPLICA) for item in children.deployments.values()} - {""}
+
+
+def _staying(children: Children) -> set[str]:
+    """Those of them that were not told to go."""
+    going = {
+        label(item, LABEL_REPLICA)
+        for item in children.deployments.values()
+        if ANNOTATION_DRAINING in annotations_of(item)
+    }
+    return _there(children) - going
 
 
 def _by_object(events: Sequence[Manifest]) -> dict[str, tuple[Manifest, ...]]:

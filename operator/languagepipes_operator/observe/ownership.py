@@ -13,11 +13,14 @@ from typing import Any
 from languagepipes_api.names import (
     API_GROUP,
     API_VERSION,
+    FURTHER_STORE,
     KIND,
     LABEL_PLAN,
     LABEL_REPLICA,
     LABEL_ROLE,
     LABEL_STAGE,
+    LABEL_STAGE_NAME,
+    LABEL_STORE,
     Identity,
 )
 from languagepipes_api.plan import Plan
@@ -103,9 +106,19 @@ def identity_of(deployment: Manifest, pipe: LanguagePipe) -> Identity | None:
     return None
 
 
-def store_of(children: Children) -> Member:
-    """The weights store, wanted whether or not there is a plan."""
-    return _member(children, title="the weights store", role="store")
+def store_of(children: Children, key: str) -> Member:
+    """The weights store of that key, wanted whether or not there is a plan."""
+    return _member(children, title="the weights store", role="store", store=key)
+
+
+def store_keys(children: Children) -> tuple[str, ...]:
+    """Of all stores that have a Deployment."""
+    return tuple(sorted(label(each, LABEL_STORE) for each in children.deployments.values() if is_store(each)))
+
+
+def is_store(thing: Manifest) -> bool:
+    """Whether a Deployment or a pod is one of a weights store."""
+    return label(thing, LABEL_ROLE) in ("store", FURTHER_STORE)
 
 
 def replica_of(children: Children, plan: Plan, replica: int, *, replicas: int) -> tuple[Member, ...]:
@@ -119,22 +132,36 @@ def replica_of(children: Children, plan: Plan, replica: int, *, replicas: int) -
     return (*stages, end)
 
 
+def member_of(children: Children, deployment: Manifest) -> Member:
+    """The stage or End Model whose Deployment it is, of any plan."""
+    role, stage, replica = (label(deployment, name) for name in (LABEL_ROLE, LABEL_STAGE, LABEL_REPLICA))
+    name = label(deployment, LABEL_STAGE_NAME) or stage
+    return _member(
+        children,
+        title=f"{f'stage {name}' if role == 'stage' else 'the End Model'} of replica {replica}",
+        role=role,
+        replica=int(replica) if replica.isdecimal() else None,
+        stage=int(stage) if stage.isdecimal() else 0,
+        plan=label(deployment, LABEL_PLAN),
+    )
+
+
 def end_models(children: Children) -> tuple[Manifest, ...]:
     """The End Models' pods of every plan and replica that are neither ending nor over."""
     return tuple(pod for pod in children.pods.values() if label(pod, LABEL_ROLE) == "end-model" and is_active(pod))
 
 
-def other_plans(children: Children, plan: Plan) -> tuple[Manifest, ...]:
-    """Deployments of replicas that do not run `plan`: they are being replaced."""
-    return tuple(
-        deployment
-        for deployment in children.deployments.values()
-        if label(deployment, LABEL_PLAN) not in ("", plan.hash)
-    )
-
-
 def label(thing: Manifest, name: str) -> str:
     return str((thing["metadata"].get("labels") or {}).get(name, ""))
+
+
+def annotations_of(thing: Manifest) -> dict[str, str]:
+    return dict(thing["metadata"].get("annotations") or {})
+
+
+def role_of(thing: Manifest) -> str:
+    """The role of the process in it, after which its container is named."""
+    return "store" if is_store(thing) else label(thing, LABEL_ROLE)
 
 
 def is_active(pod: Manifest) -> bool:
@@ -167,7 +194,7 @@ def container_statuses(pod: Manifest) -> tuple[dict[str, Any], ...]:
 
 def own_container(pod: Manifest) -> dict[str, Any]:
     """The status of the member's own container, which is named after its role; sidecars may be injected."""
-    role = label(pod, LABEL_ROLE)
+    role = role_of(pod)
     return next((status for status in container_statuses(pod) if status.get("name") == role), {})
 
 
@@ -201,11 +228,19 @@ def time_of(text: object) -> datetime | None:
 
 
 def _member(
-    children: Children, *, title: str, role: str, replica: int | None = None, stage: int = 0, plan: str = ""
+    children: Children,
+    *,
+    title: str,
+    role: str,
+    replica: int | None = None,
+    stage: int = 0,
+    plan: str = "",
+    store: str | None = None,
 ) -> Member:
     def mine(thing: Manifest) -> bool:
         return (
-            label(thing, LABEL_ROLE) == role
+            role_of(thing) == role
+            and (store is None or label(thing, LABEL_STORE) == store)
             and (replica is None or label(thing, LABEL_REPLICA) == str(replica))
             and (not stage or label(thing, LABEL_STAGE) == str(stage))
             and (not plan or label(thing, LABEL_PLAN) == plan)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from languagepipes_operator.kube.informer import ObjectKey, key_of, trimmed
+from languagepipes_operator.kube.informer import ObjectKey, key_of
 from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.scale_writes import trimmed_pipe
 
 Index = Mapping[ObjectKey, Collection[Manifest]]
 
@@ -32,6 +33,10 @@ class Pipes:
 
     def known(self) -> list[ObjectKey]:
         return [key for key in {*self._index, *self._newer} if self.get(key) is not None]
+
+    def all(self) -> Iterable[Manifest]:
+        """As `get` has them."""
+        return [raw for key in {*self._index, *self._newer} if (raw := self.get(key)) is not None]
 
     def phases(self) -> Iterable[str]:
         """For each pipe, what its status says."""
@@ -61,7 +66,7 @@ class Pipes:
         key = key_of(raw)
         known = self.get(key)
         if known is None or _version(known) < _version(raw):
-            self._newer[key] = trimmed(raw)
+            self._newer[key] = trimmed_pipe(raw)
             self._on_change(key)
 
     def written(self, raw: Manifest) -> None:
@@ -71,7 +76,7 @@ class Pipes:
         """
         known = self.get(key_of(raw))
         if known is not None and _version(known) < _version(raw):
-            self._newer[key_of(raw)] = trimmed(raw)
+            self._newer[key_of(raw)] = trimmed_pipe(raw)
 
     def gone(self, key: ObjectKey, uid: str) -> None:
         """An answer shows that it is no more; there may be another of that name already."""

@@ -28,7 +28,8 @@ _AT_ONCE = 64
 
 class RingProbe:
     """ask: for the /status of the member at that address, None without an answer. pods: those of all members, as
-    cached. on_change: called with the pipe whose ring went down, or is up again.
+    cached. on_change: called with the pipe whose ring went down, or is up again. expects_ring: whether that End Model's
+    ring is to be up; it is not while its pipe is idle.
 
     A ring counts as down when two answers in a row say so: one that was joined again at once is no news. An End Model
     that does not answer changes nothing: a NetworkPolicy may keep this operator from asking, and then only Kubernetes'
@@ -41,11 +42,13 @@ class RingProbe:
         ask: Callable[[str], Awaitable[MemberStatus | None]],
         pods: Callable[[], Iterable[Manifest]],
         on_change: Callable[[ObjectKey], None],
+        expects_ring: Callable[[Manifest], bool] = lambda _: True,
     ) -> None:
         self._metrics = metrics
         self._ask = ask
         self._pods = pods
         self._on_change = on_change
+        self._expects_ring = expects_ring
         self._slots = asyncio.Semaphore(_AT_ONCE)
         # By the End Model's pod's UID: what it answered last. Suspected: its last answer was the first of that kind.
         self._down: dict[str, MemberStatus] = {}
@@ -71,7 +74,7 @@ class RingProbe:
         """What the End Model of that pod answered to a question of another part of the operator."""
         if report is None:
             return
-        if ring_is_down(report) and (is_ready(pod) or report.recovering):
+        if ring_is_down(report) and (is_ready(pod) or report.recovering) and self._expects_ring(pod):
             self._down[_uid(pod)] = report
         else:
             self._down.pop(_uid(pod), None)
@@ -97,6 +100,7 @@ class RingProbe:
         """Of one that is not Ready its pod says enough, but for when its ring is up again."""
         address = pod.get("status", {}).get("podIP")
         serves = label(pod, LABEL_ROLE) == "end-model" and bool(address) and is_active(pod)
+        serves = serves and self._expects_ring(pod)
         return serves and (is_ready(pod) or _uid(pod) in self._down)
 
     async def _question(self, pod: Manifest) -> None:

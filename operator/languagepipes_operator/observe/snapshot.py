@@ -13,12 +13,12 @@ from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.spec import LanguagePipe
 
 from languagepipes_operator.kube.kinds import Manifest
-from languagepipes_operator.planning.nodes import Node
+from languagepipes_operator.planning.nodes import Node, Taint
 
 
 @dataclass(frozen=True)
 class StoreReport:
-    """The pipe's store's last answer, over mTLS.
+    """A store's last answer, over mTLS.
 
     facts: once it has them. phase: as /v1/progress spells it. reason and message: the source's error; final where
     `failed`, else the store tries again. answered: whether it answered this time; misses: how often not, in a row.
@@ -57,9 +57,14 @@ class Children:
 class Snapshot:
     """Everything that one reconcile decides from.
 
-    raw: the LanguagePipe as the API server gave it. nodes: None where nodes may not be read. events: the newest
-    Warning events of pods and claims that are not well, by "Kind/name" ("Pod/qwen3-…", "PersistentVolumeClaim/…"),
-    newest first. members: the /status of pods that were asked, by pod name.
+    raw: the LanguagePipe as the API server gave it. nodes: as if the pipe had no pods; None where nodes may not be
+    read, or where nothing depends on them. occupied_nodes: the same with the pipe's own pods on them. store: the last
+    report of the store that is asked; store_key: which of the pipe's stores that is (`decide.stores`). events: the
+    newest Warning events of pods and claims that are not well, by "Kind/name" ("Pod/qwen3-…",
+    "PersistentVolumeClaim/…"), newest first. members: the /status of pods that were asked, by pod name. desired: how
+    many replicas autoscaling asks for, 0 for one whose stages are stopped; None without autoscaling. load_unknown:
+    whether there is an End Model that cannot be asked for its requests. emptied: nodes that are being emptied, with the
+    taints that say so (`observe.drains`); None where nodes may not be read.
     """
 
     pipe: LanguagePipe
@@ -67,9 +72,19 @@ class Snapshot:
     children: Children
     now: datetime
     nodes: tuple[Node, ...] | None = None
+    occupied_nodes: tuple[Node, ...] | None = None
     store: StoreReport | None = None
+    store_key: str = ""
     members: Mapping[str, MemberStatus] = field(default_factory=dict)
     events: Mapping[str, tuple[Manifest, ...]] = field(default_factory=dict)
+    desired: int | None = None
+    load_unknown: bool = False
+    emptied: Mapping[str, tuple[Taint, ...]] | None = None
+
+    @property
+    def replicas(self) -> int:
+        """How many there are to be."""
+        return self.pipe.spec.replicas if self.desired is None else max(1, self.desired)
 
     @property
     def uid(self) -> str:

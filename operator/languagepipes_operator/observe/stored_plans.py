@@ -81,9 +81,18 @@ def is_planned(spec: PipeSpec, config_maps: Iterable[Manifest]) -> bool:
 
 
 def pinned_facts(plans: Iterable[StoredPlan], spec: PipeSpec) -> ModelFacts | None:
-    """What is known of the spec's model from plans that were made for it."""
+    """What is known of the spec's model from plans that were made for it. Facts that an older version stored say
+    nothing of quantisation: where that is asked for, the store is asked.
+    """
     wanted = model_inputs(spec)
-    return next((stored.facts for stored in plans if stored.inputs.startswith(wanted)), None)
+    return next(
+        (
+            stored.facts
+            for stored in plans
+            if stored.inputs.startswith(wanted) and (spec.model.quantization == "none" or stored.facts.quantised)
+        ),
+        None,
+    )
 
 
 @lru_cache(maxsize=64)  # asked for every member of every replica

@@ -48,7 +48,7 @@ def assemble(
             kv,
             blocks_per_sequence=sizes.blocks_per_sequence,
             nodes=cluster,
-            replicas=max(1, spec.replicas),
+            replicas=spec.planned_replicas,
         )
         assignments = packed.assignments[0]
     need_bytes = {each.name: each.fixed_bytes + kv.blocks * each.block_bytes for each in ring_members}
@@ -88,6 +88,7 @@ def assemble(
         layer_count=facts.layer_count,
         hidden_size=facts.hidden_size,
         dtype=sizes.dtype,
+        quantization=sizes.quantization,
         end_model=end_model,
         stages=stages,
         max_context_length=sizes.max_context_length,

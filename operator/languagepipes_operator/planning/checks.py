@@ -5,7 +5,7 @@ Knows no nodes. Each refusal is a PlanError with the numbers and the remedy.
 
 from __future__ import annotations
 
-from languagepipes_api.facts import ModelFacts
+from languagepipes_api.facts import TRANSFORMERS_FAMILIES, ModelFacts
 from languagepipes_api.plan import LayerRange
 from languagepipes_api.spec import PipeSpec
 
@@ -22,7 +22,8 @@ def check_templates(spec: PipeSpec) -> None:
 
 
 def check_model(spec: PipeSpec, facts: ModelFacts) -> None:
-    """Raises PlanError(ContextTooLong)."""
+    """Raises PlanError(ContextTooLong, QuantizationUnsupported or NothingQuantised)."""
+    _check_quantization(spec, facts)
     asked = spec.model.max_context_length
     if asked > facts.max_position:
         # An API server writes defaults out, so whether somebody wrote this one cannot be seen.
@@ -33,6 +34,30 @@ def check_model(spec: PipeSpec, facts: ModelFacts) -> None:
             f"maxContextLength is {asked}{by_default}, and the model has {facts.max_position} positions: "
             f"set spec.model.maxContextLength to at most {facts.max_position}",
         )
+
+
+def _check_quantization(spec: PipeSpec, facts: ModelFacts) -> None:
+    mode = spec.model.quantization
+    if mode == "none" or mode in facts.quantised:
+        return
+    if facts.family in TRANSFORMERS_FAMILIES:
+        raise PlanError(
+            "QuantizationUnsupported",
+            f"quantization is {mode}, and the layers of {facts.family} are transformers' own, which take no quantised "
+            "weights: set spec.model.quantization to none",
+        )
+    if mode == "asStored":
+        raise PlanError(
+            "NothingQuantised",
+            f"quantization is asStored, and {spec.model.source} holds no matrix in a type that is kept (GGUF's Q8_0, "
+            f"Q5_0, Q4_0, Q4_1, Q4_K, Q6_K and MXFP4); it is stored as {facts.stored_dtype}: set "
+            "spec.model.quantization to int8, int4 or none",
+        )
+    raise PlanError(
+        "QuantizationUnsupported",
+        f"quantization is {mode}, and no matrix of {spec.model.source} can be quantised (their rows are no multiples "
+        "of 32 values), or its facts are of an older store: set spec.model.quantization to none",
+    )
 
 
 def end_ranges(spec: PipeSpec, facts: ModelFacts) -> tuple[LayerRange, LayerRange, LayerRange]:

@@ -13,3 +13,9 @@ class PlanError(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+
+# Reasons of a spec that other nodes could serve, or the same with more free.
+SHORTAGES = frozenset(
+    {"InsufficientMemory", "InsufficientGPUs", "InsufficientCPU", "NoSuchDevice", "NoEligibleNode", "StageTooLarge"}
+)

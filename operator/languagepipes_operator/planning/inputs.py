@@ -27,11 +27,12 @@ def _layout_inputs(spec: PipeSpec) -> str:
     if stages.items is not None:
         split = [[item.name, item.layers, item.memory_bytes, item.device] for item in stages.items]
     ends = spec.end_model
-    return digest(
-        {
-            "dtype": spec.model.dtype,
-            "context": spec.model.max_context_length,
-            "ends": [ends.local_layers, ends.tail_layers, ends.device],
-            "stages": split,
-        }
-    )[:8]
+    layout: dict[str, object] = {
+        "dtype": spec.model.dtype,
+        "context": spec.model.max_context_length,
+        "ends": [ends.local_layers, ends.tail_layers, ends.device],
+        "stages": split,
+    }
+    if spec.model.quantization != "none":
+        layout["quantization"] = spec.model.quantization
+    return digest(layout)[:8]

@@ -8,9 +8,11 @@ sampled rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
-from languagepipes_api.facts import TRANSFORMERS_FAMILIES, ModelFacts
-from languagepipes_api.plan import DTYPE_BYTES, Device, Dtype, LayerRange
+from languagepipes_api.facts import TRANSFORMERS_FAMILIES, ModelFacts, QuantisedFacts, QuantisedShare
+from languagepipes_api.plan import DTYPE_BYTES, Device, Dtype, LayerRange, Quantization
 
 KV_BLOCK_TOKENS = 64
 FRAME_TOKENS = 512
@@ -46,6 +48,44 @@ class Sizes:
     dtype: Dtype
     max_context_length: int
     ring_members: int
+    quantization: Quantization = "none"
+
+    @property
+    def quantised(self) -> QuantisedFacts | None:
+        """What is quantised of the model; None if nothing is."""
+        return self.facts.quantised.get(self.quantization)
+
+    def _resident(self, parameters: int, share: QuantisedShare | None) -> int:
+        if share is None:
+            return self.dtype_bytes * parameters
+        return self.dtype_bytes * (parameters - share.parameters) + share.nbytes
+
+    def _read(self, parameters: int, share: QuantisedShare | None) -> int:
+        if share is None:
+            return self.dtype_bytes * parameters
+        return self.dtype_bytes * (parameters - share.active_parameters) + share.active_nbytes
+
+    @cached_property
+    def _shares(self) -> tuple[QuantisedShare | None, ...]:
+        """Of every layer."""
+        return (None,) * self.facts.layer_count if self.quantised is None else tuple(self.quantised.layers)
+
+    @cached_property
+    def _weights_before(self) -> tuple[int, ...]:
+        """Resident bytes of the layers before each one; a split asks for many ranges."""
+        layers = zip(self.facts.layers, self._shares, strict=True)
+        return (0, *accumulate(self._resident(layer.parameters, share) for layer, share in layers))
+
+    @cached_property
+    def _steps_before(self) -> tuple[int, ...]:
+        """What a step reads of the layers before each one."""
+        layers = zip(self.facts.layers, self._shares, strict=True)
+        return (0, *accumulate(self._read(layer.active_parameters, share) for layer, share in layers))
+
+    @property
+    def head_bytes(self) -> int:
+        """What a step reads of the head: all of it, tied or not."""
+        return self._read(self.facts.head_parameters, self.quantised.head if self.quantised else None)
 
     @property
     def dtype_bytes(self) -> int:
@@ -62,13 +102,11 @@ class Sizes:
 
     def weight_bytes(self, layers: LayerRange) -> int:
         """Resident bytes of the layers, all experts included."""
-        return self.dtype_bytes * sum(layer.parameters for layer in self.facts.layers[layers.start : layers.stop])
+        return self._weights_before[layers.stop] - self._weights_before[layers.start]
 
     def step_bytes(self, layers: LayerRange) -> int:
         """Bytes of the layers' weights that one token's step reads."""
-        return self.dtype_bytes * sum(
-            layer.active_parameters for layer in self.facts.layers[layers.start : layers.stop]
-        )
+        return self._steps_before[layers.stop] - self._steps_before[layers.start]
 
     def kv_block_bytes(self, layers: int) -> int:
         """One KV block (64 tokens) of that many layers."""
@@ -82,26 +120,39 @@ class Sizes:
         """The End Model's resident bytes: its layers, embedding, norm, and the head unless it is the
         embedding.
         """
-        facts = self.facts
-        head = 0 if facts.tied_embeddings else facts.head_parameters
-        ends = self.dtype_bytes * (facts.embedding_parameters + facts.norm_parameters + head)
+        facts, quantised = self.facts, self.quantised
+        ends = self._resident(facts.embedding_parameters, quantised.embedding if quantised else None)
+        ends += self.dtype_bytes * facts.norm_parameters
+        if not facts.tied_embeddings:
+            ends += self._resident(facts.head_parameters, quantised.head if quantised else None)
         return ends + self.weight_bytes(local) + self.weight_bytes(tail)
 
     def end_step_bytes(self, local: LayerRange, tail: LayerRange) -> int:
         """What its step reads: its layers, the norm and the head whole; of the embedding, a row, which is
         nothing.
         """
-        ends = self.dtype_bytes * (self.facts.norm_parameters + self.facts.head_parameters)
+        ends = self.dtype_bytes * self.facts.norm_parameters + self.head_bytes
         return ends + self.step_bytes(local) + self.step_bytes(tail)
+
+    @cached_property
+    def _overheads(self) -> dict[tuple[Device, bool], int]:
+        devices: tuple[Device, ...] = ("CPU", "GPU")
+        return {(device, end): self._overhead(device, end_model=end) for device in devices for end in (False, True)}
 
     def overhead_bytes(self, device: Device, *, end_model: bool) -> int:
         """Everything but weights and KV."""
+        return self._overheads[device, end_model]
+
+    def _overhead(self, device: Device, *, end_model: bool) -> int:
         facts = self.facts
         slots = self.frames_in_flight * FRAME_TOKENS * facts.hidden_size * self.dtype_bytes
         wide = 4 * facts.hidden_size + 3 * facts.intermediate_size
         heads = (2 * facts.attention_heads + 2 * facts.kv_heads) * facts.head_dim
-        activations = FRAME_TOKENS * (wide + heads) * _ACTIVATION_BYTES
-        widening = WIDENING_BYTES if device == "CPU" and self.dtype_bytes < _ACTIVATION_BYTES else 0
+        # A CPU's native step brings the rows of each expert together: what experts are given and what they gate.
+        by_expert = facts.experts_per_token * (facts.hidden_size + facts.expert_intermediate_size)
+        activations = FRAME_TOKENS * (wide + heads + (by_expert if device == "CPU" else 0)) * _ACTIVATION_BYTES
+        widens = self.dtype_bytes < _ACTIVATION_BYTES or self.quantised is not None
+        widening = WIDENING_BYTES if device == "CPU" and widens else 0
         logits = LOGIT_ROWS * facts.vocabulary_size * _ACTIVATION_BYTES if end_model else 0
         transformers = TRANSFORMERS_BYTES if device == "CPU" and facts.family in TRANSFORMERS_FAMILIES else 0
         return PROCESS_BYTES[device] + transformers + slots + activations + widening + logits

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+GPU_RESOURCE = "nvidia.com/gpu"
+
 
 @dataclass(frozen=True)
 class Taint:
@@ -17,6 +19,22 @@ class Taint:
 
 
 @dataclass(frozen=True)
+class Gpus:
+    """GPUs of one extended resource on a node. memory_bytes: of each; None where no label states it."""
+
+    count: int
+    requested: int = 0
+    memory_bytes: int | None = None
+
+    @property
+    def free(self) -> int:
+        return max(0, self.count - self.requested)
+
+
+NO_GPUS = Gpus(0)
+
+
+@dataclass(frozen=True)
 class Node:
     """One machine.
 
@@ -25,7 +43,10 @@ class Node:
     Of a cluster (kubernetes): memory_bytes is what pods may ask for in all, gpus how many GPUs there are of the
     extended resource nvidia.com/gpu, gpu_memory_bytes their memory as labels state it (empty where none does).
     requested_bytes, requested_cpus, requested_gpus: what pods that are not the pipe's have asked for already. cpus:
-    None where it is not known. schedulable: ready and not cordoned.
+    None where it is not known. other_gpus: by extended resource, those of another name: MIG slices, shared GPUs that
+    were renamed, other vendors'. gpu_sharing: how many pods share each nvidia.com/gpu; gpus and gpu_memory_bytes count
+    their parts. counts_all_pods: false where only pods of pipes could be read, so that others may hold
+    what looks free. schedulable: ready and not cordoned.
     """
 
     name: str
@@ -40,6 +61,19 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
     taints: tuple[Taint, ...] = ()
     schedulable: bool = True
+    other_gpus: Mapping[str, Gpus] = field(default_factory=dict)
+    gpu_sharing: int = 1
+    counts_all_pods: bool = True
+
+    def gpus_of(self, resource: str) -> Gpus:
+        """Of the extended resource; none where the node has none."""
+        if resource == GPU_RESOURCE:
+            return Gpus(self.gpus, self.requested_gpus, min(self.gpu_memory_bytes, default=None))
+        return self.other_gpus.get(resource, NO_GPUS)
+
+    @property
+    def has_gpus(self) -> bool:
+        return self.gpus > 0 or any(each.count for each in self.other_gpus.values())
 
     @property
     def free_bytes(self) -> int:

@@ -16,7 +16,7 @@ from languagepipes_api.quantity import format_bytes
 from languagepipes_operator.planning.capacity import NodeCapacity
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.memory import USABLE_FRACTION
-from languagepipes_operator.planning.nodes import Node
+from languagepipes_operator.planning.nodes import GPU_RESOURCE, Node
 from languagepipes_operator.planning.requests import MemberRequest, other_gpus
 from languagepipes_operator.planning.selection import matches, selects, why_not
 from languagepipes_operator.planning.shortages import DeadEnd, fragmentation_error, lacking_on, shortage_of
@@ -113,9 +113,10 @@ def stage_capacities(
     found: list[int] = []
     if stage.device == "GPU":
         for capacity in capacities:
-            while stage.gpus and capacity.gpu_memory is not None and capacity.why_not(stage, cap_kv=False) == "":
+            memory = capacity.gpu_memory(stage.gpu_resource)
+            while stage.gpus and memory is not None and capacity.why_not(stage, cap_kv=False) == "":
                 capacity.put(stage)
-                found.append(int(capacity.gpu_memory * USABLE_FRACTION["GPU"]))
+                found.append(int(memory * USABLE_FRACTION["GPU"]))
         found = sorted(found, reverse=True)[: stages * replicas]
     else:
         shared: dict[str, int] = {}
@@ -149,11 +150,11 @@ def _size(member: MemberRequest) -> tuple[int, int, int]:
 
 
 def _most_free_first(capacity: NodeCapacity, member: MemberRequest) -> tuple[int, bool, int, str]:
-    return capacity.members, member.device == "CPU" and capacity.node.gpus > 0, -capacity.free_bytes, capacity.node.name
+    return capacity.members, member.device == "CPU" and capacity.node.has_gpus, -capacity.free_bytes, capacity.node.name
 
 
 def _least_free_first(capacity: NodeCapacity, member: MemberRequest) -> tuple[int, bool, int, str]:
-    return 0, member.device == "CPU" and capacity.node.gpus > 0, capacity.free_bytes, capacity.node.name
+    return 0, member.device == "CPU" and capacity.node.has_gpus, capacity.free_bytes, capacity.node.name
 
 
 _Preference = Callable[[NodeCapacity, MemberRequest], tuple[int, bool, int, str]]
@@ -219,7 +220,11 @@ def _useful(order: Sequence[tuple[int, MemberRequest]], nodes: Sequence[Node]) -
     kept: dict[str, Node] = {}
     templates = {(id(member.template), member.device): member for _, member in order}
     for member in templates.values():
-        able = [node for node in nodes if why_not(member.template, node) == "" and node.free_gpus >= member.gpus]
+        able = [
+            node
+            for node in nodes
+            if why_not(member.template, node) == "" and node.gpus_of(member.gpu_resource).free >= member.gpus
+        ]
         able.sort(key=lambda node: (-node.free_bytes, node.name))
         kept |= {node.name: node for node in able[: len(order)]}
     return [node for node in nodes if node.name in kept]
@@ -229,13 +234,17 @@ def _why(capacity: NodeCapacity, member: MemberRequest) -> str:
     """Just before the member goes there."""
     others = f"{capacity.members} other member{'' if capacity.members == 1 else 's'} of the pipe"
     free = f"{format_bytes(capacity.free_bytes)} free for its {format_bytes(member.memory_bytes)}"
-    gpu = f", {capacity.free_gpus} GPU{'' if capacity.free_gpus == 1 else 's'} free" if member.gpus else ""
+    gpus = capacity.free_gpus(member.gpu_resource) if member.gpus else 0
+    gpu = f", {gpus} GPU{'' if gpus == 1 else 's'} free" if member.gpus else ""
     company = others if capacity.members else "no other member of the pipe"
     return f"prefers {capacity.node.name}: {free}{gpu}, {company} there"
 
 
 def _left_to_scheduler(member: MemberRequest, nodes: Sequence[Node]) -> Assignment | None:
-    if member.left_to_scheduler:
+    if member.left_to_scheduler or (
+        # A kind of GPU that no node has, not even without one free: who offers it is not known yet.
+        member.gpu_resource != GPU_RESOURCE and not any(node.gpus_of(member.gpu_resource).count for node in nodes)
+    ):
         return Assignment(None, f"the scheduler finds its node, by {', '.join(other_gpus(member.template))}")
     if selects(member.template) and not any(matches(member.template, node) for node in nodes):
         return Assignment(None, "its template selects nodes of which there are none yet: the scheduler waits for one")

@@ -5,6 +5,7 @@ size the members (`assembly`). Pure; the rules are in docs/reference.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from languagepipes_api.facts import ModelFacts
 from languagepipes_api.names import WIRE_VERSION
@@ -13,9 +14,10 @@ from languagepipes_api.spec import PipeSpec
 
 from languagepipes_operator.planning.assembly import assemble
 from languagepipes_operator.planning.checks import check_model, check_templates, end_ranges
+from languagepipes_operator.planning.errors import SHORTAGES, PlanError
 from languagepipes_operator.planning.memory import Sizes
 from languagepipes_operator.planning.nodes import Node
-from languagepipes_operator.planning.placement import Packed, pack
+from languagepipes_operator.planning.placement import Packed, Unpacked, pack
 from languagepipes_operator.planning.requests import MemberRequest, memory_limit_bytes
 from languagepipes_operator.planning.split import fit_to_nodes, shares_of
 from languagepipes_operator.planning.stages import END_MODEL, templates, title_of, wanted
@@ -34,13 +36,27 @@ def plan(spec: PipeSpec, facts: ModelFacts, nodes: Sequence[Node] = (), current:
         return current
     check_model(spec, facts)
     local, middle, tail = end_ranges(spec, facts)
-    sizes = Sizes(facts, spec.model.dtype, spec.model.max_context_length, ring_members=spec.stages.size + 1)
+    sizes = Sizes(
+        facts,
+        spec.model.dtype,
+        spec.model.max_context_length,
+        ring_members=spec.stages.size + 1,
+        quantization=spec.model.quantization,
+    )
     cluster = tuple(node for node in nodes if node.kubernetes)
     machines = () if cluster else nodes
     shares = shares_of(spec, sizes, middle, machines)
     if cluster and spec.stages.items is None:
         shares = fit_to_nodes(spec, sizes, local, tail, shares, cluster)
-    return assemble(spec, sizes, local, tail, shares, machines, cluster)
+    try:
+        return assemble(spec, sizes, local, tail, shares, machines, cluster)
+    except PlanError as refusal:
+        if not (cluster and spec.placement.allow_pending and refusal.reason in SHORTAGES):
+            raise
+        # What the spec itself says is still to hold: its own budgets refuse as they do without nodes.
+        made = assemble(spec, sizes, local, tail, shares_of(spec, sizes, middle, ()), (), ())
+        wait = f"Not all members fit on the nodes of today, and pods wait for others (allowPending): {refusal.message}"
+        return replace(made, reasons=(*made.reasons, wait))
 
 
 def place(planned: Plan, spec: PipeSpec, nodes: Sequence[Node], *, replica: int) -> dict[str, str]:
@@ -56,8 +72,33 @@ def place(planned: Plan, spec: PipeSpec, nodes: Sequence[Node], *, replica: int)
         chosen = {stage.name: stage.node for stage in planned.stages} | {END_MODEL: planned.end_model.node}
         return {name: node for name, node in chosen.items() if node is not None}
     cluster = [node for node in nodes if node.kubernetes]
+    packed = pack(_requests(planned, spec), cluster, replicas=replica + 1) if cluster else None
+    if not isinstance(packed, Packed):
+        return {}
+    return {
+        name: assignment.node for name, assignment in packed.assignments[replica].items() if assignment.node is not None
+    }
+
+
+def how_many_fit(planned: Plan, spec: PipeSpec, nodes: Sequence[Node], *, more: int) -> tuple[int, PlanError | None]:
+    """How many of `more` further replicas of the plan find room on these nodes, and what is short for the next one.
+
+    nodes: with the pods of the replicas that there are. Where no nodes are known, all do. Pure.
+    """
+    cluster = [node for node in nodes if node.kubernetes]
+    members = _requests(planned, spec)
+    error = None
+    for count in range(more, 0, -1):
+        packed = pack(members, cluster, replicas=count) if cluster else None
+        if not isinstance(packed, Unpacked):
+            return count, error
+        error = packed.error  # in the end, that of the least that does not fit
+    return 0, error
+
+
+def _requests(planned: Plan, spec: PipeSpec) -> list[MemberRequest]:
     by_name = templates(spec)
-    members = [
+    return [
         MemberRequest.of(
             name,
             title_of(name),
@@ -68,12 +109,6 @@ def place(planned: Plan, spec: PipeSpec, nodes: Sequence[Node], *, replica: int)
         )
         for name, part in _parts(planned)
     ]
-    packed = pack(members, cluster, replicas=replica + 1) if cluster else None
-    if not isinstance(packed, Packed):
-        return {}
-    return {
-        name: assignment.node for name, assignment in packed.assignments[replica].items() if assignment.node is not None
-    }
 
 
 def _parts(planned: Plan) -> list[tuple[str, EndModelAssignment | StageAssignment]]:
@@ -90,6 +125,7 @@ def satisfies(current: Plan, spec: PipeSpec, facts: ModelFacts) -> bool:
         and current.hidden_size == facts.hidden_size
         and current.wire_version == WIRE_VERSION
         and current.dtype == spec.model.dtype
+        and current.quantization == spec.model.quantization
         and current.max_context_length == spec.model.max_context_length
     )
     same_ends = (

@@ -17,7 +17,8 @@ from languagepipes_api.quantity import format_bytes, parse_resource_quantity
 from languagepipes_api.template import PodTemplate, ResourcesSpec
 
 from languagepipes_operator.planning.errors import PlanError
-from languagepipes_operator.planning.kubernetes_nodes import GPU_RESOURCE, stands_for_gpus
+from languagepipes_operator.planning.kubernetes_nodes import stands_for_gpus
+from languagepipes_operator.planning.nodes import GPU_RESOURCE
 
 _MIB = 2**20
 # A GPU member's main memory: the process, CUDA's libraries and the buffers that weights pass through.
@@ -29,7 +30,7 @@ class MemberRequest:
     """One member of a replica and what its pod requests.
 
     title: its name to people. memory_bytes: main memory. kv_bytes: the part of it that is KV. device_bytes: memory of
-    its GPU, 0 on a CPU.
+    its GPU, 0 on a CPU. gpus: how many it asks for of the extended resource gpu_resource.
     """
 
     name: str
@@ -41,6 +42,7 @@ class MemberRequest:
     device_bytes: int
     gpus: int
     cpus: Fraction
+    gpu_resource: str = GPU_RESOURCE
 
     @classmethod
     def of(
@@ -57,12 +59,14 @@ class MemberRequest:
             device_bytes=need_bytes if device == "GPU" else 0,
             gpus=requested_gpus(template, device),
             cpus=requested_cpus(template),
+            gpu_resource=gpu_resource(template),
         )
 
     @property
     def left_to_scheduler(self) -> bool:
-        """GPUs of a kind that the planner cannot count."""
-        return bool(other_gpus(self.template))
+        """GPUs of several kinds, which no planner can tell apart."""
+        others = other_gpus(self.template)
+        return bool(others) and self.gpu_resource not in others
 
 
 def memory_request_bytes(device: Device, need_bytes: int) -> int:
@@ -82,11 +86,18 @@ def requested_cpus(template: PodTemplate | None) -> Fraction:
 
 
 def requested_gpus(template: PodTemplate | None, device: Device) -> int:
-    """nvidia.com/gpu: as many as the template asks for, else one on a GPU. None where it names another kind of GPU."""
-    amount = _requested(template, GPU_RESOURCE)
+    """Of the kind that the template names, as many as it asks for; else one on a GPU. None where it names several."""
+    amount = _requested(template, gpu_resource(template))
     if amount is not None:
         return int(amount)
     return 1 if device == "GPU" and not other_gpus(template) else 0
+
+
+def gpu_resource(template: PodTemplate | None) -> str:
+    """The one kind of GPU that the template names: nvidia.com/gpu if it names none, or several."""
+    others = other_gpus(template)
+    plain = _requested(template, GPU_RESOURCE)
+    return others[0] if len(others) == 1 and plain is None else GPU_RESOURCE
 
 
 def other_gpus(template: PodTemplate | None) -> tuple[str, ...]:

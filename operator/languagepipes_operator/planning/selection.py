@@ -35,7 +35,7 @@ def _obstacles(template: PodTemplate, node: Node) -> Iterator[str]:
         yield "not ready or cordoned"
     yield from _unselected(template, node)
     for taint in node.taints:
-        if taint.effect in _REPELLING and not any(_tolerates(each, taint) for each in template.tolerations):
+        if taint.effect in _REPELLING and not any(tolerates(each, taint) for each in template.tolerations):
             yield f"taint {taint.key}{'=' + taint.value if taint.value else ''}:{taint.effect}"
 
 
@@ -80,7 +80,8 @@ def _holds(requirement: NodeRequirement, values: Mapping[str, str]) -> bool:
             return int(value) > bound if requirement.operator == "Gt" else int(value) < bound
 
 
-def _tolerates(toleration: TolerationSpec, taint: Taint) -> bool:
+def tolerates(toleration: TolerationSpec, taint: Taint) -> bool:
+    """Whether a pod with the toleration may be put on a node with the taint."""
     if toleration.effect is not None and toleration.effect != taint.effect:
         return False
     if toleration.key is not None and toleration.key != taint.key:

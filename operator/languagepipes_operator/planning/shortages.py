@@ -14,7 +14,7 @@ from languagepipes_api.quantity import format_bytes
 from languagepipes_operator.planning.capacity import NodeCapacity
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.memory import USABLE_FRACTION
-from languagepipes_operator.planning.nodes import Node
+from languagepipes_operator.planning.nodes import GPU_RESOURCE, Node
 from languagepipes_operator.planning.requests import MemberRequest, requested_bytes
 from languagepipes_operator.planning.selection import why_not
 
@@ -35,13 +35,16 @@ class DeadEnd:
 def lacking_on(
     capacities: Sequence[NodeCapacity], member: MemberRequest, *, cap_kv: bool
 ) -> dict[str, tuple[str, str]]:
+    resource = member.gpu_resource
     left: dict[str, Callable[[NodeCapacity], str]] = {
         "memory": lambda capacity: (
             f"{format_bytes(capacity.free_bytes)} of memory free, "
             f"{format_bytes(member.memory_bytes - capacity.free_bytes)} short"
         ),
-        "gpus": lambda capacity: f"{capacity.free_gpus} GPUs free" if capacity.node.gpus else "no GPU",
-        "device": lambda capacity: f"GPUs of {format_bytes(capacity.gpu_memory or 0)}",
+        "gpus": lambda capacity: (
+            f"{capacity.free_gpus(resource)} GPUs free" if capacity.node.gpus_of(resource).count else "no GPU"
+        ),
+        "device": lambda capacity: f"GPUs of {format_bytes(capacity.gpu_memory(resource) or 0)}",
         "cpus": lambda capacity: f"{float(capacity.free_cpus or 0):g} CPUs free",
         "kv": lambda capacity: f"{format_bytes(capacity.kv_bytes_left)} left for KV",
     }
@@ -59,20 +62,10 @@ def shortage_of(
             return (member, _no_node(member, nodes))
         if (error := _too_large(member, able)) is not None:
             return (member, error)
-    on_gpus = [member for member in members if member.gpus]
-    wanted = replicas * sum(member.gpus for member in on_gpus)
-    having = [node for node in nodes if any(why_not(member.template, node) == "" for member in on_gpus)]
-    free_gpus = sum(node.free_gpus for node in having)
-    if wanted > free_gpus:
-        return (
-            on_gpus[0],
-            PlanError(
-                "InsufficientGPUs",
-                f"{_rings(replicas)}{_members(on_gpus)} ask for {wanted} GPUs, and {free_gpus} "
-                f"{'is' if free_gpus == 1 else 'are'} free ({_listed(having, _gpus_of)}): {wanted - free_gpus} short: "
-                "use fewer stages on GPUs, fewer replicas, or add GPUs",
-            ),
-        )
+    for resource in sorted({member.gpu_resource for member in members if member.gpus}):
+        on_gpus = [member for member in members if member.gpus and member.gpu_resource == resource]
+        if (error := _too_few_gpus(on_gpus, resource, nodes, replicas)) is not None:
+            return (on_gpus[0], error)
     needed = replicas * sum(member.memory_bytes for member in members)
     usable = [node for node in nodes if any(why_not(member.template, node) == "" for member in members)]
     free_bytes = sum(node.free_bytes for node in usable)
@@ -90,6 +83,25 @@ def shortage_of(
     return None
 
 
+def _too_few_gpus(
+    members: Sequence[MemberRequest], resource: str, nodes: Sequence[Node], replicas: int
+) -> PlanError | None:
+    """members: those that ask for that extended resource."""
+    wanted = replicas * sum(member.gpus for member in members)
+    having = [node for node in nodes if any(why_not(member.template, node) == "" for member in members)]
+    free = sum(node.gpus_of(resource).free for node in having)
+    if wanted <= free:
+        return None
+    of_kind = "" if resource == GPU_RESOURCE else f" of the kind {resource}"
+    listed = _listed(having, lambda node: str(node.gpus_of(resource).free))
+    return PlanError(
+        "InsufficientGPUs",
+        f"{_rings(replicas)}{_members(members)} ask for {wanted} GPUs{of_kind}, and {free} "
+        f"{'is' if free == 1 else 'are'} free ({listed}): {wanted - free} short: "
+        "use fewer stages on GPUs, fewer replicas, or add GPUs",
+    )
+
+
 def _no_node(member: MemberRequest, nodes: Sequence[Node]) -> PlanError:
     obstacles = _listed(nodes, lambda node: why_not(member.template, node))
     return PlanError(
@@ -101,24 +113,25 @@ def _no_node(member: MemberRequest, nodes: Sequence[Node]) -> PlanError:
 
 def _too_large(member: MemberRequest, able: Sequence[Node]) -> PlanError | None:
     if member.gpus:
-        with_gpus = [node for node in able if node.gpus]
+        kind = member.gpu_resource
+        with_gpus = [node for node in able if node.gpus_of(kind).count]
         if not with_gpus:
             return PlanError(
                 "NoSuchDevice",
                 f"{member.title} asks for a GPU, but none of {_count(len(able), 'node')} that it may run on has one: "
                 "set device to CPU, or add a node with GPUs",
             )
-        known = [node for node in with_gpus if node.gpu_memory_bytes]
+        known = [(memory, node) for node in with_gpus if (memory := node.gpus_of(kind).memory_bytes) is not None]
         if len(known) == len(with_gpus):
-            best = max(known, key=lambda node: (max(node.gpu_memory_bytes), node.name))
-            memory = max(best.gpu_memory_bytes)
+            memory, best = max(known, key=lambda each: (each[0], each[1].name))
             usable = int(memory * USABLE_FRACTION["GPU"])
             if member.device_bytes > usable:
                 return PlanError(
                     "StageTooLarge",
                     f"{member.title} needs {format_bytes(member.device_bytes)} of GPU memory (KV for one sequence "
-                    f"included), and the largest GPU ({best.name}) has {format_bytes(memory)}, {format_bytes(usable)} "
-                    f"of it usable: {format_bytes(member.device_bytes - usable)} short: give it fewer layers, or use "
+                    f"included), and the largest GPU ({best.name}) has {format_bytes(memory)}"
+                    f"{_shared_words(best, kind)}, {format_bytes(usable)} of it usable: "
+                    f"{format_bytes(member.device_bytes - usable)} short: give it fewer layers, or use "
                     "a shorter maxContextLength",
                 )
         able = with_gpus
@@ -169,6 +182,12 @@ def fragmentation_error(
     )
 
 
+def _shared_words(node: Node, resource: str) -> str:
+    if resource != GPU_RESOURCE or node.gpu_sharing == 1:
+        return ""
+    return f" for each of the {node.gpu_sharing} pods that share it"
+
+
 def _rings(replicas: int) -> str:
     return "" if replicas == 1 else f"{replicas} replicas: "
 
@@ -179,10 +198,6 @@ def _members(members: Sequence[MemberRequest]) -> str:
 
 def _count(count: int, thing: str) -> str:
     return f"1 {thing}" if count == 1 else f"{count} {thing}s"
-
-
-def _gpus_of(node: Node) -> str:
-    return str(node.free_gpus)
 
 
 def _memory_of(node: Node) -> str:

@@ -184,12 +184,12 @@ def fit_to_nodes(
     end_model, *stages = (
         ring_member.request(sequence) for ring_member in ring_members_of(spec, sizes, local, tail, equal)
     )
-    packed = pack([end_model, *stages], nodes, replicas=max(1, spec.replicas))
+    packed = pack([end_model, *stages], nodes, replicas=spec.planned_replicas)
     if isinstance(packed, Packed) or len(stages) < 2:
         return equal
     device, middle = stages[0].device, LayerRange(equal[0].layers.start, equal[-1].layers.stop)
     need = packed.member.device_bytes or packed.member.memory_bytes
-    replicas = max(1, spec.replicas)
+    replicas = spec.planned_replicas
     evenly = -(-len(stages) * replicas // len(nodes))
     for per_node, fill in product((evenly, len(stages) * replicas), (True, False)):
         caps = stage_capacities(

@@ -1,4 +1,4 @@
-"""The seven conditions of a pipe: status, reason and message of each, from one snapshot and its diagnosis.
+"""The conditions of a pipe: status, reason and message of each, from one snapshot and its diagnosis.
 
 What is wrong comes from `diagnosis`; this module decides which condition shows it. It knows no other field of the
 status.
@@ -7,7 +7,6 @@ status.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -21,62 +20,55 @@ from languagepipes_operator.observe.ownership import (
     time_of,
 )
 from languagepipes_operator.observe.snapshot import Snapshot
+from languagepipes_operator.status.condition_state import ConditionState, condition_in
 from languagepipes_operator.status.diagnosis import Diagnosis
+from languagepipes_operator.status.drains import being_emptied, words_of_evictions
 from languagepipes_operator.status.failures import Failure, bounded, summary
 from languagepipes_operator.status.outcome import Outcome
 from languagepipes_operator.status.recovery import words_of
+from languagepipes_operator.status.rolling_out import FETCHING, rolling_out
+from languagepipes_operator.status.scaling import scaling_active
 
-Status = Literal["True", "False", "Unknown"]
 ORDER: tuple[ConditionType, ...] = (
     "Ready", "Planned", "WeightsAvailable", "StagesReady", "EndpointReady", "Progressing", "Degraded",
+    "ScalingActive",
 )  # fmt: skip
 
-# WeightsAvailable's reasons while the store fetches, in the order of the store's phases, or cannot fetch for now.
-FETCHING = ("Resolving", "Downloading", "Verifying", "Converting", "SourceUnreachable")
 # A ring that is not up for longer than this after its last stage became ready counts as down.
 _JOIN = timedelta(seconds=10)
-
-
-@dataclass(frozen=True)
-class ConditionState:
-    """One condition without its times."""
-
-    status: Status
-    reason: str
-    message: str
-
-
-def condition_in(status: Mapping[str, Any] | None, kind: str) -> dict[str, Any]:
-    """That condition of a dumped status, or an empty mapping."""
-    for condition in (status or {}).get("conditions") or ():
-        if condition.get("type") == kind:
-            return dict(condition)
-    return {}
 
 
 def states_of(
     snapshot: Snapshot, outcome: Outcome, found: Diagnosis, before: Mapping[str, Any], *, url: str | None
 ) -> dict[ConditionType, ConditionState]:
-    """All seven. before: the status as last read. url: the pipe's, once there is a Service."""
+    """All; ScalingActive with autoscaling alone. before: the status as last read. url: the pipe's, once there is a
+    Service.
+    """
     weights = _weights_available(snapshot, found, before)
-    stages = _stages_ready(snapshot, found, weights)
+    stages = _idle() if outcome.idle else _stages_ready(snapshot, found, weights)
     ready = _ready(snapshot, outcome, found, weights, stages, before)
+    scaling = scaling_active(snapshot)
     return {
         "Ready": ready,
-        "Planned": _planned(found, weights),
+        "Planned": _planned(outcome, found, weights),
         "WeightsAvailable": weights,
         "StagesReady": stages,
         "EndpointReady": _endpoint_ready(found, ready, url),
-        "Progressing": _progressing(snapshot, outcome, found, ready),
+        "Progressing": _progressing(snapshot, outcome, found, ready, before),
         "Degraded": _degraded(snapshot, found, ready, before),
+        **({} if scaling is None else {"ScalingActive": scaling}),
     }
 
 
-def _planned(found: Diagnosis, weights: ConditionState) -> ConditionState:
+def _planned(outcome: Outcome, found: Diagnosis, weights: ConditionState) -> ConditionState:
     if found.of_plan:
         return _of(found.of_plan[0])
     plan = found.plan
-    if plan is None:
+    if plan is None or not found.planned:
+        if outcome.paused:
+            return ConditionState(
+                "Unknown", "Paused", "spec.paused is true, so no plan is made for the spec: set it to false to continue"
+            )
         cause = summary((*found.of_names, *found.of_store))
         if cause is not None:
             return ConditionState("Unknown", cause.reason, cause.message)
@@ -106,9 +98,9 @@ def _weights_available(snapshot: Snapshot, found: Diagnosis, before: Mapping[str
         return _fetching(snapshot, report.phase)
     last = condition_in(before, "WeightsAvailable")
     # The operator does not ask the store of a Ready pipe, and a busy store may not answer: what it had, it still has.
-    if store.ready and last.get("status") == "True":
+    if store.ready and last.get("status") == "True" and _is_of_this_store(last, store):
         return ConditionState("True", str(last["reason"]), str(last["message"]))
-    if store.ready and found.ready_replicas:
+    if store.ready and found.planned and found.ready_replicas:
         return ConditionState(
             "True", "WeightsAvailable", "every member has loaded its weights, and the weights store is running"
         )
@@ -122,6 +114,13 @@ def _weights_available(snapshot: Snapshot, found: Diagnosis, before: Mapping[str
         return ConditionState("False", "StoreStarting", "the operator is creating the pod of the weights store")
     where = f" on node {store.node}" if store.node else ""
     return ConditionState("False", "StoreStarting", f"the pod of the weights store is starting{where}")
+
+
+def _is_of_this_store(last: Mapping[str, Any], store: Member) -> bool:
+    """Whether the condition turned True since the store exists: before, it spoke of the store of another model."""
+    turned = time_of(last.get("lastTransitionTime"))
+    made = None if store.deployment is None else time_of(store.deployment["metadata"].get("creationTimestamp"))
+    return turned is None or made is None or made <= turned
 
 
 def _fetching(snapshot: Snapshot, phase: str) -> ConditionState:
@@ -138,14 +137,24 @@ def _fetching(snapshot: Snapshot, phase: str) -> ConditionState:
 
 
 def _stages_ready(snapshot: Snapshot, found: Diagnosis, weights: ConditionState) -> ConditionState:
-    if snapshot.pipe.spec.replicas == 0:
-        return _scaled_to_zero()
+    if snapshot.replicas == 0 and not found.replicas:
+        return _scaled_to_zero(found)
     if found.plan is None:
         return ConditionState(
             "Unknown", "NotPlanned", "there is no plan yet, so there are no stages: see the condition Planned"
         )
     missing = [member for members in found.stages for member in members if not member.ready]
     replicas = len(found.replicas)
+    short = summary(found.of_growth)
+    if not missing and short is not None:
+        return _of(short)
+    if not missing and replicas < snapshot.replicas and not snapshot.pipe.spec.paused:
+        return ConditionState(
+            "False",
+            "RollingOut",
+            f"{replicas} of {_count(snapshot.replicas, 'replica')} of this revision can be made before an "
+            "earlier replica is gone (spec.rollout.maxSurge): see the condition Progressing",
+        )
     if not missing:
         on = "" if replicas == 1 else f" of {replicas} replicas"
         which = f"all {len(found.stages)} stages" if len(found.stages) > 1 else "the only stage"
@@ -169,26 +178,40 @@ def _ready(
     stages: ConditionState,
     before: Mapping[str, Any],
 ) -> ConditionState:
-    asked = snapshot.pipe.spec.replicas
-    if asked == 0:
-        return _scaled_to_zero()
+    asked = snapshot.replicas
     blocked = summary((*found.of_names, *found.of_plan))
-    if blocked is None and found.plan is not None and found.ready_replicas == asked:
+    if blocked is None and outcome.held_back:
+        return ConditionState(
+            "False",
+            "Paused",
+            bounded(
+                "spec.paused is true, and the spec is not applied. Once spec.paused is false: "
+                f"{', '.join(outcome.held_back)}"
+            ),
+        )
+    if asked == 0 and blocked is None and found.planned:
+        return _scaled_to_zero(found, done="True")
+    if blocked is None and outcome.idle and found.planned:
+        return _idle("True" if found.accepting else "False")
+    if asked and blocked is None and found.plan is not None and found.planned and found.ready_replicas >= asked:
         plan = found.plan.hash
         if asked == 1:
             return ConditionState("True", "Ready", f"1 replica runs the plan {plan}, and its ring health check passed")
         message = f"all {asked} replicas run the plan {plan}, and their ring health checks passed"
         return ConditionState("True", "Ready", message)
+    if blocked is None and _is_added_to(snapshot, found, before):
+        return ConditionState(
+            "True",
+            "ScalingUp",
+            f"{found.ready_replicas} of {asked} replicas are ready, and the others are being started: autoscaling asks "
+            "for them",
+        )
     if found.recovering and not found.needing_a_person:
-        return _recovering(snapshot, found)
+        return _recovering(snapshot, found, waking=_is_waking(before))
     cause = summary(found.causes)
     if cause is not None:
         return _of(cause)
-    if outcome.paused and found.plan is None:
-        return ConditionState(
-            "False", "Paused", "spec.paused is true and there is no plan: set spec.paused to false to continue"
-        )
-    if found.plan is None:
+    if not found.planned:
         return ConditionState("False", weights.reason, weights.message)
     if stages.status != "True":
         return ConditionState("False", stages.reason, stages.message)
@@ -211,12 +234,32 @@ def _ready(
     )
 
 
-def _recovering(snapshot: Snapshot, found: Diagnosis) -> ConditionState:
+def _is_waking(before: Mapping[str, Any]) -> bool:
+    """Whether stages are started because a request waits, and not because one was lost. before: the last status."""
+    return condition_in(before, "Ready").get("reason") in ("Idle", "Waking")
+
+
+def _is_added_to(snapshot: Snapshot, found: Diagnosis, before: Mapping[str, Any]) -> bool:
+    """Whether autoscaling is adding replicas to enough that are ready: those that are missing never were."""
+    limits = snapshot.pipe.spec.autoscaling
+    if limits is None or not found.planned or condition_in(before, "Ready").get("status") != "True":
+        return False
+    enough = found.ready_replicas >= max(1, limits.min_replicas)
+    # That there is no room for one more is no fault of those that there are: Progressing tells it.
+    broken = [each for each in found.needing_a_person if each not in found.of_growth and each.reason != "Unschedulable"]
+    return enough and not (found.recovering or broken or _was_lost(found))
+
+
+def _recovering(snapshot: Snapshot, found: Diagnosis, *, waking: bool) -> ConditionState:
     """What is awaited; and why, where a member reports a cause that passes."""
     words = words_of(found.recovering, snapshot)
+    if waking:
+        words = f"a request came, and the stages are being started again: {words}"
     cause = summary(found.of_stages)
     return ConditionState(
-        "False", "Recovering", bounded(words if cause is None else f"{words}. Cause: {cause.message}")
+        "False",
+        "Waking" if waking else "Recovering",
+        bounded(words if cause is None else f"{words}. Cause: {cause.message}"),
     )
 
 
@@ -224,6 +267,8 @@ def _endpoint_ready(found: Diagnosis, ready: ConditionState, url: str | None) ->
     if not found.accepting:
         return ConditionState("False", ready.reason, ready.message)
     where, answering = url or "no Service yet", found.answering
+    if ready.reason == "Idle":
+        return ConditionState("True", "Idle", f"requests are accepted at {where}; the first one starts the stages")
     if not answering:
         return ConditionState(
             "True", "EndpointReady", bounded(f"requests are accepted at {where}, and wait: {ready.message}")
@@ -232,7 +277,9 @@ def _endpoint_ready(found: Diagnosis, ready: ConditionState, url: str | None) ->
     return ConditionState("True", "EndpointReady", f"{answers} at {where}")
 
 
-def _progressing(snapshot: Snapshot, outcome: Outcome, found: Diagnosis, ready: ConditionState) -> ConditionState:
+def _progressing(
+    snapshot: Snapshot, outcome: Outcome, found: Diagnosis, ready: ConditionState, before: Mapping[str, Any]
+) -> ConditionState:
     refused = summary(found.non_blocking)
     if refused is not None:
         return _of(refused)
@@ -240,13 +287,24 @@ def _progressing(snapshot: Snapshot, outcome: Outcome, found: Diagnosis, ready: 
         return ConditionState(
             "False",
             "Paused",
-            "spec.paused is true: the operator changes no object of the pipe; set it to false to continue",
+            bounded(
+                "; ".join(
+                    [
+                        "spec.paused is true: the operator changes no object of the pipe; set it to false to continue",
+                        *words_of_evictions(outcome.drains),
+                    ]
+                )
+            ),
         )
-    if found.replaced or found.existing > snapshot.pipe.spec.replicas:
-        stuck = summary(cause for cause in found.causes if not cause.waits)
-        if stuck is not None:
-            return _of(stuck)
-        return ConditionState("True", "RollingOut", "pods that do not belong to the plan are being replaced or stopped")
+    emptied = being_emptied(snapshot, outcome, found)
+    if emptied is not None:
+        return emptied
+    rolling = rolling_out(snapshot, outcome, found, before)
+    if rolling is not None:
+        return rolling
+    if ready.reason == "ScalingUp":
+        short = next((each for each in found.causes if not each.waits), None)
+        return ConditionState("True", ready.reason, ready.message) if short is None else _of(short)
     if ready.status == "True" or ready.reason == "ScaledToZero":
         return ConditionState("False", "Complete", "the operator has nothing left to do")
     first = next(iter(found.causes), None)
@@ -256,11 +314,19 @@ def _progressing(snapshot: Snapshot, outcome: Outcome, found: Diagnosis, ready: 
 
 
 def _degraded(snapshot: Snapshot, found: Diagnosis, ready: ConditionState, before: Mapping[str, Any]) -> ConditionState:
-    asked = snapshot.pipe.spec.replicas
+    asked = snapshot.replicas
+    if snapshot.desired is not None and (ready.status == "True" or ready.reason in ("Waking", "Idle")):
+        return ConditionState("False", "AsAsked", "every replica that autoscaling asks for is ready, or being started")
     if ready.status == "True" or asked == 0:
         return ConditionState("False", "AsAsked", "every replica that spec.replicas asks for is ready")
-    # It is a rollout until this generation was Ready once; after that, a missing replica is a failure.
-    if not _was_ready(before, snapshot):
+    if not found.planned and found.ready_replicas >= asked:
+        return ConditionState(
+            "False", "AsAsked", "every replica that spec.replicas asks for is ready, of an older plan"
+        )
+    # It is a rollout until this generation was Ready once; after that, a missing replica is a failure. It stays one
+    # when the spec is edited, until enough replicas are ready again.
+    degraded = condition_in(before, "Degraded").get("status") == "True"
+    if not degraded and not _was_ready(before, snapshot) and not (not found.planned and _was_lost(found)):
         return ConditionState(
             "False", "RollingOut", "the replicas of this spec are being started: see the condition Ready"
         )
@@ -278,6 +344,19 @@ def _was_ready(before: Mapping[str, Any], snapshot: Snapshot) -> bool:
     return any(
         last.get("status") == "True" and last.get("observedGeneration") == generation
         for last in (condition_in(before, "Ready"), condition_in(before, "Degraded"))
+    )
+
+
+def _was_lost(found: Diagnosis) -> bool:
+    """Whether a replica is not ready of whose members each was once (a Deployment's condition keeps that)."""
+    return any(
+        not all(member.ready for member in replica)
+        for replica in found.replicas
+        if all(
+            member.deployment is not None
+            and pod_condition(member.deployment, "Progressing").get("reason") == "NewReplicaSetAvailable"
+            for member in replica
+        )
     )
 
 
@@ -299,9 +378,23 @@ def _went_down(end: Member, before: Mapping[str, Any]) -> bool:
     return any(since is not None and since < turned for since in began)
 
 
-def _scaled_to_zero() -> ConditionState:
+def _idle(status: Literal["True", "False"] = "False") -> ConditionState:
     return ConditionState(
-        "False", "ScaledToZero", "spec.replicas is 0, so no replica runs: raise it to serve the model again"
+        status,
+        "Idle",
+        "no request came within spec.autoscaling.scaleDownDelaySeconds, so the stages are stopped, and the End Model "
+        "stays: "
+        + ("a request waits there until they are back" if status == "True" else "see the condition EndpointReady"),
+    )
+
+
+def _scaled_to_zero(found: Diagnosis, *, done: Literal["True", "False"] = "False") -> ConditionState:
+    """done: the status once no replica is left."""
+    if found.existing:
+        stopping = "1 replica is" if found.existing == 1 else f"{found.existing} replicas are"
+        return ConditionState("False", "ScaledToZero", f"spec.replicas is 0: {stopping} being stopped")
+    return ConditionState(
+        done, "ScaledToZero", "spec.replicas is 0, so no replica runs: raise it to serve the model again"
     )
 
 

@@ -5,20 +5,24 @@ The order in which causes are reported is written here, in `Diagnosis.causes`, a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from languagepipes_api.names import LABEL_REPLICA, STORE_PORT
 from languagepipes_api.plan import Plan
 
-from languagepipes_operator.decide.replicas import replica_numbers as replica_numbers
+from languagepipes_operator.decide.give_way import gave_way, is_stopped, retry_at
+from languagepipes_operator.decide.replicas import deployments_of, existing
+from languagepipes_operator.decide.rollout import Rollout
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.endpoint import takes_requests
 from languagepipes_operator.observe.ownership import (
     Member,
     end_models,
     label,
+    member_of,
     name_of,
-    other_plans,
     replica_of,
     store_of,
 )
@@ -37,16 +41,23 @@ MISSES_THAT_COUNT = 6
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """plan: the one in force. replicas: of `spec.replicas`, each its stages in order and its End Model last; empty
-    without a plan. recovering: those of them whose requests wait until they are whole again. accepting: replicas of any
-    plan that the Service leads to. answering: those of them that answer at once. existing: those with an End Model at
-    all. replaced: whether Deployments of another plan are still there.
-    non_blocking: what the API server refuses and no member needs in order to run.
+    """plan: the one that the replicas run. planned: whether it is in force for the spec as it stands. replicas: those
+    that run the revision asked for and stay (while the pipe is paused: as many as there are), each its stages in order
+    and its End Model last; empty without a plan. outdated: of replicas that serve until those do, or until there is a
+    plan for the spec, the members that are not ready. recovering: those of them whose requests wait until they are
+    whole again. accepting: replicas of any plan that the Service leads to. answering: those of them that answer at
+    once. existing: those with an End Model at all. replaced: whether replicas are still there that are to go.
+    beside: of replicas that are to take over from one whose node is being emptied, the members that are not ready.
+    non_blocking: what the API server refuses and no member needs in order to run. of_growth: why fewer replicas are
+    made than are asked for, or one gave way.
     """
 
     store: Member
     plan: Plan | None
+    planned: bool
     replicas: tuple[tuple[Member, ...], ...]
+    outdated: tuple[Member, ...]
+    beside: tuple[Member, ...]
     recovering: tuple[Recovery, ...]
     accepting: int
     answering: int
@@ -55,6 +66,7 @@ class Diagnosis:
     of_names: tuple[Failure, ...]
     non_blocking: tuple[Failure, ...]
     of_plan: tuple[Failure, ...]
+    of_growth: tuple[Failure, ...]
     of_store: tuple[Failure, ...]
     of_stages: tuple[Failure, ...]
     of_end_models: tuple[Failure, ...]
@@ -66,7 +78,7 @@ class Diagnosis:
         """
         # A store that only went away does not stop a ring, and its members report better what they wait for.
         of_store, away = _split(self.of_store)
-        return (*self.of_names, *self.of_plan, *of_store, *self.of_stages, *away, *self.of_end_models)
+        return (*self.of_names, *self.of_plan, *self.of_growth, *of_store, *self.of_stages, *away, *self.of_end_models)
 
     @property
     def ready_replicas(self) -> int:
@@ -78,7 +90,7 @@ class Diagnosis:
     def needing_a_person(self) -> tuple[Failure, ...]:
         """Those of the causes that do not pass by themselves; of the store only while a stage needs it to load."""
         of_store = self.of_store if any(not member.ready for members in self.stages for member in members) else ()
-        found = (*self.of_names, *self.of_plan, *of_store, *self.of_stages, *self.of_end_models)
+        found = (*self.of_names, *self.of_plan, *self.of_growth, *of_store, *self.of_stages, *self.of_end_models)
         return tuple(each for each in found if not each.waits)
 
     @property
@@ -90,34 +102,90 @@ class Diagnosis:
 
 def diagnose(snapshot: Snapshot, outcome: Outcome) -> Diagnosis:
     """Looks at the members that the plan in force wants, and at the store; what is being replaced is not diagnosed."""
-    children, spec = snapshot.children, snapshot.pipe.spec
-    plan = None if outcome.plan is None else outcome.plan.plan
+    children = snapshot.children
+    stored = outcome.plan or outcome.running
+    plan = None if stored is None else stored.plan
+    rollout = outcome.rollout or Rollout()
     replicas: tuple[tuple[Member, ...], ...] = ()
     if plan is not None:
-        numbers = replica_numbers(children, spec.replicas)
-        replicas = tuple(replica_of(children, plan, replica, replicas=spec.replicas) for replica in numbers)
+        several = max(snapshot.replicas, len(existing(children)))
+        replicas = tuple(
+            replica_of(children, plan, replica, replicas=several)
+            for replica in rollout.updated
+            if replica not in rollout.beside
+        )
     pods = end_models(children)
     accepting = [pod for pod in pods if takes_requests(pod, snapshot)]
-    recovering = recoveries(replicas, plan, snapshot)
+    # An idle replica has no stages on purpose, and its ring is not expected to be up.
+    recovering = () if outcome.idle else recoveries(replicas, plan, snapshot)
     waiting = {str(each.replica) for each in recovering if each.pauses}
     return Diagnosis(
-        store=(store := store_of(children)),
+        store=(store := store_of(children, snapshot.store_key)),
         plan=plan,
+        planned=outcome.plan is not None,
         replicas=replicas,
+        outdated=tuple(
+            member
+            for replica in (existing(children) if outcome.plan is None else rollout.outdated)
+            for member in map(partial(member_of, children), deployments_of(children, replica))
+            if not member.ready
+        ),
+        beside=tuple(
+            member
+            for replica in rollout.beside
+            for member in map(partial(member_of, children), deployments_of(children, replica))
+            if not member.ready
+        ),
         recovering=recovering,
         accepting=len({label(pod, LABEL_REPLICA) for pod in accepting}),
         answering=len({label(pod, LABEL_REPLICA) for pod in accepting if not _ring_is_down(pod, snapshot)} - waiting),
         existing=len({label(pod, LABEL_REPLICA) for pod in pods}),
-        replaced=plan is not None and bool(other_plans(children, plan)),
+        replaced=plan is not None and bool({*existing(children)} - ({*rollout.updated} - {*rollout.leaving})),
         of_names=_of_names(snapshot, outcome),
         non_blocking=tuple(map(_denied, outcome.non_blocking_errors)),
         of_plan=() if outcome.refusal is None else (external_failure(outcome.refusal.reason, outcome.refusal.message),),
+        of_growth=tuple(_of_growth(snapshot, rollout)),
         of_store=_of_store(snapshot, store),
         of_stages=tuple(
-            found for replica in replicas for stage in replica[:-1] if not stage.ready for found in _of(stage, snapshot)
+            found
+            for replica in (() if outcome.idle else replicas)
+            for stage in replica[:-1]
+            if not stage.ready
+            for found in _of(stage, snapshot)
         ),
         of_end_models=tuple(found for replica in replicas for found in _of_end_model(replica, snapshot)),
     )
+
+
+def _of_growth(snapshot: Snapshot, rollout: Rollout) -> Iterator[Failure]:
+    """Why there are fewer replicas than are asked for: there is no room for more, or one gave way."""
+    for replica in rollout.updated:
+        way = gave_way(snapshot.children, replica)
+        if way is not None and is_stopped(snapshot.children, replica):
+            yield failure(
+                "GaveWay",
+                f"replica {replica}: not all its pods found a node within "
+                f"{snapshot.pipe.spec.rollout.progress_deadline_seconds} s (spec.rollout.progressDeadlineSeconds), so "
+                "its pods were stopped and what they held is free for others. It is tried again when there is room, "
+                f"not before {retry_at(way, snapshot, replica):%H:%M:%S} UTC (attempt {way.attempts + 1}): add what is "
+                f"short, or use fewer or smaller stages. The scheduler's words: {quoted(way.why)}",
+            )
+    if rollout.short is not None:
+        yield external_failure(
+            rollout.short.reason,
+            f"only {len(rollout.updated)} of {snapshot.replicas} replicas are made, and those that run stay: "
+            f"for the next, {rollout.short.message}",
+        )
+
+
+def outdated_failures(found: Diagnosis, snapshot: Snapshot) -> tuple[Failure, ...]:
+    """What is wrong with replicas that serve until new ones do."""
+    return tuple(failure for member in found.outdated for failure in _of(member, snapshot))
+
+
+def failures_beside(found: Diagnosis, snapshot: Snapshot) -> tuple[Failure, ...]:
+    """What keeps replicas from taking over from one whose node is being emptied."""
+    return tuple(failure for member in found.beside for failure in _of(member, snapshot))
 
 
 def _ring_is_down(end_model: Manifest, snapshot: Snapshot) -> bool:

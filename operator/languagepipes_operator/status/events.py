@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from languagepipes_operator.observe.ownership import time_of
-from languagepipes_operator.status.conditions import condition_in
+from languagepipes_operator.status.condition_state import condition_in
 from languagepipes_operator.status.failures import bounded
 from languagepipes_operator.status.reasons import REASONS
 
 # In this order: causes before what they cause. EndpointReady repeats the messages of the others, and so does
 # Progressing except for what blocks it.
-_RECORDED = ("Planned", "WeightsAvailable", "StagesReady", "Ready", "Degraded", "Progressing")
+_RECORDED = ("Planned", "WeightsAvailable", "StagesReady", "Ready", "Degraded", "Progressing", "ScalingActive")
 
 
 @dataclass(frozen=True)

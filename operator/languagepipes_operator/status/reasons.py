@@ -37,8 +37,19 @@ REASONS: dict[str, Reason] = {
     "Complete": _normal("the operator has nothing left to do"),
     "AsAsked": _normal("every replica that `spec.replicas` asks for is ready"),
     "ScaledToZero": _normal(
-        "`spec.replicas` is 0: no replica runs; the weights store keeps running", "raise `spec.replicas`"
+        "`spec.replicas` is 0: no replica runs, or the last ones are being stopped; the weights store keeps running",
+        "raise `spec.replicas`",
     ),
+    "Idle": _normal(
+        "no request came for `spec.autoscaling.scaleDownDelaySeconds`: the stages are stopped, the End Model stays, "
+        "and requests wait there until the stages are back"
+    ),
+    "Waking": _normal(
+        "a request came to an idle pipe: its stages are being started, and the request waits",
+        "wait; the message names what is awaited, and for how long requests wait (`spec.recovery`)",
+    ),
+    "ScalingUp": _normal("enough replicas are ready, and autoscaling is adding others"),
+    "Autoscaling": _normal("the operator decides the number of replicas (`status.desiredReplicas`)"),
     "StoreStarting": _normal("the pod of the weights store is starting"),
     "WaitingForFacts": _normal("the weights store is reading the file headers of the model; the plan needs them"),
     "Resolving": _normal("the weights store is resolving the source's revision to a commit and listing the files"),
@@ -47,10 +58,16 @@ REASONS: dict[str, Reason] = {
     "Converting": _normal("the weights store is converting a GGUF file to safetensors"),
     "StagesStarting": _normal("stages are being scheduled, are starting, or are loading their layers"),
     "JoiningRing": _normal("the stages are ready; the End Model is starting or waits for its first ring health check"),
-    "RollingOut": _normal("pods of another plan are being replaced"),
+    "RollingOut": _normal("replicas of another revision are being replaced, or a replica goes"),
+    "NodeDraining": _normal(
+        "the End Model of a replica is on a node that is being emptied (cordoned, or marked by an autoscaler); the "
+        "replica serves until one on other nodes is ready",
+        "to keep it there, `kubectl uncordon` the node",
+    ),
     "NotPlanned": _normal("there is no plan yet, so there are no stages", "see the condition Planned"),
     "Paused": _normal(
-        "`spec.paused` is true: the operator changes no object of the pipe", "set `spec.paused` to false"
+        "`spec.paused` is true: the operator changes no object of the pipe; of Ready: and the spec is not what runs",
+        "set `spec.paused` to false; the message names what changes then",
     ),
     # The pipe's own objects cannot be created.
     "InvalidSpec": Reason(
@@ -185,11 +202,34 @@ REASONS: dict[str, Reason] = {
         "a replica has lost a member or its ring; its requests wait",
         "wait; the message names what is awaited, and for how long requests wait (`spec.recovery`)",
     ),
+    "EvictionAdmitted": Reason(
+        "an End Model is on a node that is being emptied, and no replica can take over, or none was ready in time: it "
+        "may be evicted, which ends the requests there",
+        "the message quotes why: uncordon the node, make room on others, or allow `spec.rollout.maxSurge`",
+    ),
+    "ProgressDeadlineExceeded": Reason(
+        "a replica of a new revision was not ready in time (`spec.rollout.progressDeadlineSeconds`); the earlier "
+        "replicas go on serving",
+        "the message quotes why: correct the spec, or set the old one again",
+    ),
+    "GaveWay": _passing(
+        "not all pods of a replica found a node in time, so it was stopped: half a ring holds what others may need",
+        "it is tried again when there is room; add what the scheduler's words name, or use fewer or smaller stages",
+    ),
     "RingDown": _passing(
         "all members are running, but the ring health check fails",
         "the message quotes the End Model; check the NetworkPolicies and read the members' logs",
     ),
     "FewerReplicas": _passing(
         "fewer replicas are ready than `spec.replicas` asks for, outside a rollout", "see the condition Ready"
+    ),
+    "ReplicasIgnored": Reason(
+        "a HorizontalPodAutoscaler, or `kubectl scale`, sets `spec.replicas`, which is not used with "
+        "`spec.autoscaling`",
+        "delete the HorizontalPodAutoscaler, or remove `spec.autoscaling`",
+    ),
+    "LoadUnknown": _passing(
+        "the operator cannot ask an End Model how many requests it has, so the number of replicas does not fall",
+        "check that NetworkPolicies allow the operator to connect to port 9090 of the pipe's pods",
     ),
 }

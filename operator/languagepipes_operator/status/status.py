@@ -18,10 +18,13 @@ from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import Member
 from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.status.amounts import of_bytes
-from languagepipes_operator.status.conditions import FETCHING, ORDER, ConditionState, condition_of, states_of
+from languagepipes_operator.status.condition_state import ConditionState
+from languagepipes_operator.status.conditions import ORDER, condition_of, states_of
 from languagepipes_operator.status.diagnosis import Diagnosis, diagnose
 from languagepipes_operator.status.failures import bounded
+from languagepipes_operator.status.history import history_of
 from languagepipes_operator.status.outcome import Outcome
+from languagepipes_operator.status.rolling_out import FETCHING
 
 PROGRESS_STAYS = timedelta(seconds=10)
 
@@ -45,13 +48,16 @@ def status_of(
     generation = snapshot.pipe.metadata.generation or 0
     url = url_of(snapshot)
     states = states_of(snapshot, outcome, found, before, url=url)
-    conditions = tuple(
-        condition_of(kind, states[kind], before, generation=generation, now=snapshot.now) for kind in ORDER
-    )
+    conditions = {
+        kind: condition_of(kind, states[kind], before, generation=generation, now=snapshot.now)
+        for kind in ORDER
+        if kind in states
+    }
+    complete = _is_complete(snapshot, outcome, found, states)
     pods_ready = sum(all(member.ready for member in members) for members in found.stages)
     status = LanguagePipeStatus(
         observed_generation=generation,
-        phase=_phase(snapshot, found, states),
+        phase=_phase(snapshot, outcome, found, states),
         url=url,
         resolved_revision=resolved_revision(snapshot, outcome, before),
         plan_hash=None if found.plan is None else found.plan.hash,
@@ -60,10 +66,23 @@ def status_of(
         ),
         stages_ready=None if found.plan is None else f"{pods_ready if found.replicas else 0}/{len(found.plan.stages)}",
         replicas=found.existing,
+        desired_replicas=snapshot.desired,
         ready_replicas=found.answering,
+        updated_replicas=None if found.plan is None else sum(replica[-1].pod is not None for replica in found.replicas),
+        # What it was, until every replica runs another and is ready.
+        current_revision=outcome.revision if complete else before.get("currentRevision"),
+        updated_revision=outcome.revision or before.get("updatedRevision"),
         selector=selector_of(snapshot.pipe),
         stages=stage_statuses(found),
-        conditions=conditions,
+        history=history_of(
+            snapshot,
+            outcome,
+            before,
+            ready=conditions["Ready"],
+            progressing=conditions["Progressing"],
+            complete=complete,
+        ),
+        conditions=tuple(conditions.values()),
     )
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
@@ -92,9 +111,23 @@ def unreadable_status(
     }
 
 
-def _phase(snapshot: Snapshot, found: Diagnosis, states: Mapping[ConditionType, ConditionState]) -> Phase:
-    if snapshot.pipe.spec.replicas == 0:
+def _is_complete(
+    snapshot: Snapshot, outcome: Outcome, found: Diagnosis, states: Mapping[ConditionType, ConditionState]
+) -> bool:
+    """Whether every replica that is wanted runs what is asked for. None is not: nothing shows that it would run."""
+    whole = states["Ready"].status == "True" and found.ready_replicas >= snapshot.replicas > 0
+    return whole and not found.replaced and outcome.revision is not None
+
+
+def _phase(
+    snapshot: Snapshot, outcome: Outcome, found: Diagnosis, states: Mapping[ConditionType, ConditionState]
+) -> Phase:
+    if outcome.paused:
+        return "Paused"
+    if snapshot.replicas == 0:
         return "Stopped"
+    if states["Ready"].reason == "Idle":
+        return "Idle"
     if states["Ready"].status == "True":
         return "Ready"
     if states["Ready"].reason == "Recovering":
@@ -104,7 +137,7 @@ def _phase(snapshot: Snapshot, found: Diagnosis, states: Mapping[ConditionType, 
     first = next(iter(found.causes), None)
     if first is not None and not first.waits and not found.accepting:
         return "Pending" if first.reason in ("Unschedulable", "QuotaExceeded") else "Failed"
-    if found.plan is None:
+    if not found.planned:
         return "Planning" if found.store.ready else "Pending"
     return "Fetching" if states["WeightsAvailable"].reason in FETCHING else "Starting"
 
@@ -121,9 +154,12 @@ def selector_of(pipe: LanguagePipe) -> str:
 
 
 def resolved_revision(snapshot: Snapshot, outcome: Outcome, before: Mapping[str, Any]) -> str | None:
-    """As planned, as the store says, or as it was while neither has spoken of this generation yet."""
-    if outcome.plan is not None:
-        return outcome.plan.plan.model_revision
+    """Of the plan for the spec; before there is one, of the plan that runs; before there is any, as the store says, or
+    as it was while neither has spoken of this generation yet.
+    """
+    plan = outcome.plan or outcome.running
+    if plan is not None:
+        return plan.plan.model_revision
     if snapshot.store is not None and snapshot.store.facts is not None:
         return snapshot.store.facts.revision
     same = before.get("observedGeneration") == snapshot.pipe.metadata.generation
@@ -147,7 +183,7 @@ def progress_text(
 
 
 def stage_statuses(found: Diagnosis) -> tuple[StageStatus, ...]:
-    """Of the plan in force, in the order of the layers."""
+    """Of the plan that the replicas run, in the order of the layers."""
     if found.plan is None:
         return ()
     members = found.stages

@@ -13,7 +13,7 @@ def test_a_new_pipe_gets_its_store_at_once(served: ServedNamespace) -> None:
     eventually(lambda: served.child("Deployment", "store"))
     eventually(lambda: served.child("Service", "store"))
     assert served.child("Secret", "store")
-    assert eventually(lambda: served.condition("Ready"))["status"] == "False"
+    eventually(lambda: served.condition("Ready")["status"] == "False", what="not Ready")
 
 
 def test_all_children_follow_from_the_facts_of_a_real_store(served: ServedNamespace, tiny_llama: Path) -> None:
@@ -23,4 +23,4 @@ def test_all_children_follow_from_the_facts_of_a_real_store(served: ServedNamesp
     deployments = eventually(lambda: len(served.list("Deployment")) == 4 and served.list("Deployment"))
     roles = sorted(item["metadata"]["labels"]["languagepipes.io/role"] for item in deployments)
     assert roles == ["end-model", "stage", "stage", "store"]
-    assert eventually(lambda: served.condition("Planned"))["status"] == "True"
+    eventually(lambda: served.condition("Planned")["status"] == "True", what="Planned")

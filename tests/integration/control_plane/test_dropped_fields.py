@@ -24,6 +24,11 @@ def _volume(served: ServedNamespace, name: str) -> Object:
     return next(item for item in _pod_of(served, "store")["volumes"] if item["name"] == name)
 
 
+def _store_pods_with_token(served: ServedNamespace) -> list[bool]:
+    pods = served.list("Pod", labels="languagepipes.io/role=store")
+    return ["token" in _names(pod["spec"]["volumes"]) for pod in pods]
+
+
 def test_fields_that_the_spec_drops_leave_every_child(served: ServedNamespace, tiny_llama: Path) -> None:
     operator = served.started()
     served.api.create(
@@ -31,15 +36,18 @@ def test_fields_that_the_spec_drops_leave_every_child(served: ServedNamespace, t
         {"metadata": {"name": "keys"}, "stringData": {"one": "k", "token": "t"}},
     )
     model: dict[str, Any] = {"source": HUB, "dtype": "float32", "maxContextLength": 128}
-    served.apply_pipe(
-        model={**model, "tokenSecretRef": {"name": "keys", "key": "token"}},
-        server={"apiKeysSecretRef": {"name": "keys"}},
-        stages={"count": 2, "template": {"nodeSelector": {"kubernetes.io/os": "linux"}}},
-    )
+    server = {"apiKeysSecretRef": {"name": "keys"}}
+    stages = {"count": 2, "template": {"nodeSelector": {"kubernetes.io/os": "linux"}}}
+    token = {"tokenSecretRef": {"name": "keys", "key": "token"}}
+    served.apply_pipe(model={**model, **token}, server=server, stages=stages)
+    eventually(lambda: "token" in _names(_pod_of(served, "store")["volumes"]), what="the token is mounted")
+    # A store that no member loads from yet is changed in place.
+    served.apply_pipe(model=model, server=server, stages=stages)
+    eventually(lambda: "token" not in _names(_pod_of(served, "store")["volumes"]), what="no token")
+    eventually(lambda: _store_pods_with_token(served) == [False], what="the pod without a token alone")
     served.play_store(tiny_llama)
     eventually(lambda: len(served.list("Deployment")) == 4, seconds=60)
     assert _pod_of(served, "stage")["nodeSelector"] == {"kubernetes.io/os": "linux"}
-    assert "token" in _names(_pod_of(served, "store")["volumes"])
     assert "keys" in _names(_pod_of(served, "end-model")["volumes"])
     assert "emptyDir" in _volume(served, "cache")
     settled(operator)
@@ -47,7 +55,6 @@ def test_fields_that_the_spec_drops_leave_every_child(served: ServedNamespace, t
     served.apply_pipe(model=model, cache={"size": "1Gi"})
     eventually(lambda: "persistentVolumeClaim" in _volume(served, "cache"), what="the cache's claim is mounted")
     eventually(lambda: "nodeSelector" not in _pod_of(served, "stage"), what="no node selector")
-    eventually(lambda: "token" not in _names(_pod_of(served, "store")["volumes"]), what="no token")
     eventually(lambda: "keys" not in _names(_pod_of(served, "end-model")["volumes"]), what="no keys")
     assert "emptyDir" not in _volume(served, "cache")
     settled(operator)

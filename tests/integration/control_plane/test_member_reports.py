@@ -3,47 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import random
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from cluster import ControlPlane
-from languagepipes_api.names import TELEMETRY_PORT, Identity
+from languagepipes_api.names import Identity
 from languagepipes_operator.certificates.authority import Credentials, issue, new_ca
 from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.metrics import Metrics
 from languagepipes_operator.observe.store_poller import Address, Stores
 from support.served_namespace import ServedNamespace, eventually
-
-
-@contextmanager
-def _member_that_says(status: Mapping[str, object]) -> Iterator[str]:
-    """Its address. status: as it is when the member is asked."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps(dict(status)).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    host = f"127.{random.randint(20, 30)}.{random.randint(0, 254)}.{random.randint(2, 254)}"
-    server = ThreadingHTTPServer((host, TELEMETRY_PORT), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield host
-    finally:
-        server.shutdown()
-        server.server_close()
+from support.telemetry import member_that_says
 
 
 def test_an_end_model_whose_ring_is_down_is_quoted(served: ServedNamespace, tiny_llama: Path) -> None:
@@ -51,9 +21,9 @@ def test_an_end_model_whose_ring_is_down_is_quoted(served: ServedNamespace, tiny
     served.apply_pipe()
     served.play_store(tiny_llama)
     pod = eventually(lambda: served.child("Pod", "end-model"), seconds=60)
-    eventually(lambda: served.condition("StagesReady").get("status") == "True", seconds=60)
+    eventually(lambda: served.condition("StagesReady")["status"] == "True", seconds=60)
     words = "stage-2 closed the link: certificate of another replica"
-    with _member_that_says({"state": "ready", "ring_ready": False, "ring_error": words}) as host:
+    with member_that_says({"state": "ready", "ring_ready": False, "ring_error": words}) as host:
         path = f"{served.path('Pod', pod['metadata']['name'])}/status"
         live = served.get("Pod", pod["metadata"]["name"])["status"]
         began = (datetime.now(UTC) - timedelta(minutes=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -92,7 +62,7 @@ def test_a_refused_pipe_is_planned_as_soon_as_a_node_has_what_was_short(
     huge = {"resources": {"requests": {"memory": "900Ti"}, "limits": {"memory": "900Ti"}}}
     served.apply_pipe(stages={"count": 1, "template": huge})
     served.play_store(tiny_llama)
-    eventually(lambda: served.condition("Planned").get("reason") == "StageTooLarge", seconds=60)
+    eventually(lambda: served.condition("Planned")["reason"] == "StageTooLarge", seconds=60)
     control_plane.add_node("huge", allocatable={"memory": "1000Ti"})
     try:
         # Without news of nodes it is tried again after half a minute.
@@ -138,10 +108,10 @@ def test_a_ring_that_is_down_under_ready_pods_is_recovering_until_its_end_model_
     served.play_store(tiny_llama)
     pod = eventually(lambda: served.child("Pod", "end-model"), seconds=60)
     report: dict[str, object] = {"state": "ready", "ring_ready": True, "ring_error": ""}
-    with _member_that_says(report) as host:
+    with member_that_says(report) as host:
         path = f"{served.path('Pod', pod['metadata']['name'])}/status"
         served.api.merge(path, {"status": {"podIP": host, "podIPs": [{"ip": host}]}})
-        eventually(lambda: served.condition("Ready").get("status") == "True", seconds=60, what="Ready")
+        eventually(lambda: served.condition("Ready")["status"] == "True", seconds=60, what="Ready")
         report |= {"ring_ready": False, "ring_error": "stage-2 does not answer", "recovering": True}
 
         def recovering() -> bool:
@@ -152,4 +122,4 @@ def test_a_ring_that_is_down_under_ready_pods_is_recovering_until_its_end_model_
         assert served.pipe()["status"]["phase"] == "Recovering"
         assert served.condition("EndpointReady")["status"] == "True"
         report |= {"ring_ready": True, "ring_error": "", "recovering": False}
-        eventually(lambda: served.condition("Ready").get("status") == "True", seconds=30, what="Ready again")
+        eventually(lambda: served.condition("Ready")["status"] == "True", seconds=30, what="Ready again")

@@ -87,7 +87,7 @@ def test_an_object_of_somebody_else_is_never_touched(served: ServedNamespace) ->
     served.api.create(served.path("Service"), theirs)
     before = served.get("Service", "pipe")
     served.apply_pipe()
-    eventually(lambda: "NameConflict" in str(served.pipe()["status"]["conditions"]), what="NameConflict is told")
+    eventually(lambda: "NameConflict" in str(served.pipe().get("status")), what="NameConflict is told")
     served.api.delete(served.path("LanguagePipe", "pipe"))
     settled(operator)
     assert served.get("Service", "pipe")["metadata"] == before["metadata"]
@@ -107,6 +107,6 @@ def test_children_of_an_earlier_pipe_of_the_same_name_are_waited_for(served: Ser
     metadata = {"name": "pipe", "labels": labels, "ownerReferences": [old], "finalizers": ["tests.io/held"]}
     served.api.create(served.path("Service"), {"metadata": metadata, "spec": {"ports": [{"port": 1}]}})
     served.apply_pipe()
-    eventually(lambda: "WaitingForDeletion" in str(served.pipe()["status"]["conditions"]))
+    eventually(lambda: "WaitingForDeletion" in str(served.pipe().get("status")))
     served.api.merge(served.path("Service", "pipe"), {"metadata": {"finalizers": None}})
     eventually(lambda: served.get("Service", "pipe")["spec"]["ports"][0]["port"] == 80, seconds=60)

@@ -52,10 +52,21 @@ def test_a_standby_takes_over_at_once_from_a_stop_and_within_a_lease_from_a_cras
     eventually(lambda: served.child("Deployment", "store"))
 
 
+def test_an_operator_that_is_told_to_end_leaves_a_lease_without_a_holder(served: ServedNamespace) -> None:
+    first = served.started("first")
+    lease = f"/apis/coordination.k8s.io/v1/namespaces/{served.namespace}/leases/languagepipes-operator"
+    assert served.api.get(lease)["spec"]["holderIdentity"] == "first"
+
+    assert first.stop() == 0
+
+    assert served.api.get(lease)["spec"].get("holderIdentity", "") == ""
+    assert "the lease is given back" in first.said
+
+
 def test_an_api_server_that_was_away_finds_everything_going_on(served: ServedNamespace) -> None:
     operator = served.started()
     served.apply_pipe()
-    eventually(lambda: served.condition("Ready"))
+    eventually(lambda: served.condition("Ready")["status"])
     settled(operator)
     served.control_plane.stop_api_server()
     time.sleep(17)  # longer than the lease

@@ -73,21 +73,26 @@ def test_a_status_whose_writing_was_not_answered_is_recorded() -> None:
 
 
 def test_an_event_that_was_being_created_as_the_lease_was_lost_is_created_with_the_next() -> None:
-    server, hangs = _Server(), [True]
+    server, asked, over = _Server(), asyncio.Event(), asyncio.Event()
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        if hangs:
-            hangs.clear()
-            await asyncio.sleep(30)
+        if not asked.is_set():
+            asked.set()
+            await over.wait()  # the first Event is never created
+            return web.json_response({"kind": "Status", "message": "it ends"}, status=503)
         return await server.answer(request)
 
     async def scene(kube: Kube, _: Metrics) -> None:
         event_recorder, status = EventRecorder(kube, "me"), _status(Planned="StageTooLarge")
         event_recorder.observe(_pipe())
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(event_recorder.record(_pipe(), status), 0.5)
+        creating = asyncio.create_task(event_recorder.record(_pipe(), status))
+        await asyncio.wait_for(asked.wait(), 10)
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
         event_recorder.observe(_pipe(status))
         await event_recorder.record(_pipe(status), status)
+        over.set()
 
     play(answer, scene)
     assert server.reasons == ["StageTooLarge"]

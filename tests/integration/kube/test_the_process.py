@@ -195,6 +195,34 @@ def test_a_token_that_is_refused_for_a_while_does_not_end_the_process_nor_flood_
     run(_cluster(pipes), scene, tmp_path)
 
 
+def test_an_etcd_that_was_restored_ends_the_process_with_1_and_one_sentence(tmp_path: Path) -> None:
+    """Whoever restarts it has everything read anew, kopf's watch of the pipes among it."""
+    watched = False
+
+    async def pipes(request: web.Request) -> web.StreamResponse:
+        if request.query.get("watch"):
+            await asyncio.sleep(30)
+        return web.json_response({"metadata": {"resourceVersion": "100"}, "items": []})
+
+    cluster = _cluster(pipes)
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal watched
+        if request.path.endswith("/configmaps"):
+            if request.query.get("watch"):
+                watched = True
+                return web.Response()
+            return web.json_response({"metadata": {"resourceVersion": "7" if watched else "100"}, "items": []})
+        return await cluster(request)
+
+    async def scene(process: Process) -> None:
+        assert await process.exit() == 1
+        assert "resource version 7, and had been at 100" in process.log
+        assert "Traceback" not in process.log
+
+    run(answer, scene, tmp_path)
+
+
 def test_a_crd_that_is_deleted_under_a_running_operator_ends_the_process_with_1(tmp_path: Path) -> None:
     """Whoever restarts it finds it waiting for the CRD."""
 

@@ -9,7 +9,7 @@ import logging
 import pytest
 from aiohttp import web
 from languagepipes_operator.kube.client import Kube
-from languagepipes_operator.kube.errors import NotLeading
+from languagepipes_operator.kube.errors import NotLeading, RevisionWentBack
 from languagepipes_operator.kube.informer import Informer, ObjectKey
 from languagepipes_operator.kube.kinds import CONFIG_MAP
 from languagepipes_operator.metrics import Metrics
@@ -52,6 +52,46 @@ def test_a_watch_that_never_lasts_is_begun_anew_ever_more_slowly(how: str, caplo
     with caplog.at_level(logging.WARNING):
         play(answer, scene)
     assert len([record for record in caplog.records if "watching" in record.message]) <= 1
+
+
+@pytest.mark.parametrize("how", ["ends", "is too old"])
+def test_a_watch_is_not_resumed_once_the_api_server_was_put_back_to_an_older_revision(how: str) -> None:
+    """The watch itself would say nothing: from a version that is still to come there is nothing to send."""
+    restored = False
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal restored
+        if "watch" in request.query:
+            restored = True
+            gone = json.dumps({"type": "ERROR", "object": {"code": 410, "message": "too old"}}) + "\n"
+            return web.Response(text="" if how == "ends" else gone)
+        return await _list_of(_object(4), version=20 if restored else 100)
+
+    async def scene(kube: Kube, metrics: Metrics) -> None:
+        informer = Informer(kube, CONFIG_MAP, metrics)
+        with pytest.raises(RevisionWentBack, match="resource version 20, and had been at 100"):
+            await asyncio.wait_for(informer.run(), 10)
+        assert metrics.calls("watch") == 1
+
+    play(answer, scene)
+
+
+def test_a_watch_that_ends_is_resumed_without_reading_the_whole_list_again() -> None:
+    limits: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "watch" in request.query:
+            assert request.query["resourceVersion"] == "5"
+            return web.Response()
+        limits.append(request.query["limit"])
+        return await _list_of(_object(4), version=5 if len(limits) == 1 else 9)
+
+    async def scene(kube: Kube, metrics: Metrics) -> None:
+        await _run_for(Informer(kube, CONFIG_MAP, metrics), 3)
+        assert metrics.calls("watch") > 1
+
+    play(answer, scene)
+    assert limits == ["500", *["1"] * (len(limits) - 1)]
 
 
 def test_what_was_written_during_a_list_outlives_it() -> None:

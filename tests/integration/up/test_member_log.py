@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,8 +51,9 @@ def test_a_log_is_bounded_while_the_member_writes_on_and_its_last_line_is_kept(t
     numbers = [int(line) for line in lines[:-1]]
     assert numbers == sorted(set(numbers))  # none twice, none torn, the oldest first
     assert numbers[-1] == int(last.split()[0]) - 1
-    # A line between the last read and the cut may be lost; the file is never a hole of zeros.
-    assert len(numbers) > 0.9 * (numbers[-1] - numbers[0])
+    # Lines between the last read and the cut may be lost (as many as the member writes meanwhile), none within a part:
+    # three parts have two cuts. A hole of zeros is no number.
+    assert sum(after != before + 1 for before, after in pairwise(numbers)) <= 2
 
 
 def test_a_small_log_is_left_alone(tmp_path: Path) -> None:

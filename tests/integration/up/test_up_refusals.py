@@ -202,7 +202,7 @@ def test_a_member_that_never_becomes_ready_is_given_up_after_a_few_starts(tmp_pa
     def kill_the_end_model() -> int | None:
         for pid in up.pids():
             with contextlib.suppress(OSError):
-                if b"LANGUAGEPIPES_ROLE=end-model" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0") == b"languagepipes-node end-model":
                     os.kill(pid, signal.SIGKILL)
                     killed.add(pid)
         return up.process.poll()

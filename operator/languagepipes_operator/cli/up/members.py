@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import TypedDict
 
 from languagepipes_api.end_model_settings import end_model_settings
-from languagepipes_api.member_settings import PREFIX, MemberSettings
+from languagepipes_api.member_settings import MemberSettings
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import LayerRange, Plan
 from languagepipes_api.spec import LanguagePipe
 
 from languagepipes_operator.cli.gpus import Gpu
 from languagepipes_operator.cli.up.addresses import HeldPorts
+from languagepipes_operator.cli.up.environment import inherited
 from languagepipes_operator.cli.up.processes import Command
 from languagepipes_operator.cli.up.snapshot import END_MODEL, STORE
 
-# The store alone may talk to the Hub.
-_HUB_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # At the end of `up` answers that are under way get so long, then an error, within `processes.GRACE_SECONDS`.
 _DRAIN_SECONDS = 2.0
 
@@ -77,6 +76,7 @@ def store_settings(
         source=model.source,
         revision=model.resolved_from,
         dtype=model.dtype,
+        quantization=model.quantization,
         cache_dir=cache_dir,
         token_file=token_file,
     )
@@ -161,11 +161,7 @@ def command(
 
     gpu: the one that it sees; a member without one sees none, so that it takes no memory there.
     """
-    kept = {key: value for key, value in environment.items() if not key.startswith(PREFIX)}
-    if name != STORE:
-        for key in _HUB_SECRETS:
-            kept.pop(key, None)
-    kept["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else gpu.uuid
+    kept = inherited(environment, secrets=name == STORE) | {"CUDA_VISIBLE_DEVICES": "" if gpu is None else gpu.uuid}
     # In a pod the kubelet makes this file, at the default path.
     termination_log = directory / "termination" / name
     told = settings.model_copy(update={"termination_log": termination_log})
@@ -177,6 +173,8 @@ def command(
         directory=directory,
         log=log_dir / f"{name}.log",
         termination_log=termination_log,
+        # The store imports no torch. A CUDA context that a library opened would not survive a fork.
+        forks=name != STORE and gpu is None,
     )
 
 

@@ -2,6 +2,7 @@
 
 Each member leads a session of its own, so Ctrl-C in the terminal reaches `up` alone, which then stops them.
 `parent_death.py` ends members whose parent was killed; `cleanup_watchdog.py` removes what such a parent could not.
+`fork_server.py` makes members that need no imports of their own, as long as it is there.
 """
 
 from __future__ import annotations
@@ -11,25 +12,27 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Protocol
 
+from languagepipes_api.fork_server import ForkRequest
 from languagepipes_api.termination import Termination
 
+from languagepipes_operator.cli.up import parent_death
+from languagepipes_operator.cli.up.fork_server import ForkServer, ForkServerLost
 from languagepipes_operator.cli.up.member_log import MemberLog
+from languagepipes_operator.cli.up.orphans import Orphans
 from languagepipes_operator.cli.up.restarts import Lives, restart_in_seconds
 
-_PARENT_DEATH = Path(__file__).with_name("parent_death.py")
 _CLEANUP_WATCHDOG = Path(__file__).with_name("cleanup_watchdog.py")
-# An interpreter that reads neither site-packages nor the user's environment starts in a third of the time.
-_BARE_PYTHON = (sys.executable, "-I", "-S")
 
 GRACE_SECONDS = 5.0
+# Orphans were killed: this long for the kernel to end them.
+_ORPHANS_SECONDS = 1.0
 # As much as the kubelet keeps.
 _TERMINATION_BYTES = 4096
 
@@ -39,6 +42,8 @@ class Command:
     """What to run for a member. log: stdout and stderr are appended to it.
 
     termination_log: where the program writes why it ended, if it does (`languagepipes_api.termination`).
+    forks: whether the fork server can make the process: `argv` is the node's program, and it imports torch but uses no
+    GPU.
     """
 
     name: str
@@ -47,6 +52,17 @@ class Command:
     directory: Path
     log: Path
     termination_log: Path | None = None
+    forks: bool = False
+
+
+class Process(Protocol):
+    """A child of this process."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def wait(self) -> int:
+        """Its exit status as subprocess gives it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,7 @@ class Member:
     """
 
     command: Command
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     started_at: float = 0.0
     ready_at: float | None = None
     restarts: int = -1
@@ -111,14 +127,23 @@ class Supervisor:
     """Keeps members running. A context: whatever happens inside, no member outlives it, nor does `directory`.
 
     Every method belongs to the thread that made it, which must be the main thread (see parent_death.py).
+    fork_server: makes the members that can be forked, as long as it is there; it is closed by who made it.
     """
 
-    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        fork_server: ForkServer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.directory = directory
         self.members: dict[str, Member] = {}
+        self._fork_server = fork_server
         self._clock = clock
+        self._orphans = Orphans()
         self._cleanup_watchdog = subprocess.Popen(
-            [*_BARE_PYTHON, str(_CLEANUP_WATCHDOG), str(directory)],
+            [*parent_death.BARE_PYTHON, str(_CLEANUP_WATCHDOG), str(directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -147,6 +172,7 @@ class Supervisor:
                     deaths.append(self._mourn(member, now, status=1, last_lines=(f"cannot be started: {error}",)))
         for member in self.members.values():
             member.log.bound()
+        self._orphans.reap()
         return deaths
 
     def ready(self, name: str) -> None:
@@ -181,6 +207,7 @@ class Supervisor:
             time.sleep(0.02)
         for member in self.members.values():
             self._collect(member)
+        self._orphans.reap(within_seconds=_ORPHANS_SECONDS)
 
     def __enter__(self) -> Supervisor:
         return self
@@ -206,8 +233,8 @@ class Supervisor:
             command.termination_log.parent.mkdir(parents=True, exist_ok=True)
             command.termination_log.write_bytes(b"")
         with member.log.open() as log:
-            member.process = subprocess.Popen(
-                [*_BARE_PYTHON, str(_PARENT_DEATH), str(os.getpid()), *command.argv],
+            member.process = self._fork(command) or subprocess.Popen(
+                parent_death.tied(command.argv),
                 env=dict(command.environment),
                 cwd=command.directory,
                 stdin=subprocess.DEVNULL,
@@ -218,6 +245,22 @@ class Supervisor:
         member.started_at, member.ready_at = self._clock(), None
         member.restarts += 1
         self._tell_cleanup_watchdog(f"+{member.process.pid}")
+
+    def _fork(self, command: Command) -> Process | None:
+        """By the fork server; None where it cannot. Raises OSError if it can, but makes no process now."""
+        if self._fork_server is None or not command.forks:
+            return None
+        request = ForkRequest(
+            name=command.name,
+            environment=command.environment,
+            directory=command.directory,
+            log=command.log,
+            parent=os.getpid(),
+        )
+        try:
+            return self._fork_server.fork(request)
+        except ForkServerLost:  # whoever looks at it says so
+            return None
 
     def _ended(self, member: Member) -> bool:
         """Whether its process ended. It stays unreaped, so that its group's number is not given away."""
@@ -239,7 +282,9 @@ class Supervisor:
         # Told before the number is free again: the cleanup watchdog must never kill a stranger's group.
         self._tell_cleanup_watchdog(f"-{process.pid}")
         member.process = None
-        return process.wait()
+        status = process.wait()
+        self._orphans.expect(process.pid)
+        return status
 
     def _bury(self, member: Member, now: float) -> Death:
         status = self._collect(member)

@@ -25,6 +25,7 @@ from languagepipes_operator.cli.up.addresses import HeldPorts
 from languagepipes_operator.cli.up.authority import Credentials
 from languagepipes_operator.cli.up.checks import Start, UpError, check, private_directory
 from languagepipes_operator.cli.up.display import Display, display_on, where_layers_run
+from languagepipes_operator.cli.up.fork_server import ForkServer
 from languagepipes_operator.cli.up.members import MemberProcess
 from languagepipes_operator.cli.up.observe import Observer, SourceFailed, StoreObserver
 from languagepipes_operator.cli.up.options import UpOptions
@@ -35,11 +36,13 @@ from languagepipes_operator.cli.up.signals import Interrupts
 from languagepipes_operator.cli.up.snapshot import STORE, Snapshot
 from languagepipes_operator.planning import PlanError, plan
 
-_STARTING_TICK_SECONDS = 0.25
+_STARTING_TICK_SECONDS = 0.1
 _READY_TICK_SECONDS = 1.0
+# While nothing can start before what is waited for.
+_WAITING_TICK_SECONDS = 0.05
 
 
-def run(pipe: LanguagePipe, options: UpOptions) -> int:
+def run(pipe: LanguagePipe, options: UpOptions, fork_server: ForkServer) -> int:
     """Serve `pipe` until Ctrl-C or SIGTERM: 0. If it cannot be served: 1, with the reason on stderr."""
     try:
         with HeldPorts() as ports, Interrupts() as interrupts:
@@ -48,9 +51,9 @@ def run(pipe: LanguagePipe, options: UpOptions) -> int:
             with (
                 display_on(sys.stdout) as display,
                 Observer() as observer,
-                Supervisor(directory) as supervisor,
+                Supervisor(directory, fork_server=fork_server) as supervisor,
             ):
-                up = _Up(pipe, options, start, ports, interrupts, display, observer, supervisor)
+                up = _Up(pipe, options, start, ports, interrupts, display, observer, supervisor, fork_server)
                 try:
                     up.serve()
                 finally:
@@ -74,6 +77,7 @@ class _Up:
         display: Display,
         observer: Observer,
         supervisor: Supervisor,
+        fork_server: ForkServer,
     ) -> None:
         self._pipe = pipe
         self._options = options
@@ -83,6 +87,8 @@ class _Up:
         self._display = display
         self._observer = observer
         self._supervisor = supervisor
+        self._fork_server = fork_server
+        self._fork_server_lost = False
         self._directory = supervisor.directory
         self._log_dir = options.log_dir or self._directory / "logs"
         self._credentials = Credentials(self._directory / "tls", namespace=pipe.namespace, pipe=pipe.name)
@@ -101,6 +107,9 @@ class _Up:
         if facts is None:
             return
         self._plan = self._make_plan(facts)
+        self._wait_for_fork_server()
+        if self._interrupts.stopping:
+            return
         self._start_member_processes(self._plan)
         while not self._interrupts.stopping:
             self._tick()
@@ -141,8 +150,13 @@ class _Up:
                 raise UpError(f"{error.reason}: {error}") from error
             if facts is not None:
                 return facts
-            self._tick()
+            self._tick(at_most_seconds=_WAITING_TICK_SECONDS)
         return None
+
+    def _wait_for_fork_server(self) -> None:
+        """Until members can be forked, or must be started one by one, or asked to stop."""
+        while not self._interrupts.stopping and not self._fork_server.settled():
+            self._tick(at_most_seconds=_WAITING_TICK_SECONDS)
 
     def _make_plan(self, facts: ModelFacts) -> Plan:
         try:
@@ -180,9 +194,10 @@ class _Up:
             member_process.name, member_process.settings, directory=self._directory, log_dir=self._log_dir, gpu=gpu
         )
 
-    def _tick(self) -> None:
+    def _tick(self, *, at_most_seconds: float = _READY_TICK_SECONDS) -> None:
         """Tend, observe, show; then wait for a signal or the next moment to look. Raises UpError."""
         self._credentials.renew()
+        self._look_at_fork_server()
         for death in self._supervisor.tend():
             self._observer.forget(death.name)
             self._display.say(f"{death.name} {death}{_next(death)}", *(f"    {line}" for line in death.last_lines))
@@ -200,7 +215,16 @@ class _Up:
         self._ready_file.keep(seen, self._plan, self._telemetry)
         tick = _READY_TICK_SECONDS if seen.ready else _STARTING_TICK_SECONDS
         restart = self._supervisor.next_restart_seconds()
-        self._interrupts.wait(tick if restart is None else min(tick, restart))
+        self._interrupts.wait(min(tick, at_most_seconds, tick if restart is None else restart))
+
+    def _look_at_fork_server(self) -> None:
+        self._fork_server.settled()
+        if self._fork_server.lost and not self._fork_server_lost:
+            self._fork_server_lost = True
+            self._display.say(
+                f"the fork server is lost ({self._fork_server.lost}); members that run go on, and one that starts "
+                "imports its modules itself"
+            )
 
     def _look(self) -> Snapshot:
         observation = self._observer.observe()

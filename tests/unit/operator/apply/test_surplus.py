@@ -48,8 +48,24 @@ def test_without_a_plan_an_older_plans_replicas_stay() -> None:
     unplanned = surplus_children(wanted, live.children, planned=False)
     planned = surplus_children(wanted, live.children, planned=True)
 
+    roles = {each["metadata"]["labels"]["languagepipes.io/role"] for each in planned}
     assert unplanned == []
-    assert {each["metadata"]["labels"]["languagepipes.io/role"] for each in planned} >= {"stage", "end-model", "plan"}
+    assert roles >= {"stage", "end-model"}
+
+
+def test_a_plan_stays_as_long_as_a_deployment_mounts_it() -> None:
+    snapshot = pipe_snapshot()
+    live = living(snapshot, rendered(snapshot))
+    wanted = store_children(live, settings())
+    (plan,) = of_kind(rendered(snapshot), "ConfigMap", "plan")
+    members = [name for name, each in live.children.deployments.items() if "store" not in name]
+
+    with_members = surplus_children(wanted, live.children, planned=True)
+    for name in members:
+        del live.children.deployments[name]  # type: ignore[attr-defined]
+
+    assert of_kind(with_members, "ConfigMap") == []
+    assert of_kind(surplus_children(wanted, live.children, planned=True), "ConfigMap") == [plan]
 
 
 def test_a_child_that_is_being_deleted_is_not_deleted_again() -> None:

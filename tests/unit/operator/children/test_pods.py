@@ -10,7 +10,16 @@ from languagepipes_api.quantity import parse_quantity
 from languagepipes_operator.children.quantities import canonical, of_bytes
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.planning import Node
-from support.example_pipes import container_of, living, of_kind, pipe_snapshot, pod_of, rendered, stored_plan_of
+from support.example_pipes import (
+    container_of,
+    living,
+    of_kind,
+    pipe_snapshot,
+    pod_of,
+    rendered,
+    rolled_out,
+    stored_plan_of,
+)
 from support.pod_security import violations
 
 LOST = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
@@ -62,8 +71,8 @@ def test_leaving_the_ids_to_the_cluster_renders_live_pods_anew_and_fixing_them_b
     snapshot = pipe_snapshot()
     before = rendered(snapshot)
 
-    after = rendered(living(snapshot, before), fixed_ids=False)
-    again = rendered(living(snapshot, after))
+    after = rolled_out(living(snapshot, before), fixed_ids=False)
+    again = rolled_out(living(snapshot, after))
 
     assert all("runAsUser" not in pod_of(each)["securityContext"] for each in of_kind(after, "Deployment"))
     assert again == before

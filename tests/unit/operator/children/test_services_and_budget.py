@@ -8,6 +8,7 @@ import pytest
 from languagepipes_operator import names
 from languagepipes_operator.children.services import api_service
 from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.ownership import name_of
 from languagepipes_operator.observe.snapshot import Children
 from support.example_pipes import of_kind, pipe_snapshot, rendered
 
@@ -59,12 +60,29 @@ def test_members_find_each_other_and_the_store_before_they_are_ready() -> None:
     assert early == {"ring", "store"}
 
 
-def test_a_drain_takes_one_member_at_a_time_and_a_sick_one_at_any_time() -> None:
-    (budget,) = of_kind(rendered(pipe_snapshot()), "PodDisruptionBudget")
+def test_each_member_of_a_ring_has_one_budget() -> None:
+    manifests = rendered(pipe_snapshot("a", replicas=2, stages={"count": 2}))
+    deployments = of_kind(manifests, "Deployment")
+    covered: list[str] = []
+    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        labels = budget["spec"]["selector"]["matchLabels"].items()
+        pods = [each["spec"]["template"]["metadata"]["labels"] for each in deployments]
+        covered += [name_of(each) for each, pod in zip(deployments, pods, strict=True) if labels <= pod.items()]
 
-    assert budget["spec"]["maxUnavailable"] == 1
-    assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
-    assert budget["spec"]["selector"]["matchExpressions"][0]["values"] == ["stage", "end-model"]
+    # Two budgets of one pod would refuse its eviction for ever. The store has none.
+    assert sorted(covered) == sorted(name_of(each) for each in deployments if "store" not in name_of(each))
+
+
+def test_where_nodes_are_not_read_a_drain_takes_one_stage_at_a_time_and_a_sick_one_at_any_time() -> None:
+    for budget in of_kind(rendered(pipe_snapshot()), "PodDisruptionBudget"):
+        assert budget["spec"]["maxUnavailable"] == 1
+        assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_where_they_are_nothing_is_evicted_before_the_operator_admits_it() -> None:
+    budgets = of_kind(rendered(replace(pipe_snapshot(), emptied={})), "PodDisruptionBudget")
+
+    assert [budget["spec"]["maxUnavailable"] for budget in budgets] == [0, 0]
 
 
 def test_every_child_goes_with_the_pipe_and_holds_nothing_up() -> None:

@@ -32,6 +32,11 @@ def roles(decision: Decision) -> list[tuple[int, str, int]]:
     return [(each.replica, each.role, each.index) for each in decision.identities]
 
 
+def stopped(decision: Decision) -> list[tuple[int, str, int]]:
+    found = [each.identity for each in decision.members if each.stopped]
+    return sorted((each.replica, each.role, each.index) for each in found)
+
+
 def test_a_fresh_pipe_gets_its_store_and_waits_for_facts() -> None:
     decision = decide(pipe_snapshot(), settings())
 
@@ -95,10 +100,14 @@ def test_members_that_are_no_longer_wanted_keep_their_certificates_while_they_ex
     live = carried_out(snapshot, decision).children
 
     fewer = decide(pipe_snapshot(replicas=1, children=live), settings())
-    gone = decide(carried_out(pipe_snapshot(replicas=1), fewer), settings())
+    stages_stop = decide(carried_out(pipe_snapshot(replicas=1), fewer), settings())
+    unwanted = decide(carried_out(pipe_snapshot(replicas=1), stages_stop), settings())
+    gone = decide(carried_out(pipe_snapshot(replicas=1), unwanted), settings())
 
-    assert {each.identity.replica for each in fewer.members} == {0}
-    assert (1, "end-model", 0) in roles(fewer)
+    assert stopped(fewer) == [(1, "end-model", 0)]
+    assert stopped(stages_stop) == [(1, "end-model", 0), (1, "stage", 1), (1, "stage", 2), (1, "stage", 3)]
+    assert {each.identity.replica for each in unwanted.members} == {0}
+    assert (1, "end-model", 0) in roles(stages_stop)
     assert roles(gone) == [(-1, "store", 0), (0, "end-model", 0), (0, "stage", 1), (0, "stage", 2), (0, "stage", 3)]
 
 

@@ -1,5 +1,5 @@
-"""A Deployment keeps its last applied manifest while what shapes its pods is the same; what does not shape a pod rolls
-none.
+"""A Deployment keeps its last applied manifest as long as it exists; what shapes a pod asks for another replica, and
+what does not asks for none.
 """
 
 from __future__ import annotations
@@ -113,16 +113,23 @@ def test_other_reasons_for_the_same_plan_change_no_deployment_and_no_config_map(
         pytest.param({"server": {"apiKeysSecretRef": {"name": "keys"}}}, {"end-model"}, id="API keys"),
         pytest.param({"server": {"generationConfig": "none"}}, {"end-model"}, id="sampling defaults"),
         pytest.param({"server": {"generationConfig": "auto"}}, set(), id="sampling defaults as they are anyway"),
+        pytest.param({"server": {"schedulingPolicy": "priority"}}, {"end-model"}, id="priorities"),
+        pytest.param({"server": {"schedulingPolicy": "fair"}}, set(), id="no priorities, as it is anyway"),
         pytest.param({"server": {"cors": {"allowedOrigins": ["*"]}}}, {"end-model"}, id="web pages"),
         pytest.param({"server": {"storedResponses": {"count": 9}}}, {"end-model"}, id="stored responses"),
         pytest.param({"server": {"storedResponses": {"memory": "65536Ki"}}}, set(), id="as many as anyway"),
+        pytest.param({"server": {"prefixCache": False}}, {"end-model"}, id="prefix cache"),
+        pytest.param({"server": {"prefixCache": True}}, set(), id="prefix cache as it is anyway"),
+        pytest.param({"server": {"speculativeDecoding": "auto"}}, {"end-model"}, id="speculative decoding"),
+        pytest.param({"server": {"speculativeDecoding": "none"}}, set(), id="speculative decoding as it is anyway"),
         pytest.param({"recovery": {"maxWaitSeconds": 60}}, {"end-model"}, id="longest wait"),
         pytest.param({"recovery": {"maxReplays": 1}}, {"end-model"}, id="replays"),
         pytest.param({"recovery": {"maxWaitSeconds": 300, "maxReplays": 5}}, set(), id="recovery as it is anyway"),
+        pytest.param({"rollout": {"drainSeconds": 60}}, {"end-model"}, id="time for answers"),
+        pytest.param({"rollout": {"maxSurge": 2, "drainSeconds": 300}}, set(), id="limits of rollouts"),
         pytest.param({"model": {"servedName": "other"}}, {"end-model"}, id="served name"),
         pytest.param({"model": {"toolParser": "hermes"}}, {"end-model"}, id="tool parser"),
         pytest.param({"model": {"toolParser": "auto"}}, set(), id="tool parser as it is anyway"),
-        pytest.param({"model": {"tokenSecretRef": {"name": "hf", "key": "token"}}}, {"store"}, id="token"),
         pytest.param({"cache": {"size": "4Gi"}}, {"store"}, id="cache"),
         pytest.param({"stages": {"count": 3, "template": {"nodeSelector": {"a": "b"}}}}, {"stage"}, id="template"),
         pytest.param({"endModel": {"template": {"nodeSelector": {"a": "b"}}}}, {"end-model", "store"}, id="end model"),
@@ -131,7 +138,9 @@ def test_other_reasons_for_the_same_plan_change_no_deployment_and_no_config_map(
         pytest.param({"paused": True}, set(), id="paused"),
     ],
 )
-def test_a_changed_field_rolls_only_the_pods_that_it_shapes(change: dict[str, Any], rolled: set[str]) -> None:
+def test_a_changed_field_makes_another_revision_only_if_it_shapes_a_pod(
+    change: dict[str, Any], rolled: set[str]
+) -> None:
     stored = stored_plan_of(pipe_snapshot())
     before = rendered(pipe_snapshot(), stored)
     live = living(pipe_snapshot(**change), before).children
@@ -139,9 +148,15 @@ def test_a_changed_field_rolls_only_the_pods_that_it_shapes(change: dict[str, An
     after = rendered(pipe_snapshot(**change, children=live), stored)
 
     old = {manifest["metadata"]["name"]: manifest for manifest in of_kind(before, "Deployment")}
+    fresh, asked = inputs_of(before), inputs_of(rendered(pipe_snapshot(**change), stored))
+    shaped = {old[name]["metadata"]["labels"]["languagepipes.io/role"] for name in fresh if asked[name] != fresh[name]}
+    assert shaped == rolled
     changed = {
         manifest["metadata"]["labels"]["languagepipes.io/role"]
         for manifest in of_kind(after, "Deployment")
         if manifest["metadata"]["name"] in old and pod_of(manifest) != pod_of(old[manifest["metadata"]["name"]])
     }
-    assert changed == rolled
+    assert changed == rolled & {"store"}
+    numbers = {each["metadata"]["labels"].get("languagepipes.io/chain") for each in of_kind(after, "Deployment")}
+    beside = bool(rolled & {"stage", "end-model"}) or change == {"replicas": 2}
+    assert numbers - {None} == ({"0", "1"} if beside else {"0"})

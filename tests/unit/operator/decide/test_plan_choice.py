@@ -25,6 +25,7 @@ from support.example_pipes import (
     pipe_snapshot,
     pod_of_deployment,
     rendered,
+    rolled_out,
     waiting,
     with_pods,
 )
@@ -130,7 +131,13 @@ def annotated(snapshot: Snapshot, value: str | None) -> Snapshot:
 
 def carried_out(snapshot: Snapshot, stored: StoredPlan) -> Snapshot:
     """The same pipe, with this plan's children and no others; its pods are to come."""
-    return living(snapshot, rendered(snapshot, stored))
+    return living(snapshot, rolled_out(with_pods(snapshot, []), stored))
+
+
+def plans(snapshot: Snapshot) -> set[str]:
+    return {
+        each["metadata"]["labels"].get("languagepipes.io/plan", "") for each in snapshot.children.deployments.values()
+    }
 
 
 def images(snapshot: Snapshot) -> set[str]:
@@ -162,7 +169,7 @@ def test_a_plan_whose_image_nobody_has_run_takes_the_operators_at_once_for_all_m
     assert found.stored is not None
     after = carried_out(snapshot, found.stored)
     assert images(after) == {"image:2"}
-    assert after.children.deployments.keys() == snapshot.children.deployments.keys()
+    assert plans(after) == plans(snapshot)
     assert chosen(after) == PlanChoice(found.stored)
 
 
@@ -269,6 +276,87 @@ def test_a_new_plan_has_answered_the_request_that_is_there() -> None:
     assert found is not None
 
     assert chosen(carried_out(asked, found)) == PlanChoice(found)
+
+
+# Each asks for another plan: another split, another dtype, another model.
+EDITS: list[dict[str, Any]] = [
+    {"stages": {"count": 2}},
+    {"model": {"dtype": "float32"}},
+    {"source": "hf://Qwen/Qwen3-4B"},
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_of_the_spec_keeps_the_image_that_runs_and_so_does_undoing_it(edit: dict[str, Any]) -> None:
+    snapshot, stored = planned()
+    works = with_pods(snapshot, pods_of(snapshot, "stage", "end-model", "store"))
+
+    edited = choose_plan(pipe_snapshot(children=works.children, **edit), facts=FACTS, node_image="image:2")
+    assert edited.stored is not None
+    after = carried_out(pipe_snapshot(**edit), edited.stored)
+    undone = choose_plan(pipe_snapshot(children=after.children), facts=FACTS, node_image="image:3")
+
+    assert (edited.is_new, edited.stored.node_image) == (True, "image:1")
+    assert undone == PlanChoice(stored, is_new=True)
+    assert images(after) == {"image:1"}
+
+
+def test_an_edit_beside_a_request_for_the_operators_image_takes_it() -> None:
+    snapshot, _ = planned()
+    edited = annotated(pipe_snapshot(children=snapshot.children, stages={"count": 2}), "1")
+
+    found = choose_plan(edited, facts=None, node_image="image:2").stored
+
+    assert found is not None
+    assert (found.node_image, found.upgrade) == ("image:2", "1")
+
+
+def test_an_edit_of_a_pipe_whose_image_cannot_be_pulled_takes_the_operators() -> None:
+    snapshot, _ = planned()
+    stuck = with_pods(snapshot, pods_of(snapshot, "stage", "end-model", state=waiting("ErrImagePull")))
+
+    found = choose_plan(
+        pipe_snapshot(children=stuck.children, stages={"count": 2}), facts=None, node_image="image:2"
+    ).stored
+
+    assert found is not None
+    assert found.node_image == "image:2"
+
+
+def test_an_edit_takes_the_operators_image_where_the_image_that_runs_speaks_another_wire() -> None:
+    snapshot, stored = planned()
+    older = replace(stored, plan=replace(stored.plan, wire_version=0))
+    live = living(snapshot, rendered(snapshot, older))
+
+    found = choose_plan(
+        pipe_snapshot(children=live.children, stages={"count": 2}), facts=None, node_image="image:2"
+    ).stored
+
+    assert found is not None
+    assert found.node_image == "image:2"
+
+
+def test_of_several_plans_the_one_that_answers_gives_an_edit_its_image() -> None:
+    """A plan that never came up, of an image that was asked for by name, is no reason to move what works."""
+    snapshot, stored = planned()
+    failed_edit = pipe_snapshot(children=snapshot.children, stages={"count": 2})
+    failed = choose_plan(annotated(failed_edit, "1"), facts=None, node_image="image:2").stored
+    assert failed is not None
+    both = [*rendered(snapshot, stored), *rendered(failed_edit, failed)]
+    live = living(snapshot, both)
+    works = with_pods(live, [pod_of_deployment(each) for each in rendered(snapshot, stored) if is_end_model(each)])
+
+    found = choose_plan(
+        pipe_snapshot(children=works.children, stages={"count": 4}), facts=None, node_image="image:3"
+    ).stored
+
+    assert found is not None
+    assert found.node_image == "image:1"
+
+
+def is_end_model(manifest: Manifest) -> bool:
+    role = manifest["metadata"]["labels"]["languagepipes.io/role"]
+    return (manifest["kind"], role) == ("Deployment", "end-model")
 
 
 def test_a_pipe_that_is_paused_keeps_its_image() -> None:

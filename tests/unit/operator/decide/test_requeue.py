@@ -27,4 +27,4 @@ def test_the_soonest_reason_counts(
 ) -> None:
     due = NOW + timedelta(seconds=due_seconds)
 
-    assert seconds_to_next(now=NOW, certificates_due=due, ready=ready, unwell=unwell, blocked=blocked) == expected
+    assert seconds_to_next(now=NOW, due=(None, due), ready=ready, unwell=unwell, blocked=blocked) == expected

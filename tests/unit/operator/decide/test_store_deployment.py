@@ -17,6 +17,7 @@ from support.example_pipes import (
     pipe_snapshot,
     pod_of_deployment,
     rendered,
+    rolled_out,
     settings,
     store_children,
     stored_plan_of,
@@ -37,6 +38,16 @@ def test_before_there_is_a_plan_an_upgraded_operator_leaves_the_store_alone() ->
     after = store_children(living(snapshot, before), settings(node_image="languagepipes-node:2"))
 
     assert after == before
+
+
+def test_a_store_that_is_to_serve_another_model_keeps_its_image() -> None:
+    snapshot = pipe_snapshot()
+    live = living(snapshot, rendered(snapshot))
+    other = pipe_snapshot(source="hf://Qwen/Qwen3-4B", children=live.children)
+
+    after = store_children(other, settings(node_image="languagepipes-node:2"))
+
+    assert container_of(store_of(after))["image"] == "languagepipes-node:1"
 
 
 @pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"])
@@ -151,7 +162,7 @@ def test_a_plan_for_the_new_image_takes_the_store_along() -> None:
     before = rendered(snapshot)
     newer = stored_plan_of(snapshot, image="languagepipes-node:2")
 
-    after = rendered(living(snapshot, before), newer, node_image="languagepipes-node:2")
+    after = rolled_out(living(snapshot, before), newer, node_image="languagepipes-node:2")
 
     assert {container_of(deployment)["image"] for deployment in of_kind(after, "Deployment")} == {
         "languagepipes-node:2"

@@ -131,6 +131,25 @@ def test_experts_are_held_whole_and_read_in_part() -> None:
     assert (stage.weight_bytes, stage.step_bytes) == (6 * 620_000_000 * 2, 6 * 57_000_000 * 2)
 
 
+def test_members_have_memory_for_the_rows_of_each_expert() -> None:
+    """On a CPU, where native steps bring them together; a GPU member's are counted in device memory, where none do."""
+    stages = [{"name": "gpu", "device": "GPU", "memory": "60Gi"}, {"name": "cpu"}]
+    without = plan(spec(stages), MOE)
+    planned = plan(spec(stages), replace(MOE, experts_per_token=8, expert_intermediate_size=768))
+
+    members = zip((without.end_model, *without.stages), (planned.end_model, *planned.stages), strict=True)
+    rows = 512 * 8 * (2048 + 768) * 4
+    assert [there.overhead_bytes - here.overhead_bytes for here, there in members] == [rows, 0, rows]
+
+
+def test_facts_of_older_stores_say_nothing_of_experts() -> None:
+    facts = replace(MOE, experts_per_token=8, expert_intermediate_size=768)
+    assert ModelFacts.from_json(facts.to_json()) == facts
+
+    older = {name: value for name, value in facts.to_json().items() if "expert" not in name}
+    assert ModelFacts.from_json(older) == MOE
+
+
 def test_the_reasons_name_the_head_the_experts_and_a_change_of_format() -> None:
     text = "\n".join(plan(spec(4, model={"dtype": "float16"}), MOE).reasons)
 

@@ -9,7 +9,7 @@ from languagepipes_api.member_status import MemberStatus
 from languagepipes_api.names import LABEL_PLAN
 from languagepipes_operator.observe.snapshot import StoreReport
 from languagepipes_operator.planning.errors import PlanError
-from languagepipes_operator.status.conditions import condition_in
+from languagepipes_operator.status.condition_state import condition_in
 from languagepipes_operator.status.events import Event, events_of
 from languagepipes_operator.status.failures import MESSAGE_MAX
 from languagepipes_operator.status.status import unreadable_status
@@ -94,7 +94,9 @@ def test_zero_replicas_are_stopped_and_not_degraded() -> None:
     status = cluster.status()
 
     assert status["phase"] == "Stopped"
-    assert triple(status, "Ready")[:2] == ("False", "ScaledToZero")
+    assert triple(status, "Ready")[:2] == ("True", "ScaledToZero")
+    assert triple(status, "EndpointReady")[:2] == ("False", "ScaledToZero")
+    assert "currentRevision" not in status
     assert turns(status)["Degraded"] == "False"
     assert triple(status, "Progressing")[:2] == ("False", "Complete")
     assert (status["replicas"], status["readyReplicas"], status["stagesReady"]) == (0, 0, "0/3")
@@ -171,6 +173,7 @@ def test_ready_waits_for_the_deployment_as_it_stands() -> None:
 
 def test_an_old_plan_that_answers_is_an_endpoint_and_not_ready() -> None:
     cluster = ClusterState.ready(generation=2)
+    cluster.updated, cluster.outdated = (1,), (0,)
     for thing in [*cluster.pods.values(), *cluster.deployments.values()]:
         if LABEL_PLAN in thing["metadata"]["labels"]:
             thing["metadata"]["labels"][LABEL_PLAN] = "0" * 16

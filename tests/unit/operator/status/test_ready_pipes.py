@@ -20,7 +20,9 @@ def test_a_ready_pipe_says_everything_a_user_asks_for() -> None:
         "Progressing": "False",
         "Degraded": "False",
     }
-    assert {key: value for key, value in status.items() if key not in ("conditions", "stages", "planHash")} == {
+    assert {
+        key: value for key, value in status.items() if key not in ("conditions", "stages", "planHash", "history")
+    } == {
         "observedGeneration": 1,
         "phase": "Ready",
         "url": "http://smol.models.svc/v1",
@@ -28,6 +30,9 @@ def test_a_ready_pipe_says_everything_a_user_asks_for() -> None:
         "stagesReady": "3/3",
         "replicas": 1,
         "readyReplicas": 1,
+        "updatedReplicas": 1,
+        "currentRevision": "0123456789abcdef",
+        "updatedRevision": "0123456789abcdef",
         "selector": "languagepipes.io/pipe=smol,languagepipes.io/role=end-model",
     }
     assert [(stage["layers"], stage["nodes"], stage["readyReplicas"]) for stage in status["stages"]] == [

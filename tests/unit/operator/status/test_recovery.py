@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from languagepipes_api.member_status import MemberStatus
-from languagepipes_operator.status.conditions import condition_in
+from languagepipes_operator.status.condition_state import condition_in
 from languagepipes_operator.status.events import Event, events_of
 from support.cluster_state import (
     NOW,
@@ -117,19 +117,28 @@ def test_the_last_event_says_how_long_it_took() -> None:
     assert ready[:2] == ("True", "Ready")
 
 
-def test_a_first_start_and_another_spec_are_no_recovery() -> None:
+def test_the_last_event_of_a_first_start_is_ready() -> None:
     starting = ClusterState.ready()
     unready(starting.pod("end-model"))
-    first = starting.status()
-    assert events_of(first, ClusterState.ready().status(first))[-1].reason == "Ready"
-    degraded = later(starting, seconds=5).status(ClusterState.ready().status())
 
+    first = starting.status()
+
+    assert events_of(first, ClusterState.ready().status(first))[-1].reason == "Ready"
+
+
+def test_another_spec_is_no_recovery_unless_the_pipe_was_degraded_before() -> None:
+    lost = ClusterState.ready()
+    unready(lost.pod("end-model"))
     changed = ClusterState.ready(generation=2)
     unready(changed.pod("end-model"))
-    rolling = later(changed, seconds=10).status(degraded)
-    after = later(ClusterState.ready(generation=2), seconds=20).status(rolling)
 
-    assert events_of(rolling, after)[-1].reason == "Ready"
+    def ends_with(before: dict[str, Any]) -> tuple[str, str]:
+        rolling = later(changed, seconds=10).status(before)
+        after = later(ClusterState.ready(generation=2), seconds=20).status(rolling)
+        return turns(rolling)["Degraded"], events_of(rolling, after)[-1].reason
+
+    assert ends_with(ClusterState.ready().status()) == ("False", "Ready")
+    assert ends_with(later(lost, seconds=5).status(ClusterState.ready().status())) == ("True", "Recovered")
 
 
 def test_a_cut_between_healthy_pods_is_a_recovery_that_waits_for_the_ring() -> None:
