@@ -40,13 +40,14 @@ class ModelCost:
     """What one step of a model must do. step_bytes: weights read (the embedding is not, the head is, even if tied).
 
     layer_parameters: active in every token's matrix products. head_parameters: only in those of rows that are sampled
-    from. kv_bytes_per_token: of all layers.
+    from. kv_bytes_per_token, query_width (heads times their width): of all layers.
     """
 
     step_bytes: int
     layer_parameters: int
     head_parameters: int
     kv_bytes_per_token: int
+    query_width: int
 
 
 def measure(threads: int) -> MachineLimits:
@@ -63,29 +64,59 @@ def model_cost(plan: dict[str, Any], model: BenchmarkModel, *, dtype_bytes: int 
     step_bytes = plan["end_model"]["step_bytes"] + sum(stage["step_bytes"] for stage in plan["stages"])
     kv = 2 * config["num_key_value_heads"] * config["head_dim"] * config["num_hidden_layers"] * dtype_bytes
     head = config["vocab_size"] * config["hidden_size"]
-    return ModelCost(step_bytes, step_bytes // dtype_bytes - head, head, kv)
+    width = config["num_attention_heads"] * config["head_dim"] * config["num_hidden_layers"]
+    return ModelCost(step_bytes, step_bytes // dtype_bytes - head, head, kv, width)
 
 
-def step_seconds(cost: ModelCost, limits: MachineLimits, *, tokens: int, rows: int, context_tokens: int) -> float:
-    """Σ c_s for one step: `tokens` packed tokens, `rows` of them sampled from, `context_tokens` cached ones read."""
+def step_seconds(
+    cost: ModelCost, limits: MachineLimits, *, tokens: int, rows: int, context_tokens: int, attended: int = 0
+) -> float:
+    """Σ c_s for one step: `tokens` packed tokens, `rows` of them sampled from, `context_tokens` cached ones read.
+
+    attended: pairs of a token and one that it attends to. Each is two multiplications and two additions (query by key,
+    weight by value) for each number of the query.
+    """
     read = (cost.step_bytes + cost.kv_bytes_per_token * context_tokens) / limits.read_bytes_per_second
     products = cost.layer_parameters * tokens + cost.head_parameters * rows
-    return max(read, 2 * products / limits.best_flops)
+    return max(read, (2 * products + 4 * cost.query_width * attended) / limits.best_flops)
 
 
 def decode_tokens_per_second(
     cost: ModelCost, limits: MachineLimits, *, streams: int, context_tokens: int, members: int, hop_seconds: float
 ) -> float:
     """B / (Σ c_s + S·h), each stream with `context_tokens` in its cache."""
-    compute = step_seconds(cost, limits, tokens=streams, rows=streams, context_tokens=streams * context_tokens)
-    return streams / (compute + members * hop_seconds)
+    return streams / (_decode_seconds(cost, limits, streams, context_tokens) + members * hop_seconds)
+
+
+def far_decode_tokens_per_second(
+    cost: ModelCost,
+    limits: MachineLimits,
+    *,
+    streams: int,
+    context_tokens: int,
+    members: int,
+    hop_seconds: float,
+    added_seconds: float,
+) -> float:
+    """The same with `added_seconds` on every hop, in which others compute: a stream gets a token at most once in
+    c_1 + S·(h + d), and all of them together no more than B / c_B, with c_b the compute of a step of b streams.
+    """
+    alone = _decode_seconds(cost, limits, 1, context_tokens) + members * (hop_seconds + added_seconds)
+    return streams / max(alone, _decode_seconds(cost, limits, streams, context_tokens))
+
+
+def _decode_seconds(cost: ModelCost, limits: MachineLimits, streams: int, context_tokens: int) -> float:
+    cached = streams * context_tokens
+    return step_seconds(cost, limits, tokens=streams, rows=streams, context_tokens=cached, attended=cached)
 
 
 def first_token_seconds(
     cost: ModelCost, limits: MachineLimits, *, prompt_tokens: int, members: int, hop_seconds: float
 ) -> float:
     """One pass of the whole prompt and its way round the ring."""
-    return step_seconds(cost, limits, tokens=prompt_tokens, rows=1, context_tokens=0) + members * hop_seconds
+    pairs = prompt_tokens * (prompt_tokens + 1) // 2
+    compute = step_seconds(cost, limits, tokens=prompt_tokens, rows=1, context_tokens=0, attended=pairs)
+    return compute + members * hop_seconds
 
 
 def plan_of(pipe_file: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 A ring of three members, three processes without any compute, over the real wire: mTLS, framing, checks, slots and
 wake-ups. A step of one token goes round and its time is divided by three. Beside it, in the same run, what a blocking
 TLS socket alone takes for as many bytes between two processes. Both are taken in turn, so that a busy machine slows
-both.
+both. Wake-ups are counted too, by what the kernel counts as voluntary context switches of all threads: a busy machine
+hardly changes their number.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import EndModelAssignment, LayerRange, Plan, StageAssignment
 from languagepipes_node.model.batch import Batch
@@ -39,12 +41,38 @@ TARGET_MICROSECONDS = 150.0
 
 @dataclass(frozen=True)
 class HopFigure:
-    """One way, microseconds; each sample of `median` and `p99` is one repeat. tensor_bytes: one token, bfloat16."""
+    """One way, microseconds; each sample of `median` and `p99` is one repeat. tensor_bytes: one token, bfloat16.
+    wake_ups: a hop, of all threads that take part.
+    """
 
     name: str
     tensor_bytes: int
     median: Spread
     p99: Spread
+    wake_ups: Spread
+
+
+class _WakeUps:
+    """How often threads of this process and of its children went to sleep and were woken."""
+
+    def __init__(self) -> None:
+        self.samples: list[float] = []
+
+    @contextmanager
+    def counted(self, hops: int) -> Iterator[None]:
+        """One sample: those while the context was open, a hop."""
+        before = self._now()
+        yield
+        self.samples.append((self._now() - before) / hops)
+
+    def _now(self) -> int:
+        me = psutil.Process()
+        count = 0
+        for process in (me, *me.children()):
+            for status in Path(f"/proc/{process.pid}/task").glob("*/status"):
+                lines = status.read_text().splitlines()
+                count += next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+        return count
 
 
 def measure(*, repeats: int = 5, rounds: int = 500) -> list[HopFigure]:
@@ -53,29 +81,36 @@ def measure(*, repeats: int = 5, rounds: int = 500) -> list[HopFigure]:
     for hidden_size in HIDDEN_SIZES:
         tensor_bytes = 2 * hidden_size
         ring, bare = [], []
+        ring_wake_ups, bare_wake_ups = _WakeUps(), _WakeUps()
         with _ring(hidden_size) as end, _echo(tensor_bytes) as connected:
             _ring_rounds(end, hidden_size, 200)
             _echo_rounds(connected, tensor_bytes, 200)
             for _ in range(repeats):
-                ring.append(_ring_rounds(end, hidden_size, rounds))
-                bare.append(_echo_rounds(connected, tensor_bytes, rounds))
-        figures.append(_figure("ring", tensor_bytes, ring))
-        figures.append(_figure("bare TLS socket", tensor_bytes, bare))
+                with ring_wake_ups.counted(rounds * MEMBERS):
+                    ring.append(_ring_rounds(end, hidden_size, rounds))
+                with bare_wake_ups.counted(rounds * 2):
+                    bare.append(_echo_rounds(connected, tensor_bytes, rounds))
+        figures.append(_figure("ring", tensor_bytes, ring, ring_wake_ups))
+        figures.append(_figure("bare TLS socket", tensor_bytes, bare, bare_wake_ups))
     return figures
 
 
 def table(figures: list[HopFigure]) -> str:
     """The figures as a Markdown table."""
-    rows = [[f"{each.name}, {each.tensor_bytes} bytes", str(each.median), str(each.p99)] for each in figures]
-    return markdown_table(["one hop, µs", "median (least–greatest)", "p99"], rows)
+    rows = [
+        [f"{each.name}, {each.tensor_bytes} bytes", str(each.median), str(each.p99), str(each.wake_ups)]
+        for each in figures
+    ]
+    return markdown_table(["one hop, µs", "median (least–greatest)", "p99", "wake-ups, count"], rows)
 
 
-def _figure(name: str, tensor_bytes: int, repeats: list[list[float]]) -> HopFigure:
+def _figure(name: str, tensor_bytes: int, repeats: list[list[float]], wake_ups: _WakeUps) -> HopFigure:
     return HopFigure(
         name,
         tensor_bytes,
         Spread.of([statistics.median(samples) for samples in repeats]),
         Spread.of([statistics.quantiles(samples, n=100)[98] for samples in repeats]),
+        Spread.of(wake_ups.samples),
     )
 
 
@@ -243,7 +278,8 @@ def main() -> int:
     if options.json:
         print(json.dumps([
             {"name": each.name, "tensor_bytes": each.tensor_bytes,
-             "median_microseconds": each.median.to_json(), "p99_microseconds": each.p99.to_json()}
+             "median_microseconds": each.median.to_json(), "p99_microseconds": each.p99.to_json(),
+             "wake_ups": each.wake_ups.to_json()}
             for each in figures
         ]))  # fmt: skip
         return 0

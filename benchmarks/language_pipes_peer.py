@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 
 from benchmarks.models import CACHE, ROOT, BenchmarkModel
+from benchmarks.peer_programs import PeerMissing
 from benchmarks.processes import Server, free_port
 from benchmarks.streams import Round
 
@@ -30,10 +31,6 @@ _HOME = CACHE / "peer"
 # torch as ours; transformers comes with the version that language-pipes pins (5.14.1).
 _REQUIREMENTS = (f"language-pipes=={VERSION}",)
 _STAGGER_SECONDS = 0.05  # its listen backlog is five
-
-
-class PeerMissing(RuntimeError):
-    """language-pipes could not be installed; the message quotes the installer."""
 
 
 def install() -> None:

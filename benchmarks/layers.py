@@ -2,9 +2,10 @@
 
     python benchmarks/layers.py .cache/models/smollm2-bfloat16 --threads 2
 
-Prints medians and their spread for the first token of 32 and 512 prompt tokens and for decoding 1, 4 and 16 sequences,
-with transformers in float32 and in bfloat16; `ratio` is against the faster of the two. Ours and theirs take turns, so
-that noise of the machine falls on both.
+Prints medians and their spread for the first token of prompts and for decoding several sequences, with transformers in
+float32 and in bfloat16; `ratio` is of the faster of the two to ours at the processor's best level. `--levels 3` adds
+ours at lower levels of `model.kernels` (3: float32 arithmetic and torch's, as on a processor without bfloat16 dot
+products). All take turns, so that noise of the machine falls on each.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +28,23 @@ if TYPE_CHECKING:
 BLOCK_TOKENS = 64
 DECODE_PROMPT = 32
 DECODE_STEPS = 24
+clock = time.perf_counter
 
 
 class Ours:
     """All layers of a model in this process: the End Model's first one, then the rest as one stage."""
 
-    def __init__(self, path: Path, dtype: torch.dtype, sequences: int, tokens: int) -> None:
+    def __init__(self, path: Path, dtype: torch.dtype, sequences: int, tokens: int, level: int | None) -> None:
         import torch
         from languagepipes_api.plan import LayerRange
+        from languagepipes_node.model import kernels
         from languagepipes_node.model.architecture import Architecture
         from languagepipes_node.model.end import EndLayers
         from languagepipes_node.model.stack import LayerStack
         from languagepipes_node.weights.directory import SafetensorsDirectory
 
+        self.level = level
+        kernels.use_level(level)
         source = SafetensorsDirectory(path)
         architecture = Architecture.from_config(json.loads(source.file("config.json")))
         self.blocks_each = -(-tokens // BLOCK_TOKENS)
@@ -53,7 +59,6 @@ class Ours:
         self.stage = LayerStack(architecture, LayerRange(1, count), **sizes)
         self.end.load(source, lambda done: None)
         self.stage.load(source, lambda done: None)
-        self.vocabulary = architecture.vocabulary_size
 
     def batch(self, sequences: int, start: int, count: int) -> Batch:
         import numpy as np
@@ -74,7 +79,9 @@ class Ours:
     def step(self, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Packed tokens → the next token of each sequence."""
         import torch
+        from languagepipes_node.model import kernels
 
+        kernels.use_level(self.level)
         hidden = self.stage.run(self.end.front(tokens, batch), batch)
         hidden = hidden.index_select(0, torch.from_numpy(batch.rows))
         return self.end.logits(self.end.back(hidden, batch)).argmax(-1)
@@ -83,16 +90,16 @@ class Ours:
         """Seconds a step, after the prompt [sequences, tokens]."""
         sequences, length = prompt.shape
         tokens = self.step(prompt.reshape(-1), self.batch(sequences, 0, length))
-        begin = time.perf_counter()
+        begin = clock()
         for position in range(length, length + steps):
             tokens = self.step(tokens, self.batch(sequences, position, 1))
-        return (time.perf_counter() - begin) / steps
+        return (clock() - begin) / steps
 
     def prefill(self, prompt: torch.Tensor) -> float:
         """Seconds to the first token of one prompt [1, tokens]."""
-        begin = time.perf_counter()
+        begin = clock()
         self.step(prompt.reshape(-1), self.batch(1, 0, prompt.shape[1]))
-        return time.perf_counter() - begin
+        return clock() - begin
 
 
 class Theirs:
@@ -107,7 +114,7 @@ class Theirs:
     def _generate(self, prompt: torch.Tensor, tokens: int) -> float:
         import torch
 
-        begin = time.perf_counter()
+        begin = clock()
         self.model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
@@ -116,7 +123,7 @@ class Theirs:
             do_sample=False,
             pad_token_id=0,
         )
-        return time.perf_counter() - begin
+        return clock() - begin
 
     def decode(self, prompt: torch.Tensor, steps: int) -> float:
         return (self._generate(prompt, steps + 1) - self._generate(prompt, 1)) / steps
@@ -139,8 +146,9 @@ def compare(name: str, measured: dict[str, Callable[[], float]], repeats: int, p
         + (f" {per / medians[key]:6.1f} tokens/s" if per else "")
         for key, values in seconds.items()
     )
-    best = min(value for key, value in medians.items() if key != "ours")
-    print(f"{name:12} {shown}  ratio {best / medians['ours']:.2f}", flush=True)
+    theirs = [value for key, value in medians.items() if not key.startswith("ours")]
+    ratio = f"  ratio {min(theirs) / medians['ours']:.2f}" if theirs else ""
+    print(f"{name:12} {shown}{ratio}", flush=True)
 
 
 def main() -> None:
@@ -150,28 +158,40 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--theirs", nargs="*", default=["float32", "bfloat16"], help="transformers' dtypes")
+    parser.add_argument("--levels", type=int, nargs="*", default=[], help="ours at these levels too")
+    parser.add_argument("--prompts", type=int, nargs="*", default=[32, 512], help="tokens of the prompts")
+    parser.add_argument("--sequences", type=int, nargs="*", default=[1, 4, 16], help="sequences that decode")
+    parser.add_argument("--cpu-time", action="store_true", help="processor time: for one thread beside other work")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    if arguments.cpu_time:
+        global clock
+        clock = time.process_time
 
     import torch
 
     torch.manual_seed(0)
-    ours = Ours(arguments.model, getattr(torch, arguments.dtype), sequences=16, tokens=576)
-    theirs = {name: Theirs(arguments.model, getattr(torch, name)) for name in arguments.theirs}
+    tokens = max([DECODE_PROMPT + DECODE_STEPS, *arguments.prompts]) + 64
+    most = max([1, *arguments.sequences])
+    levels = {"ours": None} | {f"ours, level {level}": level for level in arguments.levels}
+    dtype = getattr(torch, arguments.dtype)
+    contenders: dict[str, Ours | Theirs] = {
+        name: Ours(arguments.model, dtype, sequences=most, tokens=tokens, level=level) for name, level in levels.items()
+    }
+    contenders |= {name: Theirs(arguments.model, getattr(torch, name)) for name in arguments.theirs}
+    vocabulary = json.loads((arguments.model / "config.json").read_text())["vocab_size"]
 
     def prompt(sequences: int, tokens: int) -> torch.Tensor:
-        return torch.randint(10, ours.vocabulary, (sequences, tokens))
+        return torch.randint(10, vocabulary, (sequences, tokens))
 
-    for tokens in (32, 512):
-        ids = prompt(1, tokens)
-        runs = {"ours": lambda ids=ids: ours.prefill(ids)}
-        runs |= {name: lambda ids=ids, other=other: other.prefill(ids) for name, other in theirs.items()}
-        compare(f"prefill {tokens}", runs, arguments.repeats, 0)
-    for sequences in (1, 4, 16):
-        ids = prompt(sequences, DECODE_PROMPT)
-        runs = {"ours": lambda ids=ids: ours.decode(ids, DECODE_STEPS)}
-        runs |= {name: lambda ids=ids, other=other: other.decode(ids, DECODE_STEPS) for name, other in theirs.items()}
-        compare(f"decode {sequences}", runs, arguments.repeats, sequences)
+    for count in arguments.prompts:
+        ids = prompt(1, count)
+        runs = {name: partial(contender.prefill, ids) for name, contender in contenders.items()}
+        compare(f"prefill {count}", runs, arguments.repeats, 0)
+    for count in arguments.sequences:
+        ids = prompt(count, DECODE_PROMPT)
+        runs = {name: partial(contender.decode, ids, DECODE_STEPS) for name, contender in contenders.items()}
+        compare(f"decode {count}", runs, arguments.repeats, count)
 
 
 if __name__ == "__main__":

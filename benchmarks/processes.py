@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
 
 
 class ServerFailed(RuntimeError):
@@ -70,3 +72,30 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def listens(address: str) -> Callable[[], bool]:
+    """Whether host:port takes a connection, for `Server.wait_until`."""
+    host, _, port = address.rpartition(":")
+
+    def ready() -> bool:
+        try:
+            socket.create_connection((host, int(port)), timeout=1.0).close()
+        except OSError:
+            return False
+        return True
+
+    return ready
+
+
+def cpu_seconds(process_ids: Iterable[int]) -> float:
+    """CPU time so far of these processes and all that descend from them; of one that has ended: none."""
+    total = 0.0
+    for process_id in process_ids:
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(process_id)
+            for process in [root, *root.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    total += times.user + times.system
+    return total

@@ -7,18 +7,21 @@ is read from outside: the members' processes, and what each says of itself on /s
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil  # type: ignore[import-untyped]
+from languagepipes_api.plan import Quantization
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.figures import histogram_quantile
@@ -27,6 +30,7 @@ from benchmarks.processes import Server, free_port
 
 _HOME = CACHE / "ring"
 _STORE = _HOME / "store"
+_NUMBERS = itertools.count()
 _PIPE = """\
 apiVersion: languagepipes.io/v1alpha1
 kind: LanguagePipe
@@ -35,11 +39,13 @@ spec:
   model:
     source: file://{source}
     dtype: {dtype}
+    quantization: {quantization}
     maxContextLength: {context}
   endModel: {{localLayers: {local_layers}}}
   stages: {{count: {stages}}}
 """
 _TELEMETRY = "LANGUAGEPIPES_TELEMETRY_LISTEN"
+_TITLE = "languagepipes-node "
 
 
 @dataclass(frozen=True)
@@ -94,19 +100,27 @@ class Ring:
         *,
         stages: int,
         dtype: str = "bfloat16",
+        quantization: Quantization = "none",
         local_layers: int = 1,
         source: Path | None = None,
         context: int = 2048,
         timeout_seconds: float = 180.0,
+        program: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """source: in place of the model's directory. program, environment: what runs in place of `languagepipes`,
+        and what its environment has besides.
+        """
         self.members = stages + 1
         self.model_id = "bench"
         self.url = ""
         self.start: Start
         self.ready: dict[str, Any] = {}
         self._timeout_seconds = timeout_seconds
-        # Of this process alone: another run, or a ring that outlived its run, writes its own ready file.
-        self._home = _HOME / f"run-{os.getpid()}"
+        self._program = list(program) or [str(Path(sys.executable).with_name("languagepipes"))]
+        self._environment = dict(environment or {})
+        # Of this ring alone: another run, or a ring that outlived its run, writes its own ready file.
+        self._home = _HOME / f"run-{os.getpid()}-{next(_NUMBERS)}"
         self._home.mkdir(parents=True, exist_ok=True)
         self.ready_file = self._home / "ready.json"
         self.pipe_file = self._home / "pipe.yaml"
@@ -114,6 +128,7 @@ class Ring:
             _PIPE.format(
                 source=source or model.directory,
                 dtype=dtype,
+                quantization=quantization,
                 context=context,
                 stages=stages,
                 local_layers=local_layers,
@@ -125,10 +140,11 @@ class Ring:
         ready_file = self.ready_file
         ready_file.unlink(missing_ok=True)
         shutil.rmtree(self._home / "logs", ignore_errors=True)
-        command = [str(Path(sys.executable).with_name("languagepipes")), "up", str(self.pipe_file)]
+        command = [*self._program, "up", str(self.pipe_file)]
         command += ["--port", str(free_port()), "--ready-file", str(ready_file)]
         command += ["--log-dir", str(self._home / "logs"), "--cache-dir", str(_STORE)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LANGUAGEPIPES_")}
+        environment |= self._environment
         self._server = Server(command, log=self._home / "up.log", environment=environment, directory=ROOT)
         observer = _StartObserver(self._server)
         try:
@@ -231,6 +247,27 @@ def hop_cost(
     )
 
 
+def _member_name(process: psutil.Process) -> str | None:
+    """None if it is no member."""
+    command = process.cmdline()
+    # Of a member that was forked only the title tells: its environment in /proc is the fork server's.
+    if command and command[0].startswith(_TITLE):
+        return str(command[0].removeprefix(_TITLE))
+    environment = process.environ()
+    if _TELEMETRY not in environment:
+        return None
+    return str(environment["LANGUAGEPIPES_ROLE"] + environment.get("LANGUAGEPIPES_STAGE", ""))
+
+
+def _telemetry(process: psutil.Process) -> str | None:
+    """The address that it answers /status at; None while it listens nowhere."""
+    if (told := process.environ().get(_TELEMETRY)) is not None:
+        return str(told)
+    # A member opens that port before any other.
+    listening = [found.laddr for found in process.net_connections("inet") if found.status == psutil.CONN_LISTEN]
+    return f"{listening[0].ip}:{listening[0].port}" if listening else None
+
+
 class _StartObserver:
     """Watches a start from a thread: when processes appear and when they say that they load and are ready."""
 
@@ -266,12 +303,10 @@ class _StartObserver:
                 with contextlib.suppress(psutil.Error):
                     for child in psutil.Process(self._server.pid).children(recursive=True):
                         with contextlib.suppress(psutil.Error):
-                            environment = child.environ()
-                            if _TELEMETRY in environment:
-                                role = environment["LANGUAGEPIPES_ROLE"]
-                                name = role + environment.get("LANGUAGEPIPES_STAGE", "")
+                            if (name := _member_name(child)) is not None:
                                 self._note(name, "process")
-                                addresses[name] = environment[_TELEMETRY]
+                                if name not in addresses and (address := _telemetry(child)) is not None:
+                                    addresses[name] = address
                 for name, address in addresses.items():
                     with contextlib.suppress(httpx.HTTPError, ValueError):
                         status = client.get(f"http://{address}/status").json()

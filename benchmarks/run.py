@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from benchmarks import bounds, hop, language_pipes_peer, machine, models
 from benchmarks.figures import Better, Comparison, Spread, Target, markdown_table, significant
-from benchmarks.language_pipes_peer import Peer, PeerMissing
+from benchmarks.language_pipes_peer import Peer
 from benchmarks.models import BenchmarkModel
+from benchmarks.peer_programs import PeerMissing
 from benchmarks.processes import ServerFailed
 from benchmarks.prompts import Messages, chat_prompt, decode_lengths
 from benchmarks.ring import HopCost, Ring, Start, hop_cost

@@ -67,7 +67,7 @@ class Vocabulary:
     def spelling(self) -> tuple[list[bytes], frozenset[int]]:
         return self.tokens, frozenset(range(ENTRIES - SPECIAL, ENTRIES))
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         data, ids = text.encode(), []
         while data:
             length = next(n for n in range(min(self._longest, len(data)), 0, -1) if data[:n] in self._ids)
