@@ -23,15 +23,28 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without compiled kernels their tests are deselected; with REQUIRE_NATIVE, as in CI, they run and fail."""
+    """Without compiled kernels their tests are deselected; with REQUIRE_NATIVE, as in CI, they run and fail.
+
+    Tests of an instruction set that this processor does not have are deselected in any case.
+    """
     native = [item for item in items if item.get_closest_marker("native")]
-    if not native or "REQUIRE_NATIVE" in os.environ:
+    if not native:
         return
     from languagepipes_node.model import kernels
 
-    if not kernels.available():
-        items[:] = [item for item in items if item not in native]
+    level = kernels.library()[1] if kernels.available() else 0
+    if level or "REQUIRE_NATIVE" in os.environ:
+        native = [item for item in native if _least_level(item) > max(level, kernels.AVX2)]
+    if native:
+        unwanted = set(native)
+        items[:] = [item for item in items if item not in unwanted]
         config.hook.pytest_deselected(items=native)
+
+
+def _least_level(item: pytest.Item) -> int:
+    """The instruction set that a test needs, as `kernels.LEVELS` numbers them."""
+    marker = item.get_closest_marker("native_level")
+    return int(marker.args[0]) if marker else 0
 
 
 @pytest.fixture(autouse=True)

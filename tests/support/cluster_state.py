@@ -23,12 +23,13 @@ from languagepipes_api.names import (
     MANAGED_BY,
 )
 from languagepipes_api.spec import parse_pipe
+from languagepipes_operator.decide.rollout import Rollout
 from languagepipes_operator.observe.snapshot import Children, Snapshot, StoreReport
 from languagepipes_operator.observe.stored_plans import StoredPlan
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.nodes import Node
 from languagepipes_operator.planning.plan import plan
-from languagepipes_operator.status.conditions import condition_in
+from languagepipes_operator.status.condition_state import condition_in
 from languagepipes_operator.status.outcome import Outcome
 from languagepipes_operator.status.status import status_of
 
@@ -79,7 +80,18 @@ class ClusterState:
     conflicts: tuple[str, ...] = ()
     blocking_errors: tuple[str, ...] = ()
     paused: bool = False
+    held_back: tuple[str, ...] = ()
+    # What autoscaling asks for; whether the stages are stopped since nobody asks.
+    desired: int | None = None
+    load_unknown: bool = False
+    idle: bool = False
+    # planned: the stored plan serves the spec; running: the replicas run it though it does not.
     planned: bool = True
+    running: bool = False
+    # Numbers of replicas; updated: by default those that the spec asks for.
+    updated: tuple[int, ...] | None = None
+    outdated: tuple[int, ...] = ()
+    draining: tuple[int, ...] = ()
 
     @classmethod
     def ready(cls, spec: dict[str, Any] | None = None, *, generation: int = 1) -> ClusterState:
@@ -136,16 +148,26 @@ class ClusterState:
             store=self.store,
             members=self.members,
             events=self.events,
+            desired=self.desired,
+            load_unknown=self.load_unknown,
         )
 
     @property
     def outcome(self) -> Outcome:
+        updated = self.updated
+        if updated is None:
+            updated = tuple(range(self.snapshot.replicas))
         return Outcome(
+            idle=self.idle,
+            revision="0123456789abcdef",
+            rollout=Rollout(updated, self.outdated, self.draining),
             plan=self.stored if self.planned and self.refusal is None else None,
+            running=self.stored if self.running else None,
             refusal=self.refusal,
             conflicts=self.conflicts,
             blocking_errors=self.blocking_errors,
             paused=self.paused,
+            held_back=self.held_back,
         )
 
     def status(self, previous: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:

@@ -64,6 +64,16 @@ def rendered(snapshot: Snapshot, stored: StoredPlan | None = None, **changed: An
     )
 
 
+def rolled_out(snapshot: Snapshot, stored: StoredPlan | None = None, **changed: Any) -> list[Manifest]:
+    """The same once nothing is left to do: each step is carried out as soon as it is decided, and no pod takes time."""
+    while True:
+        found = rendered(snapshot, stored, **changed)
+        after = living(snapshot, found)
+        if after.children.deployments == snapshot.children.deployments:
+            return found
+        snapshot = after
+
+
 def store_children(snapshot: Snapshot, operator: OperatorSettings, stored: StoredPlan | None = None) -> list[Manifest]:
     """Those that a pipe has with and without a plan: the store and the Services."""
     children = render(snapshot, decide_with_plan(snapshot, operator, PlanChoice(stored)), operator)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,3 +81,13 @@ def wait_for(what: str, ask: Callable[[], T | None], *, timeout_seconds: float =
 
 def _documents(manifests: tuple[dict[str, Any], ...]) -> str:
     return "\n---\n".join(json.dumps(manifest) for manifest in manifests)
+
+
+@contextmanager
+def closed(kubectl: Kubectl, node: str) -> Iterator[None]:
+    """The node gets no new pods. It is not cordoned: that would move those that are there."""
+    kubectl("taint", "node", node, "tests.languagepipes.io/closed=:NoSchedule")
+    try:
+        yield
+    finally:
+        kubectl("taint", "node", node, "tests.languagepipes.io/closed-")

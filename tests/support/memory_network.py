@@ -31,6 +31,8 @@ class MemoryConnection:
         self._changed = changed
         self._timeout_seconds = 1.0
         self._interrupted = False
+        self._nudged = False
+        self._stand_in_called = False
 
     @property
     def peer(self) -> Identity:
@@ -42,8 +44,28 @@ class MemoryConnection:
     def readable(self, timeout_seconds: float) -> bool:
         incoming = self._incoming
         with self._changed:
-            self._changed.wait_for(lambda: incoming.data or incoming.ended or self._interrupted, timeout_seconds)
+            self._changed.wait_for(
+                lambda: incoming.data or incoming.ended or self._interrupted or self._nudged, timeout_seconds
+            )
+            self._nudged = False
             return bool(incoming.data or incoming.ended)
+
+    def stand_in(self, timeout_seconds: float) -> bool:
+        incoming = self._incoming
+
+        def called() -> bool:
+            return self._stand_in_called and bool(incoming.data or incoming.ended)
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._interrupted or called(), timeout_seconds)
+            if found := called():
+                self._stand_in_called = False
+            return found
+
+    def call_stand_in(self, called: bool) -> None:
+        with self._changed:
+            self._stand_in_called = called
+            self._changed.notify_all()
 
     def read_into(self, view: memoryview) -> int:
         incoming = self._incoming
@@ -77,6 +99,11 @@ class MemoryConnection:
     def interrupt(self) -> None:
         with self._changed:
             self._interrupted = True
+            self._changed.notify_all()
+
+    def nudge(self) -> None:
+        with self._changed:
+            self._nudged = True
             self._changed.notify_all()
 
     def abort(self) -> None:

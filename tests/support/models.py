@@ -109,13 +109,22 @@ class ParityModel:
         oracle.save_pretrained(path)
         return cls(name, path, oracle, config, {torch.float32: oracle})
 
+    @classmethod
+    def read(cls, path: Path) -> ParityModel:
+        """A directory that was edited, answered for by what transformers reads from it."""
+        oracle = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        oracle.requires_grad_(False)
+        return cls(path.name, path, oracle, oracle.config, {torch.float32: oracle})
+
     @functools.cached_property
     def source(self) -> SafetensorsDirectory:
         return SafetensorsDirectory(self.path)
 
     @functools.cached_property
     def architecture(self) -> Architecture:
-        return Architecture.from_config(json.loads(self.source.file("config.json")))
+        return Architecture.from_config(json.loads(self.source.file("config.json"))).as_stored(
+            self.source.index.tensors
+        )
 
     def prompt(self, length: int, seed: int = 0) -> list[int]:
         draw = random.Random(1000 * seed + length)

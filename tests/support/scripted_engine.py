@@ -95,7 +95,7 @@ class ScriptedEngine:
         if count is None:
             return
         scored = [
-            TokenLogprobs(-float(place), ((token, -float(place)), (token + 1, -float(place) - 1))[:count])
+            TokenLogprobs(-float(place), ((token, -float(place)), (token + 1, -float(place) - 1))[:count], rank=1)
             for place, token in enumerate(submission.prompt)
         ]
         for first, stop in ((1, len(scored) // 2), (max(1, len(scored) // 2), len(scored))):

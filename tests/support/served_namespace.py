@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import yaml
 from cluster import ControlPlane
-from languagepipes_api.names import LABEL_ROLE
+from languagepipes_api.names import LABEL_REPLICA, LABEL_ROLE
 
 from support import waiting
 from support.metrics_page import metric
@@ -39,6 +39,8 @@ COLLECTIONS = {
 }
 CHILD_KINDS = tuple(kind for kind in COLLECTIONS if kind not in ("Pod", "ReplicaSet"))
 _OURS = "app.kubernetes.io/managed-by=languagepipes"
+# A ceiling: its imports alone are seconds of CPU time, which a loaded machine has late.
+START_SECONDS = 120.0
 
 
 # What is not there yet, or not as wished, is looked at again until the time is up.
@@ -86,7 +88,14 @@ class OperatorProcess:
 
     def address(self) -> str:
         """Of its telemetry."""
-        return str(eventually(lambda: re.search(r"telemetry on (\S+)", self.said), what="telemetry")[1])
+        found = eventually(
+            lambda: self.process.poll() is not None or re.search(r"telemetry on (\S+)", self.said),
+            seconds=START_SECONDS,
+            what=lambda: f"telemetry; its log: {self.said[-2000:]}",
+        )
+        if found is True:
+            raise RuntimeError(f"the operator ended with {self.process.returncode}: {self.said[-2000:]}")
+        return str(found[1])
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"http://{self.address()}{path}", trust_env=False, timeout=5)
@@ -142,7 +151,7 @@ class ServedNamespace:
     def started(self, identity: str = "first", **environment: str) -> OperatorProcess:
         """An operator that is ready and leads."""
         operator = self.start_operator(identity, **environment)
-        eventually(operator.ready, what="the operator is ready")
+        eventually(operator.ready, seconds=START_SECONDS, what="the operator is ready")
         eventually(lambda: operator.metric("languagepipes_operator_leader") == 1, what="the operator leads")
         return operator
 
@@ -191,25 +200,29 @@ class ServedNamespace:
         }
 
     def condition(self, kind: str, name: str = "pipe", *, namespace: str | None = None) -> Object:
+        """The pipe's condition of that type; one of empty words where there is none yet."""
         conditions = self.pipe(name, namespace=namespace).get("status", {}).get("conditions") or []
-        return next((each for each in conditions if each["type"] == kind), {})
+        none_yet = {"type": kind, "status": "", "reason": "", "message": ""}
+        return next((each for each in conditions if each["type"] == kind), none_yet)
 
     # What a node would do
 
-    def play_store(self, model: Path, pipe: str = "pipe", *, namespace: str | None = None) -> None:
-        """A real store with the pipe's certificate, at an address that its pod then has."""
+    def play_store(self, model: Path, pipe: str = "pipe", *, namespace: str | None = None, role: str = "store") -> None:
+        """A real store with the pipe's certificate, at an address that its pod then has. role: of the store's pod."""
         where = namespace or self.namespace
-        labels = f"languagepipes.io/pipe={pipe},{LABEL_ROLE}=store"
+        labels = f"languagepipes.io/pipe={pipe},{LABEL_ROLE}"
         # The controller manager makes the pod. After an API server that was away it waits up to half a minute before it
         # watches again.
-        pods = eventually(lambda: self.list("Pod", labels=labels, namespace=where), seconds=90, what="the store's pod")
+        pods = eventually(
+            lambda: self.list("Pod", labels=f"{labels}={role}", namespace=where), seconds=90, what="the store's pod"
+        )
         pod = pods[0]
         secret = next(
             item
-            for item in self.list("Secret", labels=labels, namespace=where)
+            for item in self.list("Secret", labels=f"{labels}=store", namespace=where)
             if {"ca.crt", "tls.crt", "tls.key"} <= item["data"].keys()
         )
-        folder = self.control_plane.folder / f"{where}-{pipe}-store"
+        folder = self.control_plane.folder / f"{where}-{pipe}-{pod['metadata']['name']}"
         folder.mkdir(exist_ok=True)
         for name in ("ca.crt", "tls.crt", "tls.key"):
             (folder / name).write_bytes(base64.b64decode(secret["data"][name]))
@@ -250,6 +263,31 @@ def pipe_of(name: str, **spec: Any) -> Object:
             **spec,
         },
     }
+
+
+def replicas(served: ServedNamespace) -> dict[str, dict[str, str]]:
+    """By number, the Deployments of each replica and their UIDs."""
+    found: dict[str, dict[str, str]] = {}
+    for each in served.list("Deployment"):
+        metadata = each["metadata"]
+        if LABEL_REPLICA in metadata["labels"]:
+            found.setdefault(metadata["labels"][LABEL_REPLICA], {})[metadata["name"]] = metadata["uid"]
+    return found
+
+
+def completed(served: ServedNamespace) -> Object:
+    """The status once the present generation is Ready and nothing is left to do."""
+
+    def done() -> Object | None:
+        pipe = served.pipe()
+        status: Object = pipe["status"]
+        turned = {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
+        good = status["observedGeneration"] == pipe["metadata"]["generation"]
+        return status if good and turned["Progressing"] == ("False", "Complete") else None
+
+    found = eventually(done, seconds=60, what="a rollout that is complete")
+    assert isinstance(found, dict)
+    return found
 
 
 def settled(operator: OperatorProcess, seconds: float = 3.0) -> None:

@@ -36,6 +36,7 @@ class StandIn:
 
     cut_after: file → bytes after which the connection is cut, once. wrong: files whose bytes differ from their hash.
     failing: how many of the next requests are answered 503. no_ranges: Range is ignored.
+    together: files whose bytes come only once as many of them are asked for as the barrier counts.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class StandIn:
     wrong: set[str] = field(default_factory=set)
     failing: int = 0
     no_ranges: bool = False
+    together: dict[str, threading.Barrier] = field(default_factory=dict)
     endpoint: str = ""
     cdn: str = ""
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
@@ -164,6 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._head(status, {**headers, "Content-Length": str(end - begin), "Accept-Ranges": "bytes"})
         if self.command == "HEAD":
             return
+        if not asked and (barrier := hub.together.get(name)) is not None:
+            barrier.wait(timeout=20)
         part = data[begin:end]
         cut = hub.cut_after.get(name)
         if cut is not None and len(part) > cut:

@@ -79,6 +79,7 @@ class Answers:
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
     logprobs: dict[int, list[float]] = field(default_factory=dict)
+    cached_tokens: dict[int, int] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
     done: queue.Queue[int] = field(default_factory=queue.Queue)
 
@@ -86,6 +87,7 @@ class Answers:
         for output in outputs:
             if isinstance(output, TokenOutput):
                 self.tokens.setdefault(output.request_id, []).append(output.token)
+                self.cached_tokens[output.request_id] = output.cached_tokens
                 if output.logprobs is not None:
                     self.logprobs.setdefault(output.request_id, []).append(output.logprobs.logprob)
                 if output.finish is not None:
@@ -106,7 +108,9 @@ class ThreadRing:
         *,
         settings: EngineSettings | None = None,
         stage_transport: Callable[[TlsFiles], Transport] = TlsTransport,
+        through: Callable[[str], str] = lambda address: address,
     ) -> None:
+        """through: of each member's address, the one that its predecessor dials."""
         source = SafetensorsDirectory(model)
         architecture = Architecture.from_config(json.loads(source.file("config.json")))
         dtype = TORCH_DTYPES[plan.dtype]
@@ -133,7 +137,7 @@ class ThreadRing:
             identity = Identity("test", "ring", 0, "stage", number)
             stack = LayerStack(architecture, assignment.layers, **options)
             stack.load(source, lambda total: None)
-            successor = f"127.0.0.1:{ports[(number + 1) % (count + 1)]}"
+            successor = through(f"127.0.0.1:{ports[(number + 1) % (count + 1)]}")
             files = tls(identity)
             listen = f"127.0.0.1:{ports[number]}"
             communicator = StageCommunicator(identity, plan, files, listen, successor, transport=stage_transport(files))
@@ -150,7 +154,8 @@ class ThreadRing:
         layers = EndLayers(architecture, plan.end_model.local_layers, plan.end_model.tail_layers, **options)
         layers.load(source, lambda total: None)
         identity = Identity("test", "ring", 0, "end-model")
-        self.end = EndModelCommunicator(identity, plan, tls(identity), f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
+        successor = through(f"127.0.0.1:{ports[1]}")
+        self.end = EndModelCommunicator(identity, plan, tls(identity), f"127.0.0.1:{ports[0]}", successor)
         self.answers = Answers()
         self.engine = Engine(
             layers,
@@ -176,14 +181,23 @@ class ThreadRing:
             waiting.wait(0.02)
         raise AssertionError(f"the ring is not ready: {self.engine.status.ring_error}")
 
-    def submit(self, prompt: list[int], tokens: int, *, logprobs: int | None = None) -> int:
+    def submit(
+        self, prompt: list[int], tokens: int, *, logprobs: int | None = None, sampling: SamplingParameters = GREEDY
+    ) -> int:
         request_id = next(self._ids)
-        self.engine.submit(Submission(request_id, tuple(prompt), tokens, GREEDY, logprobs=logprobs))
+        self.engine.submit(Submission(request_id, tuple(prompt), tokens, sampling, logprobs=logprobs))
         return request_id
 
-    def generate(self, prompts: list[list[int]], tokens: int, *, logprobs: int | None = None) -> list[list[int]]:
-        """Greedy tokens of all prompts, run together. AssertionError if one fails."""
-        ids = [self.submit(prompt, tokens, logprobs=logprobs) for prompt in prompts]
+    def generate(
+        self,
+        prompts: list[list[int]],
+        tokens: int,
+        *,
+        logprobs: int | None = None,
+        sampling: SamplingParameters = GREEDY,
+    ) -> list[list[int]]:
+        """Tokens of all prompts, run together. AssertionError if one fails."""
+        ids = [self.submit(prompt, tokens, logprobs=logprobs, sampling=sampling) for prompt in prompts]
         for _ in ids:
             self.answers.done.get(timeout=120)
         assert not self.answers.failures, self.answers.failures

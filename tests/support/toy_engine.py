@@ -94,6 +94,8 @@ class ToyLayer:
             positions = torch.arange(int(start), end)
             where = (slots[positions // self.block_tokens], positions % self.block_tokens)
             self.cache[where] = torch.stack([states @ self.key, states @ self.value], dim=1)
+            if end % self.block_tokens and end - end % self.block_tokens >= start:
+                self.cache[int(ids[-1]), end % self.block_tokens :] = torch.nan  # as members do it
             cached = self.cache[slots].reshape(-1, 2, HIDDEN)[:end]
             scores = (states @ self.query) @ cached[:, 0].T
             scores = scores - 0.05 * (positions[:, None] - torch.arange(end)[None, :]).abs()

@@ -75,7 +75,9 @@ _NAME = "metadata.name must be a DNS label of at most 40 characters: a-z, 0-9 an
 _DEFAULT_PORT = "browsers leave the default port out of an origin (443 with https, 80 with http): leave it out too"
 _SCHEMES = "source must start with hf://, pvc:// or https:// (file:// is for `languagepipes up` alone)"
 _HUB = "an hf:// source is hf://OWNER/NAME, or hf://OWNER/NAME/FILE.gguf for one GGUF file"
-_VOLUME = "a pvc:// source is pvc://CLAIM/PATH, without .. in PATH"
+_VOLUME = (
+    "a pvc:// source is pvc://CLAIM/PATH, with names of letters, digits, dots, _ and - in PATH, and without . and .."
+)
 _HTTPS = "an https:// source is https://HOST/PATH, without user, password, query or fragment"
 _SECRET = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 _SOURCE = "spec.model.source"
@@ -150,18 +152,24 @@ WRONG = (
         "spec.model.maxContextLength: '8192' is not a whole number; write it without quotes",
     ),
     _model("maxContextLength: 81.5", "spec.model.maxContextLength: 81.5 is not a whole number"),
-    _model("quantization: int8", "spec.model.quantization: is not supported by this version; remove it"),
+    _model("quantization: fp8", "spec.model.quantization: 'fp8' is none of none, int8, int4, asStored"),
     # replicas, and what works later
     Wrong("17 replicas", "spec: {replicas: 17}", ("spec.replicas: 17 is more than 16",)),
     Wrong("negative replicas", "spec: {replicas: -1}", ("spec.replicas: -1 is less than 0",)),
     Wrong("replicas: true", "spec: {replicas: true}", ("spec.replicas: true is not a whole number",)),
     Wrong(
         "an unknown field",
-        "spec: {colour: red}",
+        "spec: {hue: red}",
         (
-            "spec.colour: unknown field; known here: model, replicas, endModel, stages, server, recovery, cache, "
-            "networkPolicy, paused",
+            "spec.hue: unknown field; known here: model, replicas, autoscaling, endModel, stages, server, recovery, "
+            "rollout, placement, cache, networkPolicy, paused",
         ),
+    ),
+    # autoscaling
+    Wrong(
+        "fewest above most",
+        "spec: {autoscaling: {minReplicas: 3, maxReplicas: 2}}",
+        ("spec.autoscaling.minReplicas: 3: minReplicas is larger than maxReplicas: lower it, or raise maxReplicas",),
     ),
     # the End Model
     Wrong(
@@ -235,6 +243,16 @@ WRONG = (
         ("spec.server.generationConfig: 'vllm' is none of auto, none",),
     ),
     Wrong(
+        "scheduling policy",
+        "spec: {server: {schedulingPolicy: fcfs}}",
+        ("spec.server.schedulingPolicy: 'fcfs' is none of fair, priority",),
+    ),
+    Wrong(
+        "a method of speculative decoding",
+        "spec: {server: {speculativeDecoding: medusa}}",
+        ("spec.server.speculativeDecoding: 'medusa' is none of auto, ngram, none",),
+    ),
+    Wrong(
         "an origin with a path",
         "spec: {server: {cors: {allowedOrigins: ['https://a.example/chat']}}}",
         (r"spec.server.cors.allowedOrigins[0]: 'https://a.example/chat' does not match ^(\*|https?://[^/?#,\s]+)$",),
@@ -294,6 +312,28 @@ WRONG = (
         "another word for a wait",
         "spec: {recovery: {maxWait: 5}}",
         ("spec.recovery.maxWait: unknown field; did you mean maxWaitSeconds?",),
+    ),
+    # rollouts
+    Wrong(
+        "a rollout that could replace nothing",
+        "spec: {rollout: {maxSurge: 0}}",
+        ("spec.rollout: maxSurge and maxUnavailable are both 0, so no replica could be replaced: raise one of them",),
+    ),
+    Wrong("17 more replicas", "spec: {rollout: {maxSurge: 17}}", ("spec.rollout.maxSurge: 17 is more than 16",)),
+    Wrong(
+        "a share of the replicas",
+        "spec: {rollout: {maxUnavailable: 25%}}",
+        ("spec.rollout.maxUnavailable: '25%' is not a whole number",),
+    ),
+    Wrong(
+        "answers without an end",
+        "spec: {rollout: {drainSeconds: 3601}}",
+        ("spec.rollout.drainSeconds: 3601 is more than 3600",),
+    ),
+    Wrong(
+        "a deadline that nothing meets",
+        "spec: {rollout: {progressDeadlineSeconds: 9}}",
+        ("spec.rollout.progressDeadlineSeconds: 9 is less than 10",),
     ),
     # the cache, network policies, a pause
     Wrong("cache without size", "spec: {cache: {}}", ("spec.cache.size: is required",)),

@@ -21,7 +21,7 @@ from support import greedy
 from support.installation import Installation
 from support.kubectl import Kubectl
 from support.paths import ROOT, SMOLLM2
-from support.serving import Client, Images, fill_claim, pipe, wait_ready
+from support.serving import Client, Images, fill_claim, pipe, wait_condition, wait_ready
 
 NAMES = ("node", "operator", "client", "models")
 
@@ -123,8 +123,9 @@ def home(operator: Installation, new_namespace: Callable[[str], Kubectl], images
 
 @pytest.fixture
 def smollm2(home: Kubectl) -> Kubectl:
-    """The namespace in which SmolLM2 is served over three stages; each test finds it Ready."""
+    """The namespace in which SmolLM2 is served over three stages; each test finds it Ready, and no replica going."""
     wait_ready(home)
+    wait_condition(home, "Progressing", "False", reason="Complete")
     return home
 
 

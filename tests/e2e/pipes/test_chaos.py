@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster
-from support.kubectl import Kubectl, wait_for
+from support.kubectl import Kubectl, closed, wait_for
 from support.members import alive, container_of, fetch
 from support.metrics_page import metric
 from support.serving import Client, wait_condition, wait_ready
@@ -125,7 +125,7 @@ def load(kubectl: Kubectl, url: str) -> Iterator[Load]:
 
 
 class Faults:
-    """What befalls stages, by name. Each returns once it was done, not once it is mended."""
+    """What befalls stages, by name; for evictions see test_drain. Each returns once it is done, and not mended yet."""
 
     def __init__(self, kubectl: Kubectl, cluster: Cluster, draw: random.Random) -> None:
         self._kubectl, self._cluster, self._draw = kubectl, cluster, draw
@@ -153,24 +153,13 @@ class Faults:
         time.sleep(3)
         self._node(pod).ctr("tasks", "resume", container_of(pod))
 
-    def evict(self) -> None:
-        """As `kubectl drain` does it, and an autoscaler."""
-        name = self._draw.choice(self.stages())["metadata"]["name"]
-        metadata = {"name": name, "namespace": self._kubectl.namespace}
-        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
-        path = f"/api/v1/namespaces/{self._kubectl.namespace}/pods/{name}/eviction"
-        self._kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
-
     def move(self) -> None:
         """To the other node."""
         pod = self._draw.choice(self.stages())
         node, stage = pod["spec"]["nodeName"], pod["metadata"]["labels"]["languagepipes.io/stage"]
-        self._kubectl("cordon", node)
-        try:
+        with closed(self._kubectl, node):
             self._delete(pod, "--grace-period=0", "--force")
             wait_for("the stage on the other node", lambda: self._is_elsewhere(stage, node), timeout_seconds=60)
-        finally:
-            self._kubectl("uncordon", node)
 
     def _is_elsewhere(self, stage: str, node: str) -> bool:
         pods = [pod for pod in self.stages() if pod["metadata"]["labels"]["languagepipes.io/stage"] == stage]
@@ -203,7 +192,6 @@ def test_streams_outlive_every_loss_of_a_stage(
         faults.force_delete,
         faults.kill,
         faults.freeze,
-        faults.evict,
         faults.move,
         faults.two_at_once,
     ]

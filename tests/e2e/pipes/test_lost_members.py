@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cluster import Cluster
 from support.installation import DEPLOYMENT, Installation
-from support.kubectl import Kubectl, wait_for
+from support.kubectl import Kubectl, closed, wait_for
 from support.members import alive, container_of
 from support.serving import Client, Images, condition, wait_condition, wait_ready
 
@@ -205,10 +205,9 @@ def put(kubectl: Kubectl, role: str, node: str, other: str) -> None:
 
     if there():
         return
-    kubectl("cordon", other)
-    kill_pod(kubectl, role)
-    wait_for(f"{role} on {node}", there)
-    kubectl("uncordon", other)
+    with closed(kubectl, other):
+        kill_pod(kubectl, role)
+        wait_for(f"{role} on {node}", there)
     time.sleep(3)
     wait_ready(kubectl)
 
@@ -224,10 +223,9 @@ def test_members_of_a_node_that_is_cut_off_come_back_on_the_other(
     """
     home = alive(smollm2, "store")[0]["spec"]["nodeName"]
     cut = next(node.name for node in our_cluster.nodes if node.name != home)
-    smollm2("cordon", cut)
-    client = Client(smollm2, images, f"client-{end_model.split()[0]}-beside-the-store")
-    operator.install("--set-string", f"nodeSelector.kubernetes\\.io/hostname={home}")
-    smollm2("uncordon", cut)
+    with closed(smollm2, cut):
+        client = Client(smollm2, images, f"client-{end_model.split()[0]}-beside-the-store")
+        operator.install("--set-string", f"nodeSelector.kubernetes\\.io/hostname={home}")
     wait_ready(smollm2)
     put(smollm2, "end-model", *((home, cut) if end_model == "stays" else (cut, home)))
     put(smollm2, "stage", cut, home)

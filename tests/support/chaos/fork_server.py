@@ -142,7 +142,7 @@ def _compute_in_float32() -> None:
     from languagepipes_node.model import attention_plan, linear
 
     every = linear.candidates
-    linear.candidates = lambda storage: [way for way in every(storage) if way.dtype == torch.float32]
+    linear.candidates = lambda storage, **more: [way for way in every(storage, **more) if way.dtype == torch.float32]
     attention_plan.quick_products = lambda dtype, device: False
 
 

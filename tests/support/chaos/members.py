@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from languagepipes_api.member_settings import PREFIX, MemberSettings
+from languagepipes_api.member_settings import PREFIX, MemberSettings, SpeculativeDecoding
 from languagepipes_api.names import Identity
-from languagepipes_api.plan import Plan
+from languagepipes_api.plan import Plan, Quantization
 from languagepipes_api.spec import PipeSpec, parse_pipe
 from languagepipes_operator.certificates.authority import issue, new_ca, write_tls_dir
 from languagepipes_operator.cli.model_facts import read_facts
@@ -38,7 +38,8 @@ END_MODEL, STORE = "end-model", "store"
 class Shape:
     """A replica. kv_blocks of block_tokens each: fewer than the streams want, so that some are pre-empted.
 
-    dtype: of weights, keys and values, and frames.
+    dtype: of weights, keys and values, and frames. quantization: of weights. speculation: `ngram` sends each draft that
+    there is, whatever it costs, so frames with wrong ones are lost, replayed and pre-empted too.
     """
 
     model: str
@@ -46,6 +47,8 @@ class Shape:
     local_layers: int = 1
     tail_layers: int = 0
     dtype: Dtype = "float32"
+    quantization: Quantization = "none"
+    speculation: SpeculativeDecoding = "none"
     kv_blocks: int = 64
     block_tokens: int = 16
     frame_tokens: int = 96
@@ -58,7 +61,12 @@ class Shape:
                 "kind": "LanguagePipe",
                 "metadata": {"name": PIPE},
                 "spec": {
-                    "model": {"source": f"file://{source}", "dtype": self.dtype, "maxContextLength": CONTEXT},
+                    "model": {
+                        "source": f"file://{source}",
+                        "dtype": self.dtype,
+                        "quantization": self.quantization,
+                        "maxContextLength": CONTEXT,
+                    },
                     "endModel": {"localLayers": self.local_layers, "tailLayers": self.tail_layers},
                     "stages": {"count": self.stages},
                 },
@@ -80,8 +88,9 @@ class Shape:
 
 SHAPES = {
     "experts, sliding windows, tail layers": Shape("moe", stages=3, tail_layers=1),
-    "full and sliding attention, two stages": Shape("sliding", stages=2),
+    "full and sliding attention, two stages, drafts": Shape("sliding", stages=2, speculation="ngram"),
     "bfloat16, a tail layer": Shape("sliding", stages=2, tail_layers=1, dtype="bfloat16"),
+    "int8, drafts": Shape("sliding", stages=2, dtype="bfloat16", quantization="int8", speculation="ngram"),
 }
 
 
@@ -204,6 +213,7 @@ class Members:
                 store_listen=store,
                 source=f"file://{source}",
                 dtype=self.shape.dtype,
+                quantization=self.shape.quantization,
                 cache_dir=self.directory / "cache",
             ),
             END_MODEL: MemberSettings(
@@ -214,6 +224,7 @@ class Members:
                 successor=self.links[0].address,
                 api_listen=free_address(),
                 served_name=PIPE,
+                speculative_decoding=self.shape.speculation,
                 **common,
             ),
         }

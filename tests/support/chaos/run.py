@@ -27,7 +27,17 @@ _SILENCE_SECONDS = 240.0
 # Pieces of text between two groups of faults: as many for each stream, so that most streams went forward.
 _PIECES_BETWEEN = 3
 _PROBLEMS_SHOWN = 20
-_COUNTED = ("replays", "recomputed_tokens", "requests_waited", "ring_down_seconds", "ring_epochs", "preemptions")
+_COUNTED = (
+    "replays",
+    "recomputed_tokens",
+    "requests_waited",
+    "ring_down_seconds",
+    "ring_epochs",
+    "preemptions",
+    "prefix_cache_hit_tokens",
+    "speculation_draft_tokens",
+    "speculation_accepted_tokens",
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,62 @@
+"""No change costs a request: streams go through the Service while what runs is replaced, and none of them fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from support.installation import Installation
+from support.kubectl import Kubectl, wait_for
+from support.serving import SMALL, Client, pipe, wait_condition
+from support.streams import members, miscounted, replicas, rolled_out, streams
+
+pytestmark = pytest.mark.kubernetes
+
+
+@pytest.fixture
+def fresh(smollm2: Kubectl) -> Iterator[Kubectl]:
+    """The pipe that tests share, and as it was afterwards."""
+    yield smollm2
+    smollm2.apply(pipe())
+
+
+def test_no_stream_fails_while_what_runs_is_replaced(fresh: Kubectl, client: Client, operator: Installation) -> None:
+    kubectl = fresh
+    url = rolled_out(kubectl)["url"]
+    warned = miscounted(kubectl)
+    two: dict[str, Any] = {"stages": {"count": 2, "template": SMALL}}
+
+    with streams(kubectl, url, "split"):
+        old = replicas(kubectl)
+        kubectl.apply(pipe(**two))
+        assert rolled_out(kubectl)["stagesReady"] == "2/2"
+        assert not replicas(kubectl) & old
+
+    # The operator is killed as soon as the new replica is there; the next one goes on from what it finds.
+    server: dict[str, Any] = {**two, "server": {"maxQueuedRequests": 300}}
+    with streams(kubectl, url, "server"):
+        kubectl.apply(pipe(**server))
+        wait_for("a replica beside the old", lambda: len(replicas(kubectl)) == 2)
+        operator.kubectl("delete", "pod", operator.leader(), "--grace-period=0", "--force", "--wait=false")
+        rolled_out(kubectl)
+
+    with streams(kubectl, url, "scale"):
+        kubectl("scale", "lp/smollm2", "--replicas=2")
+        assert rolled_out(kubectl, 2)["readyReplicas"] == 2
+        kubectl("scale", "lp/smollm2", "--replicas=1")
+        rolled_out(kubectl)
+
+    with streams(kubectl, url, "undo"):
+        before = members(kubectl)
+        nowhere = {**SMALL, "nodeSelector": {"no.such/label": "x"}}
+        never = {**server, "stages": {"count": 2, "template": nowhere}, "rollout": {"progressDeadlineSeconds": 10}}
+        kubectl.apply(pipe(**never))
+        told = wait_condition(kubectl, "Progressing", "False", reason="ProgressDeadlineExceeded", timeout_seconds=60)
+        assert "goes on serving" in told["message"]
+        assert before.items() <= members(kubectl).items()
+        kubectl.apply(pipe(**server))
+        rolled_out(kubectl)
+        assert members(kubectl) == before
+
+    assert miscounted(kubectl) == warned
