@@ -15,8 +15,13 @@ MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 # Two workers, each of one thread: what more a larger machine has, it is not asked for. Tests of a file share what they
 # have started, so a file stays with one worker.
+# Tests of several threads share two cores: threads that wait sleep instead of spinning (a fifth of such a file's CPU time).
+UNIT_ENVIRONMENT := OMP_WAIT_POLICY=passive
 UNIT_OPTIONS := --numprocesses=2 --dist=worksteal
 INTEGRATION_OPTIONS := --numprocesses=2 --dist=loadfile
+# Each worker runs a cluster of its own, since these tests mostly wait for pods; where another cluster is named there is
+# one. In the order that their conftest gives.
+PODS_OPTIONS := $(if $(E2E_KUBECONFIG),,--numprocesses=2 --dist=loadfile --no-loadscope-reorder)
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
@@ -28,7 +33,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call say,Making $(VENV) and installing the pinned packages (5.6 GB on disk with torch; 20 s to 4 min))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[operator,node,test,lint]'
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[operator,bench,node,test,lint]'
 # Bytecode of what members import, written once and in any case: where PYTHONDONTWRITEBYTECODE is set, each start of a
 # member would compile torch's 750 modules again, which doubles the CPU time of its import.
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import languagepipes_operator.cli.up.up, \
@@ -89,33 +94,40 @@ images: packages $(MODEL) ## Build the container images (5 min from nothing)
 	$(call say,Container images)
 	$(PYTHON) hack/build_images.py
 
+.PHONY: unpacked
+unpacked: install cluster images ## Unpack the images for the test cluster's nodes (2 min, nothing when they have not changed)
+	$(call say,Images for the nodes of the test cluster)
+	$(PYTHON) hack/build_images.py --print | \
+	  $(PYTHON) -c 'import json, sys; print(*(f"--image={path}" for path in json.load(sys.stdin).values()), sep="\n")' | \
+	  xargs --delimiter='\n' $(BIN)/python tests/cluster hold
+
 .PHONY: clients
 clients: install ## Install the clients of others that tests use (PyPI, npm, Maven Central)
 	$(call say,Clients of others)
 	cd tests && ../$(BIN)/python -m support.client_packages
 
 .PHONY: parts
-parts: install model cluster images clients ## What `make e2e` needs: packages, images, programs of the test cluster, model, clients
+parts: install model cluster images unpacked clients ## What `make e2e` needs: packages, images, programs of the test cluster, model, clients
 
 .PHONY: test
 test: install model lint types contracts ## All tests that need neither root nor Go nor Debian packages; style, types, contracts
 	$(call say,Unit and integration tests)
-	$(BIN)/pytest tests/unit $(UNIT_OPTIONS) $(PYTEST_OPTIONS)
+	$(UNIT_ENVIRONMENT) $(BIN)/pytest tests/unit $(UNIT_OPTIONS) $(PYTEST_OPTIONS)
 	$(BIN)/pytest tests/integration $(INTEGRATION_OPTIONS) $(PYTEST_OPTIONS)
 
 .PHONY: test-fast
 test-fast: install ## The inner loop: the unit tests
-	$(BIN)/pytest tests/unit -x -q $(UNIT_OPTIONS) $(PYTEST_OPTIONS)
+	$(UNIT_ENVIRONMENT) $(BIN)/pytest tests/unit -x -q $(UNIT_OPTIONS) $(PYTEST_OPTIONS)
 
 .PHONY: e2e
 e2e: ## All tests that need the cluster, its programs or the images: root, Debian, Go
 	$(call say,Parts (side by side): packages; images; programs of the test cluster; model)
 	$(MAKE) --no-print-directory --jobs=3 parts
-	$(call say,Tests on a real cluster of two nodes; beside them what needs an API server, the images or a chart alone)
+	$(call say,Tests on two real clusters of two nodes; beside them what needs no pods)
 # The latter mostly wait, so they run meanwhile; what they print comes in the end.
 	log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
 	nice $(BIN)/pytest -m 'e2e or control_plane' --ignore=tests/e2e/pipes $(PYTEST_OPTIONS) >"$$log" 2>&1 & beside=$$!; \
-	$(BIN)/pytest tests/e2e/pipes -m e2e $(PYTEST_OPTIONS) && good=yes || good=no; \
+	$(BIN)/pytest tests/e2e/pipes -m e2e $(PODS_OPTIONS) $(PYTEST_OPTIONS) && good=yes || good=no; \
 	wait $$beside || good=no; cat "$$log"; test $$good = yes
 
 .PHONY: test-gpu
