@@ -44,9 +44,11 @@ def test_an_idle_engine_sleeps_and_wakes_at_once(make_rig: MakeRig, run_thread: 
     rig = make_rig(threads=True, join=False)
     thread = run_thread(rig)
     eventually(lambda: rig.engine.status.ring_ready)
-    before = time.process_time()
+    assert thread.ident is not None
+    clock = time.pthread_getcpuclockid(thread.ident)  # of the engine alone: threads of other tests may run still
+    before = time.clock_gettime(clock)
     time.sleep(0.3)
-    assert time.process_time() - before < 0.15
+    assert time.clock_gettime(clock) - before < 0.15
     rig.submit(1, PROMPT, max_tokens=1)
     eventually(lambda: rig.client.finish(1) == "length")
     assert thread.is_alive()
@@ -94,16 +96,17 @@ def test_a_ring_that_has_become_much_slower_serves_again_after_one_lost_epoch(
         time.sleep(pause[0])
         return frame
 
-    settings = replace(QUICK, deadline_slack_seconds=0.05)
+    settings = replace(QUICK, deadline_slack_seconds=0.2)
     rig = make_rig(threads=True, join=False, settings=settings, alter=slow_down)
     run_thread(rig)
     eventually(lambda: rig.engine.status.ring_ready)
     rig.submit(1, PROMPT)
     eventually(lambda: rig.client.finish(1) == "length")
-    pause[0] = 0.3  # the same machines take many times longer
+    before = rig.engine.status.epoch
+    pause[0] = 0.6  # the same machines take many times longer
     rig.submit(2, PROMPT, max_tokens=3)
     eventually(lambda: rig.client.finish(2) == "length")
-    assert rig.engine.status.epoch == 2
+    assert rig.engine.status.epoch == before + 1
     assert rig.answer(2) == alone(PROMPT, 3)
 
 

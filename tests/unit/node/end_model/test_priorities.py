@@ -6,7 +6,7 @@ import random
 
 import torch
 from languagepipes_node.end_model.engine import EngineSettings
-from languagepipes_node.end_model.scheduler import MOST_PASSES
+from languagepipes_node.end_model.scheduler import LEAST_CHUNK, MOST_PASSES
 from support.toy_engine import VOCABULARY, MakeRig, Rig, alone, preemptions
 
 
@@ -35,7 +35,8 @@ def test_waiting_requests_start_by_priority_and_those_of_one_by_arrival(make_rig
 def test_clients_take_turns_within_a_priority(make_rig: MakeRig) -> None:
     rig = make_rig(settings=EngineSettings(max_running=2))
     for request, (client, priority) in enumerate([("a", 1), ("a", 1), ("a", 0), ("a", 0), ("b", 1), ("b", 0)]):
-        rig.submit(request, prompt_of(5, request), priority=priority, client=client, max_tokens=3)
+        # A prompt that goes into one frame whatever the steps' times are, so that who starts first is first.
+        rig.submit(request, prompt_of(LEAST_CHUNK, request), priority=priority, client=client, max_tokens=3)
     order = order_of_first_tokens(rig, range(6))
     assert (set(order[:2]), order[2]) == ({2, 5}, 3)
 
