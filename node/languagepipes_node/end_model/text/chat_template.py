@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -82,6 +83,7 @@ class ChatTemplate:
         environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationTag]
         )
+        self.render_seconds = _RENDER_SECONDS  # the most that one rendering takes
         self._template = environment.from_string(source)
         self._special_tokens = dict(special_tokens)
         parsed = environment.parse(source)
@@ -132,7 +134,7 @@ class ChatTemplate:
         names |= {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
         pieces: list[str] = []
         size = 0
-        token = _deadline.set(time.monotonic() + _RENDER_SECONDS)
+        token = _deadline.set(_Deadline.after(self.render_seconds))
         try:
             given = _characters(messages) + _characters(tools or ())
             limit = _RENDERED_CHARACTERS_PER_INPUT_CHARACTER * given + _RENDERED_CHARACTERS_EXTRA
@@ -170,12 +172,25 @@ def _in_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
-_deadline: ContextVar[float] = ContextVar("chat_template_deadline", default=float("inf"))
+@dataclass(frozen=True)
+class _Deadline:
+    """Of one rendering, on the clock of time.monotonic()."""
+
+    at: float
+    seconds: float
+
+    @classmethod
+    def after(cls, seconds: float) -> _Deadline:
+        return cls(time.monotonic() + seconds, seconds)
+
+
+_deadline: ContextVar[_Deadline | None] = ContextVar("chat_template_deadline", default=None)
 
 
 def _check_deadline() -> None:
-    if time.monotonic() > _deadline.get():
-        raise TemplateError(f"the model's chat template took longer than {_RENDER_SECONDS:g} s")
+    deadline = _deadline.get()
+    if deadline is not None and time.monotonic() > deadline.at:
+        raise TemplateError(f"the model's chat template took longer than {deadline.seconds:g} s")
 
 
 class _Namespace(jinja2.utils.Namespace):

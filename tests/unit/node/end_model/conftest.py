@@ -32,5 +32,5 @@ def run_thread() -> Iterator[RunThread]:
     yield start
     for rig, thread in started:
         rig.engine.stop()
-        thread.join(timeout=10)
+        thread.join(timeout=30)
         assert not thread.is_alive()

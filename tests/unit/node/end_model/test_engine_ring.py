@@ -15,7 +15,7 @@ from languagepipes_node.end_model.openai.bridge import EngineBridge, EngineGone
 from languagepipes_node.end_model.requests import Failure
 from languagepipes_node.wire.errors import RingDown
 from support.loopback_ring import LoopbackFrame
-from support.toy_engine import MakeRig, RunThread, alone
+from support.toy_engine import Gate, MakeRig, RunThread, alone
 from support.waiting import eventually
 
 PROMPT = list(range(10))
@@ -55,15 +55,17 @@ def test_an_idle_engine_sleeps_and_wakes_at_once(make_rig: MakeRig, run_thread: 
 
 
 def test_stopping_answers_what_is_left(make_rig: MakeRig, run_thread: RunThread) -> None:
-    rig = make_rig(threads=True, join=False, context=200)
+    gate = Gate(first_step=8)
+    rig = make_rig(threads=True, join=False, alter=gate)
     thread = run_thread(rig)
     eventually(lambda: rig.engine.status.ring_ready)
-    rig.submit(1, PROMPT, max_tokens=150)
+    rig.submit(1, PROMPT, max_tokens=50)
     eventually(lambda: len(rig.answer(1)) > 1)
     rig.engine.stop()
-    thread.join(timeout=5)
+    thread.join(timeout=30)
     assert not thread.is_alive()
     assert rig.client.finish(1) == "ring_down"
+    gate.open()
 
 
 def test_a_frame_that_does_not_return_in_time_ends_the_epoch(make_rig: MakeRig) -> None:
@@ -79,10 +81,11 @@ def test_a_frame_that_does_not_return_in_time_ends_the_epoch(make_rig: MakeRig) 
     rig = make_rig(alter=swallow_the_tenth, settings=settings)
     rig.submit(1, PROMPT, max_tokens=80)
     started = time.monotonic()
-    with pytest.raises(RingDown, match=r"step 10 with 1 tokens did not return within 0\.\d s") as caught:
+    with pytest.raises(RingDown, match=r"step 10 with 1 tokens did not return within \d+\.\d s") as caught:
         rig.run()
     assert caught.value.code == "deadline"
-    assert time.monotonic() - started < 5
+    # By what the steps before it took, on a machine that may be busy, and not as late as in an unmeasured ring.
+    assert time.monotonic() - started < EngineSettings().deadline_unmeasured_seconds / 2
     with pytest.raises(RingDown):
         rig.ring.receive(0)
 

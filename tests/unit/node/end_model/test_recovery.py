@@ -11,7 +11,7 @@ from languagepipes_node.end_model.recovery import Outage, Setbacks
 from languagepipes_node.end_model.requests import Cancellation, Failure
 from languagepipes_node.end_model.sequences import Sequence
 from languagepipes_node.wire.errors import RingDown
-from support.toy_engine import GREEDY, MakeRig, Rig, RunThread, Submission, ToyLayer, alone
+from support.toy_engine import GREEDY, Gate, MakeRig, Rig, RunThread, Submission, ToyLayer, alone
 from support.waiting import eventually
 
 PROMPT = list(range(10))
@@ -132,10 +132,11 @@ def test_requests_that_come_while_the_ring_is_down_wait_for_it(make_rig: MakeRig
 def test_nobody_waits_longer_than_allowed_and_all_are_served_once_the_ring_is_back(
     make_rig: MakeRig, run_thread: RunThread
 ) -> None:
-    rig = make_rig(threads=True, join=False, settings=replace(QUICK, max_wait_seconds=0.2), context=200)
+    gate = Gate(first_step=8)
+    rig = make_rig(threads=True, join=False, settings=replace(QUICK, max_wait_seconds=0.2), alter=gate)
     run_thread(rig)
     eventually(lambda: rig.engine.status.ring_ready)
-    rig.submit(1, PROMPT, max_tokens=150)
+    rig.submit(1, PROMPT, max_tokens=50)
     eventually(lambda: len(rig.answer(1)) > 2)
     rig.ring.break_ring("stage 1 was killed", stay_down=True)
     eventually(lambda: rig.client.finish(1) == "ring_down")
@@ -143,6 +144,7 @@ def test_nobody_waits_longer_than_allowed_and_all_are_served_once_the_ring_is_ba
     eventually(lambda: not rig.engine.status.accepting)
     rig.submit(2, PROMPT)
     assert rig.client.outputs[2] == [Failure(2, "ring_down", "stage 1 was killed")]
+    gate.open()
     rig.ring.heal()
     eventually(lambda: rig.engine.status.ring_ready)
     rig.submit(3, PROMPT)

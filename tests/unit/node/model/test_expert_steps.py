@@ -89,12 +89,16 @@ def test_a_row_has_the_same_numbers_in_every_company_and_by_any_number_of_thread
     model = model_named("qwen3_moe")
     prompts = [model.prompt(3 + place % 5, seed=place) for place in range(80)]
 
+    replica = Replica(model, SPLITS[2], dtype=dtype, compute=always(WHOLE))
+
     def decode(company: int, threads: int) -> torch.Tensor:
         torch.set_num_threads(threads)
-        replica, sequences = Replica(model, SPLITS[2], dtype=dtype, compute=always(WHOLE)), [Running() for _ in prompts]
-        for sequence, prompt in zip(sequences[:company], prompts, strict=False):
-            replica.step([(sequence, prompt[:-1], [])])
-        return replica.step([(s, p[-1:], [0]) for s, p in zip(sequences[:company], prompts, strict=False)])
+        sequences = [Running() for _ in prompts[:company]]
+        replica.step([(s, p[:-1], []) for s, p in zip(sequences, prompts, strict=False)])
+        rows = replica.step([(s, p[-1:], [0]) for s, p in zip(sequences, prompts, strict=False)])
+        for sequence in sequences:
+            replica.end_sequence(sequence)
+        return rows
 
     together = decode(80, threads=1)
     for company in (1, 2, 4, 5, 16, 33, 65):

@@ -7,13 +7,6 @@ import asyncio
 from languagepipes_operator.kube.workqueue import WorkQueue
 
 
-async def _run(queue: WorkQueue[str], seconds: float) -> None:
-    task = asyncio.create_task(queue.run(2))
-    await asyncio.sleep(seconds)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
 def test_a_key_that_is_added_often_is_worked_on_once_and_once_more_if_it_changed_meanwhile() -> None:
     async def scene() -> list[str]:
         done: list[str] = []
@@ -23,7 +16,11 @@ def test_a_key_that_is_added_often_is_worked_on_once_and_once_more_if_it_changed
             nonlocal at_once
             at_once += 1
             assert at_once == 1
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.01)
+            if not done:
+                queue.add("a")
+                queue.add("a")
+            await asyncio.sleep(0.01)  # time in which another worker would begin it
             at_once -= 1
             done.append(key)
             return None
@@ -31,9 +28,13 @@ def test_a_key_that_is_added_often_is_worked_on_once_and_once_more_if_it_changed
         queue: WorkQueue[str] = WorkQueue(work)
         for _ in range(5):
             queue.add("a")
-        asyncio.get_running_loop().call_later(0.02, queue.add, "a")
-        asyncio.get_running_loop().call_later(0.03, queue.add, "a")
-        await _run(queue, 0.3)
+        running = asyncio.create_task(queue.run(2))
+        async with asyncio.timeout(20):
+            while not queue.idle:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # nothing comes after that
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         return done
 
     assert asyncio.run(scene()) == ["a", "a"]

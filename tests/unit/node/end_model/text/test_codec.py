@@ -39,22 +39,27 @@ def test_special_tokens_are_found_by_their_text(codec):
 
 def test_a_long_prompt_does_not_hold_up_other_threads(codec):
     text = "The quick brown fox jumps over the lazy dog. " * 20_000
-    longest, last, stop = 0.0, time.perf_counter(), threading.Event()
 
-    def tick():
-        nonlocal longest, last
-        while not stop.wait(0.002):
-            now = time.perf_counter()
-            longest, last = max(longest, now - last), now
+    def share_of_the_longest_wait():
+        longest, last, stop = 0.0, time.perf_counter(), threading.Event()
 
-    ticker = threading.Thread(target=tick)
-    ticker.start()
-    started = time.perf_counter()
-    codec.encode(text)
-    taken = time.perf_counter() - started
-    stop.set()
-    ticker.join()
-    assert longest < taken / 2
+        def tick():
+            nonlocal longest, last
+            while not stop.wait(0.002):
+                now = time.perf_counter()
+                longest, last = max(longest, now - last), now
+
+        ticker = threading.Thread(target=tick)
+        ticker.start()
+        started = time.perf_counter()
+        codec.encode(text)
+        taken = time.perf_counter() - started
+        stop.set()
+        ticker.join()
+        return longest / taken
+
+    # Whoever holds the interpreter does so each time; a busy machine makes a thread wait now and then.
+    assert any(share_of_the_longest_wait() < 1 / 2 for _ in range(5))
 
 
 @pytest.mark.parametrize(
