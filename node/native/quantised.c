@@ -237,13 +237,124 @@ AVX2 INLINE void tile_avx2(const int of, const int rows, float *y, ptrdiff_t str
     }
 }
 
+/* ---- AVX2, WIDE_ROWS rows or more: weights are widened to int16 once for up to WIDE_BLOCK rows, and two products of 16
+ * bits are summed in int32 by one instruction. For fewer rows widening costs more than it saves. ---- */
+
+enum { WIDE_ROWS = 8, WIDE_BLOCK = 64, WIDE_GROUPS = 4, WIDE_TILE = 4 };
+
+/* Behind the groups, the values once more as int16, of each quad the first and third and then the second and fourth. */
+INLINE ptrdiff_t wide_at(ptrdiff_t depth) { return (ptrdiff_t)operand_bytes(depth); }
+
+/* An odd number of cache lines: rows then do not share the few sets that a power of two would leave them. */
+static size_t operand_bytes_avx2(ptrdiff_t depth) {
+    return (size_t)((wide_at(depth) + 2 * round_up(depth, 32)) / 64 | 1) * 64;
+}
+
+AVX2 static void prepare_avx2(void *operand, const float *x, ptrdiff_t k0, ptrdiff_t k1, ptrdiff_t depth) {
+    prepare(operand, x, k0, k1, depth);
+    const __m256i order = _mm256_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9,
+                                           11, 12, 14, 13, 15);
+    __m256i *wide = (__m256i *)((char *)operand + wide_at(depth) + 2 * k0);
+    for (ptrdiff_t k = k0; k < k1; k += GROUP, wide += 2) {
+        const __m256i bytes = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i *)((int8_t *)operand + k)), order);
+        _mm256_storeu_si256(wide, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes)));
+        _mm256_storeu_si256(wide + 1, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(bytes, 1)));
+    }
+}
+
+/* One group of a Q8 panel → int16 [4][16][8][2]: eight outputs, pairs of the depth. */
+AVX2 INLINE void widen_group(__m256i *wide, const uint8_t *data) {
+    const __m256i middle = _mm256_set1_epi8((char)128);
+    for (int k = 0; k < QUADS; k++)
+        for (int v = 0; v < 4; v++) {
+            const __m256i quads = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(data + 128 * k + 32 * v)), middle);
+            wide[16 * v + 2 * k] = _mm256_srai_epi16(_mm256_slli_epi16(quads, 8), 8);
+            wide[16 * v + 2 * k + 1] = _mm256_srai_epi16(quads, 8);
+        }
+}
+
+/* sums [rows][32] += rows by `count` widened groups. group: of the first row; x: its int16 values there. */
+AVX2 INLINE void tile_wide(const int of, const int rows, float *sums, const char *x, const group_of *group, size_t x_bytes,
+                           const __m256i *wide, const uint16_t *scales, ptrdiff_t count) {
+    enum { PAIRS_OF_16 = 8 };
+    for (int v = 0; v < 4; v += 2)
+        for (ptrdiff_t g = 0; g < count; g++)
+            for (int half = 0; half < (of == OF_8 ? 1 : 2); half++) {
+                const __m256i *w = wide + 64 * g + 16 * v + PAIRS_OF_16 * half;
+                const char *from = x + 2 * GROUP * g + 4 * PAIRS_OF_16 * half;
+                __m256i dots[WIDE_TILE][2];
+                _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) dots[r][0] = dots[r][1] = _mm256_setzero_si256();
+                for (int part = 0; part < (of == OF_8 ? 4 : 2); part++, w += 4, from += 16)
+                    _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) {
+                        const __m256i first = w[k], second = w[k + 16];
+                        _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {
+                            const __m256i pair = _mm256_set1_epi32(*(const int32_t *)(from + r * x_bytes + 4 * k));
+                            dots[r][0] = _mm256_add_epi32(dots[r][0], _mm256_madd_epi16(first, pair));
+                            dots[r][1] = _mm256_add_epi32(dots[r][1], _mm256_madd_epi16(second, pair));
+                            /* GCC would add products to each other first, and run out of registers. */
+                            __asm__("" : "+x"(dots[r][0]), "+x"(dots[r][1]));
+                        }
+                    }
+                _Pragma("GCC unroll 2") for (int i = 0; i < 2; i++) {
+                    const uint16_t *own = scales + group_scales(of) * g + 32 * half + 8 * (v + i);
+                    const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)own));
+                    _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) {
+                        const float factor = ((const group_of *)((const char *)group + r * x_bytes))[g].scale;
+                        float *sum = sums + CHUNK * r + 8 * (v + i);
+                        _mm256_storeu_ps(sum, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][i]),
+                                                              _mm256_mul_ps(scale, _mm256_set1_ps(factor)),
+                                                              _mm256_loadu_ps(sum)));
+                    }
+                }
+            }
+}
+
+/* Up to WIDE_BLOCK rows by one panel. */
+AVX2 INLINE void multiply_wide(const int of, float *y, ptrdiff_t stride, const char *x, size_t x_bytes, ptrdiff_t depth,
+                               ptrdiff_t rows, const uint8_t *panel, const uint16_t *scales, int columns) {
+    const ptrdiff_t groups = depth / GROUP;
+    _Alignas(64) __m256i wide[WIDE_GROUPS * 64];
+    _Alignas(64) float sums[WIDE_BLOCK * CHUNK];
+    memset(sums, 0, sizeof(float) * CHUNK * (size_t)rows);
+    for (ptrdiff_t g = 0; g < groups; g += WIDE_GROUPS) {
+        const ptrdiff_t count = least(WIDE_GROUPS, groups - g);
+        for (ptrdiff_t i = 0; i < count; i++) widen_group(wide + 64 * i, panel + (g + i) * group_bytes(of));
+#define WIDE(R)                                                                                                          \
+    tile_wide(of, R, sums + CHUNK * m, x + m * x_bytes + wide_at(depth) + 2 * GROUP * g,                                 \
+              groups_of(x + m * x_bytes, depth) + g, x_bytes, wide, scales + g * group_scales(of), count)
+        ptrdiff_t m = 0;
+        for (; m + WIDE_TILE <= rows; m += WIDE_TILE) WIDE(WIDE_TILE);
+        for (; m < rows; m++) WIDE(1);
+#undef WIDE
+    }
+    for (ptrdiff_t r = 0; r < rows; r++) memcpy(y + r * stride, sums + CHUNK * r, sizeof(float) * (size_t)columns);
+}
+
+#define DEFINE_WIDE(NAME, OF, FEW)                                                                                       \
+    AVX2 static void NAME(float *y, ptrdiff_t stride, const void *operands, const lp_matrix *w, ptrdiff_t rows,          \
+                          ptrdiff_t n0, ptrdiff_t n1) {                                                                  \
+        const ptrdiff_t groups = w->depth / GROUP;                                                                       \
+        const size_t bytes = operand_bytes_avx2(w->depth);                                                               \
+        if (rows < WIDE_ROWS) {                                                                                          \
+            FEW(y, stride, operands, w, rows, n0, n1);                                                                   \
+            return;                                                                                                      \
+        }                                                                                                                \
+        for (ptrdiff_t n = n0; n < n1; n += CHUNK)                                                                       \
+            for (ptrdiff_t m = 0; m < rows; m += WIDE_BLOCK)                                                             \
+                multiply_wide(OF, y + m * stride + n - n0, stride, (const char *)operands + (size_t)m * bytes, bytes,    \
+                              w->depth, least(WIDE_BLOCK, rows - m),                                                     \
+                              (const uint8_t *)w->data + n / CHUNK * groups * group_bytes(OF),                           \
+                              (const uint16_t *)w->scales + n / CHUNK * groups * group_scales(OF),                       \
+                              (int)least(CHUNK, n1 - n));                                                                \
+    }
+
 /* All rows by the panels of outputs [n0, n1): as even tiles as can be, some groups of the depth at a time. */
-#define DEFINE(NAME, TARGET, OF, TILE, MOST, STEP, CASES)                                                                     \
+#define DEFINE(NAME, TARGET, OF, TILE, MOST, STEP, BYTES, CASES)                                                              \
     TARGET static void NAME(float *y, ptrdiff_t stride, const void *operands, const lp_matrix *w, ptrdiff_t rows,        \
                             ptrdiff_t n0, ptrdiff_t n1) {                                                                \
         const ptrdiff_t depth = w->depth, groups = depth / GROUP;                                                        \
         const ptrdiff_t step = STEP;                                                                                     \
-        const size_t bytes = operand_bytes(depth);                                                                       \
+        const size_t bytes = BYTES(depth);                                                                               \
         for (ptrdiff_t n = n0; n < n1; n += CHUNK) {                                                                     \
             const uint8_t *panel = (const uint8_t *)w->data + n / CHUNK * groups * group_bytes(OF);                      \
             const uint16_t *scales = (const uint16_t *)w->scales + n / CHUNK * groups * group_scales(OF);                \
@@ -268,12 +379,14 @@ AVX2 INLINE void tile_avx2(const int of, const int rows, float *y, ptrdiff_t str
 #define FOUR(TILE, OF) ONE(TILE, OF, 1) ONE(TILE, OF, 2) ONE(TILE, OF, 3) ONE(TILE, OF, 4)
 #define SIX(TILE, OF) FOUR(TILE, OF) ONE(TILE, OF, 5) ONE(TILE, OF, 6)
 
-DEFINE(multiply_q8_avx2, AVX2, OF_8, tile_avx2, MOST_TILE_AVX2, DEPTH_GROUPS / 2, FOUR)
-DEFINE(multiply_q8_by_16_avx2, AVX2, OF_8_BY_16, tile_avx2, MOST_TILE_AVX2, DEPTH_GROUPS / 2, FOUR)
-DEFINE(multiply_q4_avx2, AVX2, OF_4, tile_avx2, MOST_TILE_AVX2, DEPTH_GROUPS / 2, FOUR)
-DEFINE(multiply_q8_vnni, VNNI, OF_8, tile_vnni, MOST_TILE, rows > MOST_TILE ? DEPTH_GROUPS : groups, SIX)
-DEFINE(multiply_q8_by_16_vnni, VNNI, OF_8_BY_16, tile_vnni, MOST_TILE, rows > MOST_TILE ? DEPTH_GROUPS : groups, SIX)
-DEFINE(multiply_q4_vnni, VNNI, OF_4, tile_vnni, MOST_TILE, rows > MOST_TILE ? DEPTH_GROUPS : groups, SIX)
+DEFINE(multiply_few_q8_avx2, AVX2, OF_8, tile_avx2, MOST_TILE_AVX2, DEPTH_GROUPS / 2, operand_bytes_avx2, FOUR)
+DEFINE(multiply_few_q8_by_16_avx2, AVX2, OF_8_BY_16, tile_avx2, MOST_TILE_AVX2, DEPTH_GROUPS / 2, operand_bytes_avx2, FOUR)
+DEFINE(multiply_q4_avx2, AVX2, OF_4, tile_avx2, MOST_TILE_AVX2, DEPTH_GROUPS / 2, operand_bytes_avx2, FOUR)
+DEFINE_WIDE(multiply_q8_avx2, OF_8, multiply_few_q8_avx2)
+DEFINE_WIDE(multiply_q8_by_16_avx2, OF_8_BY_16, multiply_few_q8_by_16_avx2)
+DEFINE(multiply_q8_vnni, VNNI, OF_8, tile_vnni, MOST_TILE, rows > MOST_TILE ? DEPTH_GROUPS : groups, operand_bytes, SIX)
+DEFINE(multiply_q8_by_16_vnni, VNNI, OF_8_BY_16, tile_vnni, MOST_TILE, rows > MOST_TILE ? DEPTH_GROUPS : groups, operand_bytes, SIX)
+DEFINE(multiply_q4_vnni, VNNI, OF_4, tile_vnni, MOST_TILE, rows > MOST_TILE ? DEPTH_GROUPS : groups, operand_bytes, SIX)
 
 typedef void multiply_fn(float *, ptrdiff_t, const void *, const lp_matrix *, ptrdiff_t, ptrdiff_t, ptrdiff_t);
 
@@ -298,10 +411,10 @@ static int has_vnni(void) {
 DEFINE_STACK(multiply_stack_avx2, multiply_q8_avx2, multiply_q8_by_16_avx2, multiply_q4_avx2)
 DEFINE_STACK(multiply_stack_vnni, multiply_q8_vnni, multiply_q8_by_16_vnni, multiply_q4_vnni)
 
-static const product by_avx2[4] = {{operand_bytes, prepare, multiply_q8_avx2, NULL, NULL},
-                                   {operand_bytes, prepare, multiply_q8_by_16_avx2, NULL, NULL},
-                                   {operand_bytes, prepare, multiply_q4_avx2, NULL, NULL},
-                                   {operand_bytes, prepare, multiply_stack_avx2, NULL, NULL}};
+static const product by_avx2[4] = {{operand_bytes_avx2, prepare_avx2, multiply_q8_avx2, NULL, NULL},
+                                   {operand_bytes_avx2, prepare_avx2, multiply_q8_by_16_avx2, NULL, NULL},
+                                   {operand_bytes_avx2, prepare_avx2, multiply_q4_avx2, NULL, NULL},
+                                   {operand_bytes_avx2, prepare_avx2, multiply_stack_avx2, NULL, NULL}};
 static const product by_vnni[4] = {{operand_bytes, prepare, multiply_q8_vnni, NULL, NULL},
                                    {operand_bytes, prepare, multiply_q8_by_16_vnni, NULL, NULL},
                                    {operand_bytes, prepare, multiply_q4_vnni, NULL, NULL},

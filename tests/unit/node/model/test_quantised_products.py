@@ -51,9 +51,15 @@ def test_products_are_those_of_rounded_activations(bits: int, group: int, rows: 
 @pytest.mark.parametrize(("bits", "group"), KINDS)
 def test_every_level_and_number_of_rows_gives_the_same_bits(bits: int, group: int, own_level: None) -> None:
     matrix = packed.pack(random_weight(72, 1600, bits, group))
-    x = torch.randn(21, 1600, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(79, 1600, generator=torch.Generator().manual_seed(2))
     whole = multiply(x, matrix)
-    assert torch.equal(torch.cat([multiply(row[None].contiguous(), matrix) for row in x]), whole)
+    alone = torch.cat([multiply(row[None].contiguous(), matrix) for row in x])
+    assert torch.equal(alone, whole)
+    for level in range(kernels.AVX2, kernels.library()[1] + 1):
+        kernels.use_level(level)
+        # With AVX2 other kernels serve 1 to 7 rows, 8 and more, and what is left of 64 rows and of tiles of 4.
+        for rows in (3, 7, 8, 9, 21, 64, 67, 72, 79):
+            assert torch.equal(multiply(x[:rows].contiguous(), matrix), alone[:rows])
     kernels.use_level(kernels.AVX2)
     assert torch.equal(multiply(x, matrix), whole)
 
