@@ -211,7 +211,8 @@ def check(scene: Scene, name: str, count: int) -> bool:
     """Make one change under so many streams and print its row. Returns whether it ended and nothing failed."""
     url = wait_ready(scene.kubectl)["status"]["url"]
     answers: list[dict[str, Any]] = []
-    seconds, problem = 0.0, None
+    seconds = 0.0
+    problem: AssertionError | None = None
     with contextlib.ExitStack() as stack:
         try:
             answers = stack.enter_context(streams(scene.kubectl, url, name, count=count, texts=TEXTS.get(name, 1)))

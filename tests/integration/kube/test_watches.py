@@ -118,7 +118,8 @@ def test_what_was_written_during_a_list_outlives_it() -> None:
 
 def test_others_have_their_turn_while_a_long_list_is_taken_in() -> None:
     """Thousands of nodes, each of which a listener weighs, must not hold up the event loop at once."""
-    turn, seen = 0, []
+    turn = 0
+    seen: list[int] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if "watch" in request.query:
