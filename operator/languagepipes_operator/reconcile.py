@@ -146,7 +146,7 @@ class Reconciler:
         if self._observer.plans(snapshot):
             # One plan after another: each sees what the one before has taken, though nothing of it is written yet.
             async with self._planning:
-                snapshot = self._observer.with_nodes(snapshot)
+                snapshot = await self._observer.with_nodes(snapshot)
                 decision, wanted = await asyncio.to_thread(self._decide_and_render, snapshot)
                 self._reservations.book(key, wanted.children)
         else:

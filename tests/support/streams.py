@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +16,11 @@ from support.serving import wait_condition, wait_ready
 STREAMS = 8
 REPLICA = "languagepipes.io/chain"
 MEMBERS = f"languagepipes.io/pipe=smollm2,{REPLICA}"
-# Half of the clients keep their connections, the others come with a new one each time. A file ends them.
+STORES = "languagepipes.io/pipe=smollm2,languagepipes.io/role in (store,weights-store)"
+# Half of the clients keep their connections, the others come with a new one each time. A file ends them. gap: the
+# longest time in seconds in which a stream got no text, from its request on.
 LOAD = """
-import json, pathlib, sys, threading, openai
+import json, pathlib, sys, threading, time, openai
 asked, stop, printing = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]), threading.Lock()
 def client():
     return openai.OpenAI(base_url=asked["url"], api_key="none", max_retries=0, timeout=120)
@@ -26,13 +29,16 @@ def ask(number):
     while not stop.exists():
         question = asked["questions"][turn % len(asked["questions"])]
         turn += 1
-        said = {"question": question, "text": "", "finish": None}
+        said = {"question": question, "text": "", "finish": None, "gap": 0.0}
+        last = time.monotonic()
         try:
             with (kept if number % 2 else client()).chat.completions.create(
                 model="smollm2", stream=True, temperature=0, max_tokens=40,
                 messages=[{"role": "user", "content": question}],
             ) as stream:
                 for chunk in stream:
+                    now = time.monotonic()
+                    said["gap"], last = max(said["gap"], now - last), now
                     for choice in chunk.choices:
                         said["text"] += choice.delta.content or ""
                         said["finish"] = choice.finish_reason or said["finish"]
@@ -47,31 +53,60 @@ for thread in threads: thread.join()
 
 
 @contextmanager
-def streams(kubectl: Kubectl, url: str, name: str) -> Iterator[None]:
-    """Loops of streams from the client's pod, until the end; then each must have been answered, as unsplit
-    transformers answers.
+def streams(
+    kubectl: Kubectl, url: str, name: str, *, count: int = STREAMS, texts: int = 1
+) -> Iterator[list[dict[str, Any]]]:
+    """Loops of so many streams at a time from the client's pod, until the end; what they said arrives meanwhile. In the
+    end each must have been answered, each question with at most so many different texts.
     """
-    asked = {"url": url, "questions": QUESTIONS, "streams": STREAMS}
+    asked = {"url": url, "questions": QUESTIONS, "streams": count}
     stop = f"/tmp/stop-{name}"
     running = kubectl.start("exec", "client", "--", "python", "-c", LOAD, json.dumps(asked), stop)
+    answers: list[dict[str, Any]] = []
+
+    def read() -> None:
+        assert running.stdout is not None
+        answers.extend(json.loads(line) for line in running.stdout)
+
+    # Read all the time: who prints into a full pipe asks no more.
+    reading = threading.Thread(target=read)
+    reading.start()
     try:
-        yield
+        yield answers
     finally:
         kubectl("exec", "client", "--", "python", "-c", f"open('{stop}', 'w')")
-        output, _ = running.communicate(timeout=120)
-    answers = [json.loads(line) for line in output.splitlines()]
-    assert len(answers) >= STREAMS
-    failed = [each for each in answers if "error" in each or each["finish"] is None]
+        reading.join(timeout=120)
+        running.kill()
+        running.wait()
+    assert not reading.is_alive(), f"{count} streams did not end within 120 s; {len(answers)} did before"
+    assert len(answers) >= count
+    failed = failures(answers)
     assert failed == [], f"{len(failed)} of {len(answers)}"
+    said = said_to(answers)
+    assert {question: len(found) for question, found in said.items() if len(found) > texts} == {}, said
+    print(f"{name}: {len(answers)} streams, {len(failed)} failed")
+
+
+def failures(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [each for each in answers if "error" in each or each["finish"] is None]
+
+
+def said_to(answers: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """The texts by question, of streams that ended."""
     texts = collections.defaultdict(set)
     for each in answers:
-        texts[each["question"]].add(each["text"])
-    assert {question: len(said) for question, said in texts.items()} == dict.fromkeys(texts, 1), texts
-    print(f"{name}: {len(answers)} streams, {len(failed)} failed")
+        if each["finish"] is not None:
+            texts[each["question"]].add(each["text"])
+    return dict(texts)
 
 
 def replicas(kubectl: Kubectl) -> set[str]:
     return {each["metadata"]["labels"][REPLICA] for each in kubectl.list("deployments", MEMBERS)}
+
+
+def stores(kubectl: Kubectl) -> set[str]:
+    """Names of the Deployments of weights stores."""
+    return {each["metadata"]["name"] for each in kubectl.list("deployments", STORES)}
 
 
 def members(kubectl: Kubectl) -> dict[str, str]:
@@ -80,10 +115,10 @@ def members(kubectl: Kubectl) -> dict[str, str]:
     return {each["name"]: each["uid"] for each in pods if "deletionTimestamp" not in each}
 
 
-def rolled_out(kubectl: Kubectl, count: int = 1) -> dict[str, Any]:
+def rolled_out(kubectl: Kubectl, count: int = 1, *, timeout_seconds: float = 120) -> dict[str, Any]:
     """The status once nothing is left to do."""
-    status: dict[str, Any] = wait_ready(kubectl)["status"]
-    wait_condition(kubectl, "Progressing", "False", reason="Complete")
+    status: dict[str, Any] = wait_ready(kubectl, timeout_seconds=2 * timeout_seconds)["status"]
+    wait_condition(kubectl, "Progressing", "False", reason="Complete", timeout_seconds=timeout_seconds)
     wait_for(f"{count} replicas", lambda: len(replicas(kubectl)) == count)
     return status
 

@@ -28,6 +28,8 @@ from languagepipes_operator.metrics import Metrics
 SILENCE_SECONDS = 75.0
 # A watch that lasted for so long was no failure, whatever ended it.
 _LASTING_SECONDS = 5.0
+# Of a list's objects, how many are taken in before the event loop goes on with something else.
+_AT_ONCE = 50
 log = logging.getLogger(__name__)
 
 
@@ -202,7 +204,9 @@ class Informer:
         gone = self._items.keys() - {key_of(item) for item in listed.items} - self._remembered
         for key in gone:
             self._tell(self._remove(key))
-        for item in listed.items:
+        for number, item in enumerate(listed.items):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)  # of thousands of nodes, each is weighed by a listener: others have their turn
             known = self._items.get(key_of(item))
             if known is not None and key_of(item) in self._remembered and _version(known) > _version(item):
                 continue

@@ -15,10 +15,10 @@ from languagepipes_operator.kube.errors import Forbidden, KubeError
 from languagepipes_operator.kube.informer import Informer, ObjectKey, key_of, trimmed, trimmed_pod
 from languagepipes_operator.kube.kinds import CHILDREN, DEPLOYMENT, NODE, POD, Kind, Manifest
 from languagepipes_operator.metrics import Metrics
-from languagepipes_operator.observe.cluster_nodes import BOUND, ClusterNodes, PodSums, summed_pod
+from languagepipes_operator.observe.cluster_nodes import BOUND, ClusterNodes, Look, PodSums, summed_pod
 from languagepipes_operator.observe.drains import drain_taints
 from languagepipes_operator.observe.reservations import Reservations
-from languagepipes_operator.planning.nodes import Node, Taint
+from languagepipes_operator.planning.nodes import Taint
 
 _SYNC_SECONDS = 0.05
 _OURS = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
@@ -168,9 +168,9 @@ class Caches:
         """Everything of that kind that bears the pipe's label or is owned by a pipe of that name."""
         return self.of(kind, pipe.namespace).of(pipe)
 
-    def nodes(self, pipe: ObjectKey, *, own: bool) -> tuple[Node, ...] | None:
-        """As the planner sees them, by name: with what pods ask for, and what plans of other pipes have reserved. own:
-        whether that pipe's pods and reservations count too. None where Nodes may not be read.
+    def look(self, pipe: ObjectKey, *, own: bool) -> Look | None:
+        """At the nodes as the planner sees them: with what pods ask for, and what plans of other pipes have reserved.
+        own: whether that pipe's pods and reservations count too. None where Nodes may not be read.
         """
         if self._nodes is None:
             return None

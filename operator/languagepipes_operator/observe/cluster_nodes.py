@@ -2,12 +2,14 @@
 
 Sums are kept for each node, and changed by one pod at a time: a look at thousands of nodes, with tens of thousands of
 pods on them, builds nothing but what has changed since the last look. Of a pod only its node and its sums are kept.
+
+A look is taken on the event loop, which copies what there is, and built in a thread: the loop waits for no node.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from languagepipes_api.names import LABEL_MANAGED_BY, LABEL_PIPE, MANAGED_BY
@@ -64,8 +66,6 @@ class PodSums:
         self._pods: dict[ObjectKey, _Asks] = {}
         self._by_node: dict[str, Requested] = {}
         self._by_pipe: dict[ObjectKey, dict[str, Requested]] = {}
-        # Nodes whose sum has changed since somebody looked.
-        self.changed: set[str] = set()
 
     def put(self, key: ObjectKey, item: Manifest | None) -> bool:
         """A pod as it is now; None once it is gone. Answers whether a member of a pipe has left its node."""
@@ -80,15 +80,15 @@ class PodSums:
                 self._add(key.namespace, asks, sign)
         return before is not None and bool(before.pipe) and (now is None or now.node != before.node)
 
-    def of(self, node: str) -> Requested:
-        return self._by_node.get(node, NOTHING)
+    def by_node(self) -> dict[str, Requested]:
+        """As they are now; nodes of which nothing is asked are left out."""
+        return dict(self._by_node)
 
     def of_pipe(self, pipe: ObjectKey) -> dict[str, Requested]:
-        """By node."""
-        return self._by_pipe.get(pipe, {})
+        """The same of its members."""
+        return dict(self._by_pipe.get(pipe, {}))
 
     def _add(self, namespace: str, asks: _Asks, sign: int) -> None:
-        self.changed.add(asks.node)
         _change(self._by_node, asks, sign)
         if asks.pipe:
             pipe = ObjectKey(namespace, asks.pipe)
@@ -106,23 +106,65 @@ def _change(sums: dict[str, Requested], asks: _Asks, sign: int) -> None:
         sums[asks.node] = now
 
 
+class _Known:
+    """A node without its pods, and as it was built last."""
+
+    __slots__ = ("_built", "empty")
+
+    def __init__(self, empty: Node) -> None:
+        self.empty = empty
+        self._built: tuple[Requested, bool, Node] | None = None
+
+    def built(self, requested: Requested, *, all_pods: bool) -> Node:
+        """With what pods ask of it. For any thread: what was built last fits, or is replaced as a whole."""
+        last = self._built
+        if last is None or last[1] is not all_pods or (last[0] is not requested and last[0] != requested):
+            self._built = last = (requested, all_pods, self.once(requested, all_pods=all_pods))
+        return last[2]
+
+    def once(self, requested: Requested, *, all_pods: bool) -> Node:
+        """The same for one look alone."""
+        node = with_requested(self.empty, requested)
+        return node if all_pods else replace(node, counts_all_pods=False)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there was at one moment. own: what is asked and does not count. reserved: what counts besides."""
+
+    known: Mapping[str, _Known]
+    requested: Mapping[str, Requested]
+    own: Mapping[str, Requested]
+    reserved: tuple[Reservation, ...]
+    all_pods: bool
+
+    def nodes(self) -> tuple[Node, ...]:
+        """By name. For any thread."""
+        change: dict[str, Requested] = {name: NOTHING.plus(own, -1) for name, own in self.own.items()}
+        for each in self.reserved:
+            change[each.node] = change.get(each.node, NOTHING).plus(each.requested)
+        found = []
+        for name in sorted(self.known):
+            node, requested = self.known[name], self.requested.get(name, NOTHING)
+            if name in change:
+                found.append(node.once(requested.plus(change[name]), all_pods=self.all_pods))
+            else:
+                found.append(node.built(requested, all_pods=self.all_pods))
+        return tuple(found)
+
+
 class ClusterNodes:
     """The nodes that there are, with a PodSums to read."""
 
     def __init__(self) -> None:
-        self._empty: dict[str, Node] = {}
-        self._nodes: dict[str, Node] = {}
-        self._in_order: list[str] | None = None
-        self._sums: PodSums | None = None
+        self._known: dict[str, _Known] = {}
 
     def put(self, name: str, item: Manifest | None) -> None:
         """A Node as it is now; None once it is gone."""
-        self._nodes.pop(name, None)
         if item is None:
-            self._empty.pop(name, None)
+            self._known.pop(name, None)
         else:
-            self._empty[name] = node_of(item)
-        self._in_order = None
+            self._known[name] = _Known(node_of(item))
 
     def look(
         self,
@@ -131,29 +173,9 @@ class ClusterNodes:
         without: ObjectKey | None,
         reserved: Iterable[Reservation] = (),
         all_pods: bool = True,
-    ) -> tuple[Node, ...]:
-        """By name. without: a pipe whose own pods do not count. reserved: what counts besides. all_pods: whether the
-        sums are of every pod, or of members of pipes alone.
+    ) -> Look:
+        """Of this moment. without: a pipe whose own pods do not count. reserved: what counts besides. all_pods: whether
+        the sums are of every pod, or of members of pipes alone.
         """
-        if sums is not self._sums:
-            self._sums, self._nodes = sums, {}
-        for name in sums.changed:
-            self._nodes.pop(name, None)
-        sums.changed.clear()
-        if self._in_order is None:
-            self._in_order = sorted(self._empty)
-        if len(self._nodes) < len(self._empty):
-            for name in self._empty.keys() - self._nodes.keys():
-                self._nodes[name] = with_requested(self._empty[name], sums.of(name))
-        others: dict[str, Requested] = {}
-        for name, own in ({} if without is None else sums.of_pipe(without)).items():
-            others[name] = others.get(name, NOTHING).plus(own, -1)
-        for each in reserved:
-            others[each.node] = others.get(each.node, NOTHING).plus(each.requested)
-        special = {
-            name: with_requested(self._empty[name], sums.of(name).plus(change))
-            for name, change in others.items()
-            if name in self._empty
-        }
-        found = (special.get(name) or self._nodes[name] for name in self._in_order)
-        return tuple(found if all_pods else (replace(node, counts_all_pods=False) for node in found))
+        own = {} if without is None else sums.of_pipe(without)
+        return Look(dict(self._known), sums.by_node(), own, tuple(reserved), all_pods)

@@ -37,6 +37,7 @@ from languagepipes_operator.kube.kinds import (
 from languagepipes_operator.names import ANNOTATION_DRAINING, ANNOTATION_GAVE_WAY
 from languagepipes_operator.observe.ca_rotation import ca_is_rotated
 from languagepipes_operator.observe.caches import Caches
+from languagepipes_operator.observe.cluster_nodes import Look
 from languagepipes_operator.observe.load import LoadProbe
 from languagepipes_operator.observe.member_status import ask_member
 from languagepipes_operator.observe.node_probe import Reachability
@@ -57,6 +58,7 @@ from languagepipes_operator.observe.ring_probe import RingProbe
 from languagepipes_operator.observe.snapshot import Children, Snapshot, StoreReport
 from languagepipes_operator.observe.store_poller import Address, Stores
 from languagepipes_operator.observe.stored_plans import is_planned
+from languagepipes_operator.planning.nodes import Node
 
 # A pod that is not ready for so long may have Events that say why.
 _UNWELL_AFTER = timedelta(seconds=5)
@@ -117,7 +119,7 @@ class Observer:
             children=children,
             now=now,
             # The scheduler's words are explained by what nodes have.
-            nodes=self._caches.nodes(key, own=False) if _is_unscheduled(children) else None,
+            nodes=await _built(self._caches.look(key, own=False)) if _is_unscheduled(children) else None,
             store=store,
             store_key=store_key,
             members=await self._members(children, now, ready=is_ready(raw) and not _is_shrinking(replicas, children)),
@@ -175,12 +177,11 @@ class Observer:
             or any(ANNOTATION_GAVE_WAY in annotations_of(each) for each in snapshot.children.deployments.values())
         )
 
-    def with_nodes(self, snapshot: Snapshot) -> Snapshot:
+    async def with_nodes(self, snapshot: Snapshot) -> Snapshot:
         """With the nodes as they are at this moment, if they may be read."""
         key = ObjectKey(snapshot.pipe.namespace, snapshot.pipe.name)
-        return replace(
-            snapshot, nodes=self._caches.nodes(key, own=False), occupied_nodes=self._caches.nodes(key, own=True)
-        )
+        others, everything = self._caches.look(key, own=False), self._caches.look(key, own=True)
+        return replace(snapshot, nodes=await _built(others), occupied_nodes=await _built(everything))
 
     async def _members(self, children: Children, now: datetime, *, ready: bool) -> dict[str, MemberStatus]:
         """Reports of all members while the CA is rotated; else of those that run and are not ready, for the reason; and
@@ -236,6 +237,11 @@ class Observer:
             known = _Warnings(now, before.since if before else now, _by_object(listed.items))
             self._warnings[namespace] = known
         return {name: known.by_object[name] for name in about if name in known.by_object}
+
+
+async def _built(look: Look | None) -> tuple[Node, ...] | None:
+    """In a thread: there may be thousands of them."""
+    return None if look is None else await asyncio.to_thread(look.nodes)
 
 
 def _explains_itself(pod: Manifest, now: datetime) -> bool:

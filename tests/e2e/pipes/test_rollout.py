@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.installation import Installation
 from support.kubectl import Kubectl, wait_for
-from support.serving import SMALL, Client, pipe, wait_condition
-from support.streams import members, miscounted, replicas, rolled_out, streams
+from support.serving import MODEL_FILE, SMALL, Client, Images, fill_claim, pipe, wait_condition
+from support.streams import members, miscounted, replicas, rolled_out, stores, streams
 
 pytestmark = pytest.mark.kubernetes
 
@@ -21,7 +21,9 @@ def fresh(smollm2: Kubectl) -> Iterator[Kubectl]:
     smollm2.apply(pipe())
 
 
-def test_no_stream_fails_while_what_runs_is_replaced(fresh: Kubectl, client: Client, operator: Installation) -> None:
+def test_no_stream_fails_while_what_runs_is_replaced(
+    fresh: Kubectl, client: Client, operator: Installation, images: Images
+) -> None:
     kubectl = fresh
     url = rolled_out(kubectl)["url"]
     warned = miscounted(kubectl)
@@ -58,5 +60,16 @@ def test_no_stream_fails_while_what_runs_is_replaced(fresh: Kubectl, client: Cli
         kubectl.apply(pipe(**server))
         rolled_out(kubectl)
         assert members(kubectl) == before
+
+    # Another source and dtype: the new replica loads from a store of its own, and the old store goes last.
+    fill_claim(kubectl, images, "other-models")
+    other = {"source": f"pvc://other-models/{MODEL_FILE}", "dtype": "bfloat16"}
+    first = stores(kubectl)
+    with streams(kubectl, url, "model", texts=2):
+        kubectl.apply(pipe(**server, model=other))
+        wait_for("a store beside the first", lambda: len(stores(kubectl) - first) == 1)
+        assert first < stores(kubectl)
+        rolled_out(kubectl)
+        wait_for("the first store gone", lambda: not stores(kubectl) & first)
 
     assert miscounted(kubectl) == warned

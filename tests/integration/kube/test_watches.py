@@ -116,6 +116,37 @@ def test_what_was_written_during_a_list_outlives_it() -> None:
     play(answer, scene)
 
 
+def test_others_have_their_turn_while_a_long_list_is_taken_in() -> None:
+    """Thousands of nodes, each of which a listener weighs, must not hold up the event loop at once."""
+    turn = 0
+    seen: list[int] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if "watch" in request.query:
+            await asyncio.sleep(5)
+            return web.Response()
+        return await _list_of(*(_object(1, name=f"pipe-{number}") for number in range(1000)), version=1)
+
+    async def take_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def scene(kube: Kube, metrics: Metrics) -> None:
+        informer = Informer(kube, CONFIG_MAP, metrics)
+        informer.listeners.append(lambda item: seen.append(turn))
+        others, running = asyncio.create_task(take_turns()), asyncio.create_task(informer.run())
+        await asyncio.wait_for(informer.wait_synced(), 10)
+        for task in (others, running):
+            task.cancel()
+        await asyncio.gather(others, running, return_exceptions=True)
+
+    play(answer, scene)
+    assert len(seen) == 1000
+    assert max(seen.count(each) for each in set(seen)) <= 100
+
+
 def test_a_change_that_overtakes_the_answer_to_a_status_write_is_not_undone() -> None:
     changed: list[ObjectKey] = []
     index = {KEY: [_object(1, replicas=1)]}

@@ -60,13 +60,13 @@ def test_a_look_equals_the_count_of_all_pods_from_the_start(
             there[key] = item
         sums.put(key, summed_pod(item) if stays else None)
         if look_between:
-            nodes.look(sums, without=None)
+            nodes.look(sums, without=None).nodes()
 
-    looked = nodes.look(sums, without=one)
+    looked = nodes.look(sums, without=one).nodes()
 
     others = [each for each in there.values() if each["metadata"]["labels"].get(LABEL_PIPE) != "one"]
     assert looked == tuple(node_of(item, others) for item in NODES)
-    assert nodes.look(sums, without=None) == tuple(node_of(item, there.values()) for item in NODES)
+    assert nodes.look(sums, without=None).nodes() == tuple(node_of(item, there.values()) for item in NODES)
 
 
 def test_what_is_reserved_counts_and_a_node_that_is_gone_does_not() -> None:
@@ -76,9 +76,28 @@ def test_what_is_reserved_counts_and_a_node_that_is_gone_does_not() -> None:
     nodes.put("c", None)
     asks = Requested(Fraction(GIB), Fraction(1), (("nvidia.com/gpu", Fraction(1)),))
 
-    looked = nodes.look(sums, without=None, reserved=[Reservation("a", asks), Reservation("c", asks)])
+    looked = nodes.look(sums, without=None, reserved=[Reservation("a", asks), Reservation("c", asks)]).nodes()
 
     assert [(node.name, node.free_gpus, node.requested_bytes) for node in looked] == [("a", 1, GIB), ("b", 2, 0)]
+
+
+def test_a_look_is_of_its_moment_whatever_changes_before_it_is_built() -> None:
+    sums, nodes = PodSums(), ClusterNodes()
+    for item in NODES:
+        nodes.put(item["metadata"]["name"], item)
+    one = pod("p", "a", 1, pipe="one")
+    sums.put(key_of(one), one)
+    looked, without = nodes.look(sums, without=None), nodes.look(sums, without=ObjectKey("n", "one"))
+
+    sums.put(key_of(one), None)
+    later = pod("q", "b", 2)
+    sums.put(key_of(later), later)
+    nodes.put("c", None)
+    after = nodes.look(sums, without=None).nodes()
+
+    assert [node.requested_bytes // GIB for node in looked.nodes()] == [1, 0, 0]
+    assert [node.requested_bytes // GIB for node in without.nodes()] == [0, 0, 0]
+    assert [node.requested_bytes // GIB for node in after] == [0, 2]
 
 
 def deployment(name: str, node: str | None, *, replicas: int = 1) -> dict[str, Any]:
