@@ -69,7 +69,7 @@ class Metrics:
         self.pipes = Gauge("languagepipes_operator_pipes", "Pipes by phase.", ("phase",), registry=self.registry)
         self.pipe_condition = Gauge(
             "languagepipes_operator_pipe_condition",
-            "1 while the pipe's condition of that type is True, else 0, with its reason; of the holder of the Lease alone.",
+            "1 while the pipe's condition of that type is True, else 0. Shown by the holder of the Lease alone.",
             ("namespace", "pipe", "condition", "reason"),
             registry=self.registry,
         )

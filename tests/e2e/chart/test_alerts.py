@@ -1,4 +1,4 @@
-"""The chart's PrometheusRule, by Prometheus' own promtool: it is valid, and each alert fires when it must and only then.
+"""The chart's PrometheusRule, by Prometheus' own promtool: it is valid, and alerts fire when they must and only then.
 
 Times of series are in minutes. What an alert says is compared word for word, as a person would read it.
 """
@@ -107,7 +107,7 @@ CASES = [
     Case(
         "LanguagePipesEndpointNotReady",
         "a pipe that answered answers no more",
-        [condition("EndpointReady", "EndpointReady", "1x9 _x40"), condition("EndpointReady", "NodeLost", "_x9 0x40")],
+        [condition("EndpointReady", "EndpointReady", "1x9 stale"), condition("EndpointReady", "NodeLost", "_x9 0x40")],
         21,
         PIPE,
         (
@@ -119,7 +119,7 @@ CASES = [
     Case(
         "LanguagePipesEndpointNotReady",
         "another reason does not begin the time anew",
-        [condition("EndpointReady", "NodeLost", "0x9 _x40"), condition("EndpointReady", "StagesStarting", "_x9 0x40")],
+        [condition("EndpointReady", "NodeLost", "0x9 stale"), condition("EndpointReady", "StagesStarting", "_x9 0x40")],
         12,
         PIPE,
         (
@@ -147,7 +147,7 @@ CASES = [
         "LanguagePipesQueueFull",
         "one burst that is over",
         [end_model("languagepipes_requests_total", "0x9 30x40", **REFUSED)],
-        20,
+        13,
     ),
     Case(
         "LanguagePipesQueueFull",
@@ -406,7 +406,7 @@ CASES = [
         ),
     ),
     Case("LanguagePipesOperatorNotLeading", "a standby", [leader("1x40"), leader("0x40", "operator-1")], 10),
-    Case("LanguagePipesOperatorNotLeading", "a change", [leader("1x9 _x40"), leader("0x9 0 1x40", "operator-1")], 20),
+    Case("LanguagePipesOperatorNotLeading", "a change", [leader("1x9 stale"), leader("0x9 0 1x40", "operator-1")], 20),
 ]
 
 
