@@ -5,6 +5,7 @@ Times of series are in minutes. What an alert says is compared word for word, as
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ def groups(values: Mapping[str, Any] = VALUES) -> list[Manifest]:
     return found
 
 
+@functools.cache
 def rules(kind: str) -> dict[str, Manifest]:
     """By name, in the order in which they stand. kind: alert or record."""
     return {rule[kind]: rule for group in groups() for rule in group["rules"] if kind in rule}
