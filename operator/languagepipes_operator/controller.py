@@ -104,7 +104,10 @@ class Operator:
     def before_metrics(self) -> None:
         """Bring up to date what is counted when asked."""
         self._metrics.show_phases(self.pipes.phases())
-        self._metrics.leader.set(1 if self._leadership.leads else 0)
+        leads = self._leadership.leads
+        self._metrics.leader.set(1 if leads else 0)
+        # A standby's watch may be behind, and two pods would speak of one pipe.
+        self._metrics.show_conditions(self.pipes.conditions() if leads else ())
 
     async def wait_for_schema(self) -> None:
         """Until the API server serves LanguagePipes as this operator knows them, and they may be listed."""

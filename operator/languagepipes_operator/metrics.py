@@ -67,6 +67,12 @@ class Metrics:
             registry=self.registry,
         )
         self.pipes = Gauge("languagepipes_operator_pipes", "Pipes by phase.", ("phase",), registry=self.registry)
+        self.pipe_condition = Gauge(
+            "languagepipes_operator_pipe_condition",
+            "1 while the pipe's condition of that type is True, else 0. Shown by the holder of the Lease alone.",
+            ("namespace", "pipe", "condition", "reason"),
+            registry=self.registry,
+        )
         self.certificate_seconds = Gauge(
             "languagepipes_operator_certificate_expiry_seconds",
             "Seconds until the first certificate of the pipe expires.",
@@ -86,6 +92,12 @@ class Metrics:
             counts[phase] = counts.get(phase, 0) + 1
         for phase, count in counts.items():
             self.pipes.labels(phase).set(count)
+
+    def show_conditions(self, conditions: Iterable[tuple[str, str, str, str, bool]]) -> None:
+        """Replace what /metrics says of conditions: (namespace, pipe, type, reason, whether it is True) of each."""
+        self.pipe_condition.clear()
+        for *labels, is_true in conditions:
+            self.pipe_condition.labels(*labels).set(is_true)
 
     def forget_pipe(self, namespace: str, name: str) -> None:
         self.certificate_seconds.remove_by_labels({"namespace": namespace, "pipe": name})

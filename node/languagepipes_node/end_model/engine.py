@@ -54,6 +54,7 @@ from languagepipes_node.end_model.structured import GrammarExhausted, MaskWorker
 from languagepipes_node.end_model.verification import Draws, verify
 from languagepipes_node.health import COMPUTING_SECONDS, WAITING_SECONDS, Watchdog
 from languagepipes_node.model.buffers import TORCH_DTYPES, bytes_of, tensor_from
+from languagepipes_node.wire.close import CLOSE_CODES
 from languagepipes_node.wire.errors import FrameError, RingDown, SupersededError
 
 log = logging.getLogger(__name__)
@@ -177,6 +178,9 @@ class Engine:
 
         self.status = EngineStatus(kv_blocks_total=plan.kv_blocks)
         metrics.KV_BLOCKS_TOTAL.set(plan.kv_blocks)
+        # Prometheus sees no increase in a series that comes with its first count: so each is there from the start.
+        for code in (*CLOSE_CODES, "protocol"):
+            metrics.RING_EPOCHS.labels(reason=code)
 
     # What other threads may call.
 

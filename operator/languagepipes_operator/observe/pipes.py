@@ -43,6 +43,14 @@ class Pipes:
         pipes = (self.get(key) or {} for key in self.known())
         return [str((raw.get("status") or {}).get("phase") or "Pending") for raw in pipes]
 
+    def conditions(self) -> Iterable[tuple[str, str, str, str, bool]]:
+        """(namespace, pipe, type, reason, whether it is True) of each condition, as the pipes' statuses have them."""
+        for raw in self.all():
+            key = key_of(raw)
+            for condition in (raw.get("status") or {}).get("conditions") or ():
+                is_true = condition["status"] == "True"
+                yield key.namespace, key.name, condition["type"], condition["reason"], is_true
+
     def watched(self, raw: Manifest) -> None:
         """The watch shows it, and the index has it. The echo of a write of our own is no reason to look again.
 

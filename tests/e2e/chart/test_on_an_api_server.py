@@ -26,63 +26,73 @@ PIPE = {
     "metadata": {"name": "qwen3"},
     "spec": {"model": {"source": "hf://Qwen/Qwen3-0.6B"}, "stages": {"count": 3}},
 }
-# The fields of https://github.com/prometheus-operator/prometheus-operator's ServiceMonitor that the chart sets, and no
-# other, so that strict validation refuses a misspelt one.
-TEXT = {"type": "string"}
-SERVICE_MONITORS = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {
-        "name": "servicemonitors.monitoring.coreos.com",
-        "annotations": {"api-approved.kubernetes.io": "unapproved, a test's"},
-    },
-    "spec": {
-        "group": "monitoring.coreos.com",
-        "scope": "Namespaced",
-        "names": {
-            "kind": "ServiceMonitor",
-            "listKind": "ServiceMonitorList",
-            "plural": "servicemonitors",
-            "singular": "servicemonitor",
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+def _list(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _monitoring(kind: str, **spec: Any) -> dict[str, Any]:
+    """A definition with those fields in spec, and no other, so that strict validation refuses a misspelt one."""
+    plural = f"{kind.lower()}s"
+    schema = {**_object(spec={**_object(**spec), "required": list(spec)}), "required": ["spec"]}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {
+            "name": f"{plural}.monitoring.coreos.com",
+            "annotations": {"api-approved.kubernetes.io": "unapproved, a test's"},
         },
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {
-                    "openAPIV3Schema": {
-                        "type": "object",
-                        "required": ["spec"],
-                        "properties": {
-                            "spec": {
-                                "type": "object",
-                                "required": ["endpoints", "selector"],
-                                "properties": {
-                                    "namespaceSelector": {
-                                        "type": "object",
-                                        "properties": {"matchNames": {"type": "array", "items": TEXT}},
-                                    },
-                                    "selector": {
-                                        "type": "object",
-                                        "properties": {"matchLabels": {"type": "object", "additionalProperties": TEXT}},
-                                    },
-                                    "endpoints": {
-                                        "type": "array",
-                                        "items": {
-                                            "type": "object",
-                                            "properties": {"port": TEXT, "path": TEXT, "interval": TEXT},
-                                        },
-                                    },
-                                },
-                            }
-                        },
-                    }
-                },
-            }
-        ],
-    },
-}
+        "spec": {
+            "group": "monitoring.coreos.com",
+            "scope": "Namespaced",
+            "names": {"kind": kind, "listKind": f"{kind}List", "plural": plural, "singular": kind.lower()},
+            "versions": [version],
+        },
+    }
+
+
+# The fields of https://github.com/prometheus-operator/prometheus-operator's resources that the chart sets.
+_TEXT = {"type": "string"}
+_TEXTS = {"type": "object", "additionalProperties": _TEXT}
+_RELABELINGS = _list(
+    _object(sourceLabels=_list(_TEXT), targetLabel=_TEXT, regex=_TEXT, replacement=_TEXT, action=_TEXT)
+)
+_ENDPOINT = {"port": _TEXT, "path": _TEXT, "interval": _TEXT, "honorLabels": {"type": "boolean"}}
+MONITORING = [
+    _monitoring(
+        "ServiceMonitor",
+        namespaceSelector=_object(matchNames=_list(_TEXT)),
+        selector=_object(matchLabels=_TEXTS),
+        endpoints=_list(_object(**_ENDPOINT)),
+    ),
+    _monitoring(
+        "PodMonitor",
+        namespaceSelector=_object(matchNames=_list(_TEXT), any={"type": "boolean"}),
+        selector=_object(matchLabels=_TEXTS, matchExpressions=_list(_object(key=_TEXT, operator=_TEXT))),
+        podMetricsEndpoints=_list(_object(**_ENDPOINT, relabelings=_RELABELINGS, metricRelabelings=_RELABELINGS)),
+    ),
+    _monitoring(
+        "PrometheusRule",
+        groups=_list(
+            _object(
+                name=_TEXT,
+                rules=_list(
+                    _object(
+                        **{"alert": _TEXT, "record": _TEXT, "expr": _TEXT, "for": _TEXT},
+                        labels=_TEXTS,
+                        annotations=_TEXTS,
+                    )
+                ),
+            )
+        ),
+    ),
+]
 
 
 class Cluster:
@@ -183,8 +193,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster = Cluster(control_plane, tmp_path_factory.mktemp("helm"))
         for name in (NAMESPACE, NARROW, "team-a", "team-b"):
             cluster.make_namespace(name)
-        cluster.api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", SERVICE_MONITORS)
-        eventually(lambda: cluster.api.exists("/apis/monitoring.coreos.com/v1"), seconds=30)
+        for definition in MONITORING:
+            cluster.api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
+        for definition in MONITORING:
+            resource = definition["spec"]["names"]["plural"]
+            path = f"/apis/monitoring.coreos.com/v1/{resource}"
+            eventually(lambda path=path: cluster.api.exists(path), seconds=30)
         yield cluster
 
 

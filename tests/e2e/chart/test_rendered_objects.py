@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import yaml
-from languagepipes_api.names import LABEL_MANAGED_BY, MANAGED_BY, STORE_PORT, TELEMETRY_PORT
+from languagepipes_api.names import FURTHER_STORE, LABEL_MANAGED_BY, MANAGED_BY, STORE_PORT, TELEMETRY_PORT
+from languagepipes_node import metrics as node_metrics
 from languagepipes_operator.certificates.authority import new_ca
-from languagepipes_operator.children.labels import OPERATOR_LABELS
+from languagepipes_operator.children.labels import OPERATOR_LABELS, labels, store_labels
 from languagepipes_operator.settings import PREFIX, OperatorSettings
+from prometheus_client.metrics import MetricWrapperBase
 from support.helm_chart import EVERYTHING, NAMESPACE, OPERATOR, ROOT, VARIANTS, Manifest, Objects, render
 from support.paths import CRD
 from support.permissions import IN_A_NAMESPACE, LEASE, NODES, Permission
@@ -46,6 +49,12 @@ def rules(role: Manifest) -> set[Permission]:
         for verb in rule["verbs"]
         for name in rule.get("resourceNames", ["*"])
     }
+
+
+def selects(selector: Manifest, found: dict[str, str]) -> bool:
+    exists = [each["key"] for each in selector["matchExpressions"] if each["operator"] == "Exists"]
+    assert len(exists) == len(selector["matchExpressions"])
+    return selector["matchLabels"].items() <= found.items() and found.keys() >= set(exists)
 
 
 def pod_specs(objects: Objects) -> list[Manifest]:
@@ -410,9 +419,81 @@ def test_a_service_monitor_only_if_asked_for() -> None:
     monitor, service = objects.one("ServiceMonitor"), objects.one("Service")
 
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
-    assert monitor["spec"]["endpoints"] == [{"port": "metrics", "path": "/metrics", "interval": "1m"}]
+    # The operator's series about a pipe have that pipe's namespace, not the operator's.
+    assert monitor["spec"]["endpoints"] == [
+        {"port": "metrics", "path": "/metrics", "interval": "1m", "honorLabels": True}
+    ]
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
     assert "ServiceMonitor" not in render().kinds()
+
+
+def test_a_pod_monitor_only_if_asked_for_finds_the_members_of_all_pipes() -> None:
+    objects = render({"podMonitor": {"enabled": True, "interval": "1m", "labels": {"release": "prometheus"}}})
+    monitor = objects.one("PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["namespaceSelector"] == {"any": True}
+    assert (endpoint["port"], endpoint["path"], endpoint["interval"]) == ("telemetry", "/metrics", "1m")
+    assert "PodMonitor" not in render().kinds()
+    for role in ("end-model", "stage", "store", FURTHER_STORE):
+        assert selects(monitor["spec"]["selector"], labels("qwen3", role))
+    assert not selects(monitor["spec"]["selector"], objects.one("Deployment")["spec"]["template"]["metadata"]["labels"])
+
+
+def test_a_pod_monitor_of_some_namespaces_looks_at_these_alone() -> None:
+    values = {"namespaces": ["team-b", "team-a"], "podMonitor": {"enabled": True}}
+
+    assert render(values).one("PodMonitor")["spec"]["namespaceSelector"] == {"matchNames": ["team-a", "team-b"]}
+
+
+@pytest.mark.parametrize(
+    ("member", "expected"),
+    [
+        (labels("qwen3", "end-model", replica=1), {"pipe": "qwen3", "replica": "1", "role": "end-model"}),
+        (
+            labels("qwen3", "stage", replica=0, stage=2, stage_name="gpu"),
+            {"pipe": "qwen3", "replica": "0", "role": "stage", "stage": "2"},
+        ),
+        (store_labels("qwen3"), {"pipe": "qwen3", "role": "store"}),
+        (store_labels("qwen3", "abc"), {"pipe": "qwen3", "role": "store"}),
+    ],
+)
+def test_series_of_members_have_labels_that_tell_whose_they_are(
+    member: dict[str, str], expected: dict[str, str]
+) -> None:
+    (endpoint,) = render({"podMonitor": {"enabled": True}}).one("PodMonitor")["spec"]["podMetricsEndpoints"]
+    # As Prometheus names pod labels: https://prometheus.io/docs/prometheus/latest/configuration/configuration/#pod
+    target = {
+        f"__meta_kubernetes_pod_label_{re.sub('[^a-zA-Z0-9_]', '_', key)}": value for key, value in member.items()
+    }
+
+    for rule in endpoint["relabelings"]:
+        (source,) = rule["sourceLabels"]
+        if match := re.fullmatch(rule.get("regex", "(.*)"), target.get(source, "")):
+            target[rule["targetLabel"]] = match.expand(rule.get("replacement", r"\1"))
+
+    assert {name: value for name, value in target.items() if value and not name.startswith("__")} == expected
+
+
+def test_no_metric_of_a_member_has_a_label_that_a_target_has() -> None:
+    """Prometheus would call it exported_…, where labels of targets take precedence."""
+    (endpoint,) = render({"podMonitor": {"enabled": True}}).one("PodMonitor")["spec"]["podMetricsEndpoints"]
+    of_targets = {rule["targetLabel"] for rule in endpoint["relabelings"]} | {"namespace", "pod", "container", "job"}
+    ours = {
+        label for metric in vars(node_metrics).values() if isinstance(metric, MetricWrapperBase)
+        for label in metric._labelnames
+    }  # fmt: skip
+
+    assert endpoint["honorLabels"] is False
+    assert not ours & of_targets
+
+
+def test_alerts_only_if_asked_for() -> None:
+    objects = render({"prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}}})
+
+    assert objects.one("PrometheusRule")["metadata"]["labels"]["release"] == "prometheus"
+    assert "PrometheusRule" not in render().kinds()
 
 
 def test_a_network_policy_only_if_asked_for_lets_the_operator_do_its_work() -> None:

@@ -60,6 +60,11 @@ CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
         ({"resources": {"request": {}}}, ["'/resources'", "'request' not allowed"]),
         ({"podLabels": {"a": 1}}, ["'/podLabels/a'", "got number, want string"]),
         ({"serviceMonitor": {"interval": "30"}}, ["'/serviceMonitor/interval'", "does not match pattern"]),
+        ({"podMonitor": {"interval": "30"}}, ["'/podMonitor/interval'", "does not match pattern"]),
+        ({"prometheusRule": {"runbookUrl": "a#b"}}, ["'/prometheusRule/runbookUrl'", "does not match pattern"]),
+        ({"prometheusRule": {"thresholds": {"quantile": 95}}}, ["'/prometheusRule/thresholds/quantile'"]),
+        ({"prometheusRule": {"thresholds": {"timeToFirstTokenSeconds": 60}}}, ["/timeToFirstTokenSeconds'"]),
+        ({"prometheusRule": {"thresholds": {"storeStuck": 30}}}, ["/storeStuck'", "want string"]),
         ({"networkPolicy": {"apiServerPorts": [0]}}, ["'/networkPolicy/apiServerPorts/0'", "minimum"]),
     ],
 )  # fmt: skip

@@ -220,6 +220,14 @@ def test_outcomes_are_counted_by_route(serve):
     assert REGISTRY.get_sample_value("languagepipes_time_to_first_token_seconds_count") == first_tokens + 1
 
 
+@pytest.mark.parametrize("route", ["chat/completions", "completions", "responses", "messages"])
+def test_refusals_of_a_full_queue_are_counted_from_zero(serve, route):
+    """Prometheus sees no increase in a series that begins with its first count."""
+    serve("Hello")
+    labels = {"route": f"/v1/{route}", "outcome": "queue_full"}
+    assert REGISTRY.get_sample_value("languagepipes_requests_total", labels) is not None
+
+
 def test_stopping_the_server_lets_running_answers_end(serve):
     served = serve("The quick brown fox jumps over the lazy dog", pace_seconds=0.02)
     with served.client.chat.completions.create(model="tiny", messages=HI, stream=True) as stream:

@@ -24,6 +24,7 @@ from languagepipes_node.end_model.openai.connections import close_after_answer
 from languagepipes_node.end_model.openai.errors import (
     ApiError,
     InternalError,
+    QueueFull,
     RingDown,
     ShuttingDown,
     Unauthorised,
@@ -56,6 +57,8 @@ _COUNTED_ROUTES = frozenset(
         "/v1/messages/count_tokens", "/tokenize", "/detokenize",
     }
 )  # fmt: skip
+# Those that may be refused since the queue is full.
+_QUEUED_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 # Of answers after which a client must not ask this replica again on the connection that it has.
 _CLOSING_OUTCOMES = frozenset({RingDown.outcome, ShuttingDown.outcome})
 
@@ -138,6 +141,8 @@ def create_app(
         keyed = {"dependencies": [Security(bearer), Security(header)], "responses": unauthorised}
     app.include_router(messages.router, prefix="/v1", **keyed)
     app.include_router(health.router)
+    for route in _QUEUED_ROUTES:  # 0 from the start, or Prometheus would not see the first refusals
+        metrics.REQUESTS.labels(route, QueueFull.outcome)
     app.add_middleware(_Guard, api_keys=api_keys, bridge=bridge)
     if cors_allowed_origins:
         # Around the guard: a browser asks before it sends a key, and reads errors too.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import get_args
 
 import torch
 from languagepipes_node.end_model.engine import Engine
 from languagepipes_node.end_model.openai.bridge import EngineBridge, SequenceRequest
+from languagepipes_node.wire.close import CloseCode
 from prometheus_client import REGISTRY
 from support.toy_engine import GREEDY, MakeRig
 
@@ -32,6 +34,14 @@ async def finish(bridge: EngineBridge, engine: Engine, request: SequenceRequest)
                 engine.dispatch()
             tokens += len(await exchange.take())
     return tokens
+
+
+def test_every_way_to_lose_the_ring_is_counted_from_zero(make_rig: MakeRig) -> None:
+    """Prometheus sees no increase in a series that begins with its first count."""
+    make_rig()
+
+    for code in get_args(CloseCode):
+        assert REGISTRY.get_sample_value("languagepipes_ring_epochs_total", {"reason": code}) is not None, code
 
 
 def test_every_token_and_every_wait_is_counted_once(make_rig: MakeRig) -> None:
