@@ -586,17 +586,21 @@ class PipeSpec(ResourceModel):
         return self.autoscaling is not None and self.autoscaling.min_replicas == 0
 
     @property
+    def templates(self) -> dict[str, PodTemplate]:
+        """Those that are written, by their fields as YAML spells them."""
+        stages = {
+            f"stages.list[{place}].template": stage.template for place, stage in enumerate(self.stages.items or ())
+        }
+        found = {"endModel.template": self.end_model.template, "stages.template": self.stages.template, **stages}
+        return {field: template for field, template in found.items() if template is not None}
+
+    @property
     def cluster_only(self) -> tuple[str, ...]:
         """The fields in use, as YAML spells them, that mean something in a cluster alone: `languagepipes up` and
         `plan` take them, since the same YAML runs without a cluster, and say once that they ignore them.
         """
-        stages = {
-            f"stages.list[{place}].template": stage.template for place, stage in enumerate(self.stages.items or ())
-        }
         used = {
-            "endModel.template": self.end_model.template,
-            "stages.template": self.stages.template,
-            **stages,
+            **self.templates,
             "autoscaling": self.autoscaling,
             "rollout": None if self.rollout == RolloutSpec() else self.rollout,
             "placement": None if self.placement == PlacementSpec() else self.placement,

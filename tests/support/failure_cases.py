@@ -564,6 +564,12 @@ CASES = (
         ('RuntimeClass "nvidia"', "runtimeClassName"),
     ),
     Case(
+        "no such ServiceAccount",
+        refused('error looking up service account ml/reader: serviceaccount "reader" not found'),
+        "MissingServiceAccount",
+        ("no ServiceAccount reader", "serviceAccountName"),
+    ),
+    Case(
         "a LimitRange",
         refused("maximum memory usage per Container is 512Mi, but limit is 1Gi"),
         "PodRefused",

@@ -95,4 +95,4 @@ def member_deployment(
         host={"hostname": names.hostname(identity, plan.hash), "subdomain": names.ring_service(pipe)},
         fixed_ids=settings.fixed_ids,
     )
-    return pods.deployment(snapshot, decided.name, labels=own, selector=selector, pod=pod)
+    return pods.deployment(snapshot, decided.name, labels=own, selector=selector, pod=pod, template=template)

@@ -126,7 +126,7 @@ def store_deployment(
         host={},
         fixed_ids=settings.fixed_ids,
     )
-    return pods.deployment(snapshot, decided.name, labels=own, selector=own, pod=pod)
+    return pods.deployment(snapshot, decided.name, labels=own, selector=own, pod=pod, template=template)
 
 
 def _largest(asked: int | str, live: Manifest | None) -> str:

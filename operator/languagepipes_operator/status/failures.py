@@ -25,6 +25,8 @@ _REFUSED_NAME = re.compile(
     r'(?:[\w.]+ "[^"]*" is (?:forbidden|invalid)|admission webhook "[^"]*" denied the request): '
 )
 
+_SERVICE_ACCOUNT_MISSING = re.compile(r'serviceaccount "([^"]*)" not found')
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -90,6 +92,12 @@ def refused(what: str, said: str, *, otherwise: str) -> Failure:
         return failure(
             "MissingRuntimeClass",
             f"{what} is refused ({quoted(said)}): create the class, or correct runtimeClassName in its template",
+        )
+    if missing := _SERVICE_ACCOUNT_MISSING.search(said):
+        return failure(
+            "MissingServiceAccount",
+            f"{what} is refused, since there is no ServiceAccount {missing[1]} in the pipe's namespace: create it, or "
+            "correct serviceAccountName in its template",
         )
     return failure(
         otherwise,

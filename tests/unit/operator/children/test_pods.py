@@ -274,6 +274,62 @@ def test_what_the_template_says_reaches_the_pod() -> None:
     assert template.items() <= pod.items()
 
 
+def test_scheduler_and_account_of_the_template_reach_the_pod_and_no_token_does() -> None:
+    pod = pod_of(stage_of({"schedulerName": "volcano", "serviceAccountName": "reader"}))
+
+    assert (pod["schedulerName"], pod["serviceAccountName"]) == ("volcano", "reader")
+    assert pod["automountServiceAccountToken"] is False
+
+
+def test_the_templates_labels_and_annotations_are_the_pods_alone_and_replace_none_of_ours() -> None:
+    asked = {"labels": {"team": "ml"}, "annotations": {"sidecar.istio.io/inject": "false"}}
+    plain, stage = stage_of({}), stage_of(asked)
+
+    ours = plain["spec"]["template"]["metadata"]["labels"]
+    found = stage["spec"]["template"]["metadata"]
+    assert found == {"labels": {"team": "ml", **ours}, "annotations": asked["annotations"]}
+    assert stage["metadata"]["labels"] == plain["metadata"]["labels"]
+    assert stage["spec"]["selector"] == plain["spec"]["selector"]
+
+
+def test_the_templates_variables_stand_behind_ours_in_their_order() -> None:
+    asked = [
+        {"name": "WHERE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "EMPTY", "value": ""},
+        {"name": "A", "value": "$(HOME)/a"},
+    ]
+    sources = [{"prefix": "TEAM_", "configMapRef": {"name": "team"}}]
+
+    container, plain = container_of(stage_of({"env": asked, "envFrom": sources})), container_of(stage_of({}))
+
+    # The API server drops an empty value: sent, it would be drift for ever.
+    assert container["env"] == [*plain["env"], asked[0], {"name": "EMPTY"}, asked[2]]
+    assert container["envFrom"] == sources
+    assert "envFrom" not in plain
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": {"a": "b"}},
+        {"annotations": {"a": "b"}},
+        {"env": [{"name": "A", "value": "b"}]},
+        {"envFrom": [{"secretRef": {"name": "a"}}]},
+        {"schedulerName": "a"},
+        {"serviceAccountName": "a"},
+    ],
+)
+def test_each_field_of_a_template_makes_another_revision_and_an_empty_one_makes_none(change: dict[str, Any]) -> None:
+    def inputs(template: dict[str, Any]) -> str:
+        found: str = stage_of(template)["metadata"]["annotations"]["languagepipes.io/inputs"]
+        return found
+
+    (name,) = change
+    assert inputs(change) != inputs({})
+    if not name.endswith("Name"):
+        assert inputs({name: type(change[name])()}) == inputs({})
+
+
 def test_the_store_follows_the_end_model_and_needs_neither_its_runtime_nor_its_resources() -> None:
     template = {
         "nodeSelector": {"pool": "trusted"},
