@@ -368,6 +368,29 @@ WRONG = (
         "spec: {networkPolicy: {ingress: []}}",
         ("spec.networkPolicy.ingress: unknown field; known here: enabled",),
     ),
+    # the store
+    Wrong(
+        "a store with pod affinity",
+        "spec: {store: {template: {affinity: {}}}}",
+        (
+            "spec.store.template.affinity: unknown field; known here: resources, labels, annotations, env, envFrom, "
+            "nodeSelector, tolerations, priorityClassName, runtimeClassName, schedulerName, serviceAccountName, "
+            "imagePullSecrets",
+        ),
+    ),
+    Wrong(
+        "a store's label of ours",
+        "spec: {store: {template: {labels: {languagepipes.io/role: a}}}}",
+        (f"spec.store.template.labels: {_FREE_LABELS}",),
+    ),
+    Wrong(
+        "a bounded disk beside a volume",
+        "spec: {cache: {size: 1Gi}, store: {ephemeralStorage: 1Gi}}",
+        (
+            "spec.store.ephemeralStorage: '1Gi': store.ephemeralStorage is the node's disk, and with cache the model's "
+            "files are on a volume: remove one",
+        ),
+    ),
     # templates
     _stages(
         "count: $remove, template: {}, list: [{name: a}]",

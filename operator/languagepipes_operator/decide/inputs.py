@@ -12,7 +12,7 @@ from typing import Any
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
 from languagepipes_api.spec import LanguagePipe, PipeSpec, RecoverySpec, RolloutSpec, StoredResponsesSpec
-from languagepipes_api.template import PodTemplate
+from languagepipes_api.template import StoreTemplate
 
 from languagepipes_operator import names
 from languagepipes_operator.digest import digest
@@ -85,6 +85,8 @@ def store_inputs(pipe: LanguagePipe, settings: OperatorSettings, *, pinned: str 
         inputs["mirror"] = mirror
     if authorities := hub_authorities_name(pipe, settings):
         inputs["authorities"] = authorities
+    if pipe.spec.store is not None and pipe.spec.store.ephemeral_storage_bytes is not None:
+        inputs["ephemeral_storage"] = pipe.spec.store.ephemeral_storage_bytes
     if pinned is not None:
         inputs["pinned"] = pinned
     return digest(inputs)
@@ -101,10 +103,11 @@ def member_template(spec: PipeSpec, plan: Plan, identity: Identity) -> dict[str,
 
 
 def store_template(spec: PipeSpec) -> dict[str, Any]:
-    """The store has no template of its own: it goes where the End Model may go, and needs neither its GPU nor its
-    memory.
+    """The store goes where the End Model may go, and needs neither its GPU nor its memory; what its own template has
+    takes precedence, field by field.
     """
-    return _template_fields(spec.end_model.store_template)
+    own = None if spec.store is None else spec.store.template
+    return {**_template_fields(spec.end_model.store_template), **_template_fields(own)}
 
 
 def hub_mirror(pipe: LanguagePipe, settings: OperatorSettings) -> str:
@@ -132,7 +135,7 @@ def _of_every_pod(settings: OperatorSettings) -> dict[str, Any]:
     return {} if settings.fixed_ids else {"fixed_ids": False}
 
 
-def _template_fields(template: PodTemplate | None) -> dict[str, Any]:
+def _template_fields(template: StoreTemplate | None) -> dict[str, Any]:
     """A `template` as a manifest, with only the fields that its author wrote; {} where there is none."""
     if template is None:
         return {}

@@ -25,6 +25,7 @@ _REFUSED_NAME = re.compile(
     r'(?:[\w.]+ "[^"]*" is (?:forbidden|invalid)|admission webhook "[^"]*" denied the request): '
 )
 
+_QUOTA_UNSPECIFIED = re.compile(r"failed quota: [^:]*: must specify ([a-z0-9./,-]+)")
 _SERVICE_ACCOUNT_MISSING = re.compile(r'serviceaccount "([^"]*)" not found')
 
 
@@ -76,6 +77,12 @@ def refused(what: str, said: str, *, otherwise: str) -> Failure:
             "QuotaExceeded",
             f"{what} exceeds the namespace's ResourceQuota ({quoted(said)}): raise the quota, or use fewer "
             "replicas, fewer stages, or fewer resources in their templates",
+        )
+    if unspecified := _QUOTA_UNSPECIFIED.search(said):
+        return failure(
+            otherwise,
+            f"{what} is refused, since a ResourceQuota of the namespace needs {unspecified[1]} of every container: set it "
+            "under resources in its template (of the weights store: spec.store.template)",
         )
     if "violates PodSecurity" in said:
         return failure(

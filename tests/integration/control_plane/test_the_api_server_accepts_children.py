@@ -55,6 +55,10 @@ PIPES: dict[str, dict[str, Any]] = {
             {"name": "cpu", "memory": "3072Mi"},
         ]},
     },
+    "a store of its own": {
+        "store": {"ephemeralStorage": "1024Mi", "template": {key: TEMPLATE[key] for key in (
+            "resources", "nodeSelector", "labels", "annotations", "env", "envFrom", "serviceAccountName")}},
+    },
     "a volume": {"source": "pvc://models/qwen3/model.gguf"},
     "a mirror": {"source": "https://models.mirrors.svc:8443/qwen3"},
 }  # fmt: skip

@@ -350,6 +350,53 @@ def test_the_store_follows_the_end_model_and_needs_neither_its_runtime_nor_its_r
     assert container_of(store)["resources"]["requests"]["memory"] == "256Mi"
 
 
+def store_of(**spec: Any) -> Manifest:
+    (store,) = of_kind(rendered(pipe_snapshot(**spec)), "Deployment", "store")
+    return store
+
+
+def test_the_stores_own_template_takes_precedence_field_by_field() -> None:
+    asked = {
+        "nodeSelector": {"pool": "storage"},
+        "resources": {"limits": {"cpu": 1}},
+        "labels": {"team": "ml", "languagepipes": "x"},
+        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "runtimeClassName": "gvisor",
+    }
+    of_end_model = {"nodeSelector": {"pool": "trusted"}, "imagePullSecrets": [{"name": "registry"}]}
+
+    store = store_of(endModel={"template": of_end_model}, store={"template": asked})
+
+    pod, container = pod_of(store), container_of(store)
+    assert (pod["nodeSelector"], pod["runtimeClassName"]) == (asked["nodeSelector"], "gvisor")
+    assert pod["imagePullSecrets"] == of_end_model["imagePullSecrets"]
+    # A ResourceQuota on limits.cpu admits it.
+    assert container["resources"]["limits"] == {"cpu": "1", "memory": "2Gi"}
+    assert container["resources"]["requests"] == {"cpu": "100m", "memory": "256Mi"}
+    assert container["env"][-1] == {"name": "HTTPS_PROXY", "value": "http://proxy:3128"}
+    assert asked["labels"].items() <= store["spec"]["template"]["metadata"]["labels"].items()
+    assert list(violations(pod)) == []
+
+
+def test_the_stores_files_on_the_nodes_disk_are_requested_and_bounded() -> None:
+    def disk(store: Manifest) -> tuple[Any, Any]:
+        (cache,) = (volume for volume in pod_of(store)["volumes"] if volume["name"] == "cache")
+        return cache["emptyDir"], container_of(store)["resources"]["requests"].get("ephemeral-storage")
+
+    assert disk(store_of()) == ({}, None)
+    assert disk(store_of(store={"ephemeralStorage": "1024Mi"})) == ({"sizeLimit": "1Gi"}, "1Gi")
+
+
+def test_an_empty_store_field_starts_no_store_anew_and_other_storage_does() -> None:
+    def inputs(**store: Any) -> Any:
+        return store_of(**({"store": store} if store else {}))["metadata"]["annotations"]["languagepipes.io/inputs"]
+
+    assert inputs(template={}) == inputs()
+    assert inputs(ephemeralStorage="1Gi") != inputs()
+    assert inputs(ephemeralStorage="1Gi") == inputs(ephemeralStorage="1024Mi")
+    assert inputs(template={"labels": {"a": "b"}}) != inputs()
+
+
 def test_pods_of_a_pipe_spread_over_nodes_softly() -> None:
     pod = pod_of(stage_of({}))
 
