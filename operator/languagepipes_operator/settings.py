@@ -78,7 +78,7 @@ class OperatorSettings(BaseModel):
     hub_endpoint: the mirror that hf:// means; empty for the Hub. hub_ca_bundle: the authorities, in PEM, that it may be
     signed by beside those of the node image's system. namespaces: those that are served; none means all, and then Nodes
     are read too. fixed_ids: whether pods of pipes run as user and group 65532, or as the cluster assigns. identity:
-    distinguishes replicas of the operator in the Lease. every_address: where members listen: on all IPv4 addresses, or
+    distinguishes replicas of the operator in the Lease. image_pull_secrets: names of Secrets in the pipes' namespaces. every_address: where members listen: on all IPv4 addresses, or
     on all of both kinds where the API server is reached by IPv6.
     """
 
@@ -86,6 +86,7 @@ class OperatorSettings(BaseModel):
 
     node_image: Annotated[str, Field(min_length=1)]
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_secrets: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     hub_endpoint: Annotated[str, AfterValidator(_endpoint)] = ""
     hub_ca_bundle: Annotated[str, AfterValidator(_certificates)] = ""
     fixed_ids: bool = True

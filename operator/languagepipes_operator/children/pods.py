@@ -18,6 +18,7 @@ from languagepipes_operator import names
 from languagepipes_operator.children.labels import metadata, ring_selector
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.snapshot import Snapshot
+from languagepipes_operator.settings import OperatorSettings
 
 USER_ID = 65532
 # How long a pod stays bound to a node that is not ready or cannot be reached. Kubernetes' own default is 300 s.
@@ -117,10 +118,11 @@ def pod_spec(
     grace_seconds: int,
     placement: Mapping[str, Any],
     host: Mapping[str, str],
-    fixed_ids: bool,
+    settings: OperatorSettings,
 ) -> Manifest:
     """placement: our affinity and topologySpreadConstraints, under the template's. host: hostname and subdomain.
-    fixed_ids: false leaves user and groups to the cluster, which may refuse all others (OpenShift's `restricted-v2`).
+    Without settings.fixed_ids user and groups are left to the cluster, which may refuse all others (OpenShift's
+    `restricted-v2`). Its pull secrets stand behind the template's.
     """
     files = [*container.files, Files("tmp", {"emptyDir": {}}, str(names.TMP_DIR), read_only=False)]
     spec: Manifest = {
@@ -130,7 +132,7 @@ def pod_spec(
         "terminationGracePeriodSeconds": grace_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            **({"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID} if fixed_ids else {}),
+            **({"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID} if settings.fixed_ids else {}),
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
@@ -142,6 +144,9 @@ def pod_spec(
     for key in _POD_FIELDS:
         if template.get(key):
             spec[key] = template[key]
+    asked = [secret["name"] for secret in template.get("imagePullSecrets", ())]
+    if further := [name for name in settings.image_pull_secrets if name not in asked]:
+        spec["imagePullSecrets"] = [{"name": name} for name in (*asked, *further)]
     return spec
 
 

@@ -126,7 +126,7 @@ def store_deployment(
         grace_seconds=_GRACE_SECONDS,
         placement={"affinity": template["affinity"]} if "affinity" in template else {},
         host={},
-        fixed_ids=settings.fixed_ids,
+        settings=settings,
     )
     return pods.deployment(snapshot, decided.name, labels=own, selector=own, pod=pod, template=template)
 

@@ -132,7 +132,10 @@ def _comes_from_the_hub(pipe: LanguagePipe) -> bool:
 
 def _of_every_pod(settings: OperatorSettings) -> dict[str, Any]:
     """The operator's settings that shape every pod: only where they are not at their default."""
-    return {} if settings.fixed_ids else {"fixed_ids": False}
+    found: dict[str, Any] = {} if settings.fixed_ids else {"fixed_ids": False}
+    if settings.image_pull_secrets:
+        found["pull_secrets"] = list(settings.image_pull_secrets)
+    return found
 
 
 def _template_fields(template: StoreTemplate | None) -> dict[str, Any]:

@@ -131,6 +131,25 @@ def test_pull_secrets_reach_all_pods_and_are_absent_otherwise() -> None:
     assert not any("imagePullSecrets" in pod for pod in pod_specs(render()))
 
 
+def test_pull_secrets_of_pipes_reach_the_operator_and_are_absent_otherwise() -> None:
+    assert settings(render(EVERYTHING)).image_pull_secrets == ("mirror", "registry")
+    assert "LANGUAGEPIPES_OPERATOR_IMAGE_PULL_SECRETS" not in {item["name"] for item in container(render())["env"]}
+
+
+def test_further_variables_volumes_and_mounts_stand_behind_ours() -> None:
+    given, plain = render(EVERYTHING), render()
+
+    assert container(given)["env"][-1:] == EVERYTHING["extraEnv"]
+    for name, ours in (("volumes", pod_of(plain)["volumes"]), ("volumeMounts", container(plain)["volumeMounts"])):
+        found = (pod_of(given) if name == "volumes" else container(given))[name]
+        assert found == [*ours, *EVERYTHING[f"extra{name[0].upper()}{name[1:]}"]]
+
+
+def test_the_account_has_its_annotations_and_none_otherwise() -> None:
+    assert render(EVERYTHING).one("ServiceAccount")["metadata"]["annotations"] == {"example.com/role": "operator"}
+    assert "annotations" not in render().one("ServiceAccount")["metadata"]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_pod_meets_the_restricted_profile_and_carries_resources(name: str) -> None:
     for pod in pod_specs(render(VARIANTS[name])):

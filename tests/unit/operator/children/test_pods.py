@@ -397,6 +397,19 @@ def test_an_empty_store_field_starts_no_store_anew_and_other_storage_does() -> N
     assert inputs(template={"labels": {"a": "b"}}) != inputs()
 
 
+def test_pull_secrets_of_the_operator_reach_every_pod_behind_the_templates_and_once() -> None:
+    snapshot = pipe_snapshot(stages={"count": 1, "template": {"imagePullSecrets": [{"name": "b"}, {"name": "own"}]}})
+
+    plain, given = rendered(snapshot), rendered(snapshot, image_pull_secrets="b,a")
+
+    found = {each["metadata"]["labels"]["languagepipes.io/role"]: pod_of(each)["imagePullSecrets"]
+             for each in of_kind(given, "Deployment")}  # fmt: skip
+    both = [{"name": "a"}, {"name": "b"}]
+    assert found == {"store": both, "end-model": both, "stage": [{"name": "b"}, {"name": "own"}, {"name": "a"}]}
+    for one, other in zip(of_kind(plain, "Deployment"), of_kind(given, "Deployment"), strict=True):
+        assert len({each["metadata"]["annotations"]["languagepipes.io/inputs"] for each in (one, other)}) == 2
+
+
 def test_pods_of_a_pipe_spread_over_nodes_softly() -> None:
     pod = pod_of(stage_of({}))
 
