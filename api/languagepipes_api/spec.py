@@ -593,8 +593,8 @@ class PipeSpec(ResourceModel):
     )
     store: StoreSpec | None = Field(
         default=None,
-        description="The weights store's pod. A change starts it anew, and rings go on meanwhile. `languagepipes up` has "
-        "no pods and ignores it.",
+        description="The weights store's pod. A change starts it anew, and rings go on meanwhile. `languagepipes up` "
+        "has no pods and ignores it.",
     )
     network_policy: NetworkPolicySpec = Field(
         default_factory=NetworkPolicySpec,

@@ -343,7 +343,8 @@ class VariableSpec(ResourceModel):
         description="Its name."
     )
     value: Annotated[str, Field(max_length=4096)] | None = Field(
-        default=None, description="Its value; empty if value and valueFrom are absent. $(NAME) is an earlier variable's."
+        default=None,
+        description="Its value; empty if value and valueFrom are absent. $(NAME) is an earlier variable's.",
     )
     value_from: VariableSource | None = Field(default=None, description="Where its value comes from.")
 
@@ -438,6 +439,15 @@ class StoreTemplate(ResourceModel):
             lambda template: len({variable.name for variable in template.env}) == len(template.env),
             "!has(self.env) || self.env.all(v, self.env.exists_one(w, w.name == v.name))",
             "env",
+        ),
+        Rule(
+            "imagePullSecrets names a Secret twice: remove one",
+            lambda template: (
+                len({secret.name for secret in template.image_pull_secrets}) == len(template.image_pull_secrets)
+            ),
+            "!has(self.imagePullSecrets) || self.imagePullSecrets.all(s, self.imagePullSecrets.exists_one(t, t.name == "
+            "s.name))",
+            "imagePullSecrets",
         ),
     )
 

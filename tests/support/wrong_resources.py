@@ -78,7 +78,10 @@ _HUB = "an hf:// source is hf://OWNER/NAME, or hf://OWNER/NAME/FILE.gguf for one
 _VOLUME = (
     "a pvc:// source is pvc://CLAIM/PATH, with names of letters, digits, dots, _ and - in PATH, and without . and .."
 )
-_HTTPS = "an https:// source is https://HOST/PATH, without user, password, query or fragment"
+_HTTPS = (
+    "an https:// source is https://HOST/PATH or https://HOST:PORT/PATH with a port from 1 to 65535, without user, "
+    "password, query or fragment"
+)
 _SECRET = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 _SOURCE = "spec.model.source"
 _KEY = "a key of {} is [PREFIX/]NAME: PREFIX a DNS name, NAME at most 63 letters, digits, -, _ and ."
@@ -86,9 +89,7 @@ _FREE_LABELS = (
     "labels takes no key of the operator or of Kubernetes (languagepipes.io/…, app.kubernetes.io/managed-by, "
     "pod-template-hash): choose another key"
 )
-_OUR_VARIABLE = (
-    "the operator sets this variable: remove it (LANGUAGEPIPES_…, CUDA_VISIBLE_DEVICES, HF_ENDPOINT, HOME)"
-)
+_OUR_VARIABLE = "the operator sets this variable: remove it (LANGUAGEPIPES_…, CUDA_VISIBLE_DEVICES, HF_ENDPOINT, HOME)"
 _ONE_SOURCE = "valueFrom has exactly one of secretKeyRef, configMapKeyRef and fieldRef"
 
 WRONG = (
@@ -111,6 +112,8 @@ WRONG = (
     _model("source: 'pvc://claim/../x'", f"{_SOURCE}: 'pvc://claim/../x': {_VOLUME}"),
     _model("source: 'https://u:p@host/x'", f"{_SOURCE}: 'https://u:p@host/x': {_HTTPS}"),
     _model("source: 'https://host/x?token=1'", f"{_SOURCE}: 'https://host/x?token=1': {_HTTPS}"),
+    _model("source: 'https://host:0/x'", f"{_SOURCE}: 'https://host:0/x': {_HTTPS}"),
+    _model("source: 'https://host:65536/x'", f"{_SOURCE}: 'https://host:65536/x': {_HTTPS}"),
     _model("source: 'https:///x'", f"{_SOURCE}: 'https:///x': {_HTTPS}"),
     _model(
         "source: 'pvc://claim/x'",
@@ -411,6 +414,10 @@ WRONG = (
         "priorityClassName, runtimeClassName, schedulerName, serviceAccountName, imagePullSecrets, affinity, "
         "topologySpreadConstraints",
     ),
+    _template(
+        "imagePullSecrets: [{name: a}, {name: b}, {name: a}]",
+        "imagePullSecrets: imagePullSecrets names a Secret twice: remove one",
+    ),
     _template("labels: {a//b: c}", f"labels: {_KEY.format('labels')}"),
     _template("labels: {A.b/c: d}", f"labels: {_KEY.format('labels')}"),
     _template(f"labels: {{{'a' * 64}: b}}", f"labels: {_KEY.format('labels')}"),
@@ -444,7 +451,9 @@ WRONG = (
         "env[0].valueFrom.fieldRef.fieldPath: 'spec.hostname' is none of metadata.name, metadata.namespace, "
         "metadata.uid, spec.nodeName, spec.serviceAccountName, status.hostIP, status.podIP, status.podIPs",
     ),
-    _template("envFrom: [{prefix: A_}]", "envFrom[0]: an entry of envFrom has exactly one of secretRef and configMapRef"),
+    _template(
+        "envFrom: [{prefix: A_}]", "envFrom[0]: an entry of envFrom has exactly one of secretRef and configMapRef"
+    ),
     _template("schedulerName: My_Scheduler", f"schedulerName: 'My_Scheduler' does not match {_SECRET}"),
     _template("serviceAccountName: ''", "serviceAccountName: is empty; give it a value or remove it"),
     _template("priorityClassName: High", f"priorityClassName: 'High' does not match {_SECRET}"),

@@ -117,7 +117,7 @@ def store_deployment(
         resources=resources.store_resources(template.get("resources", {}), ephemeral_storage=disk),
         ports={"store": STORE_PORT, "telemetry": TELEMETRY_PORT},
         files=files,
-        environment={"HF_ENDPOINT": mirror} if mirror else {},
+        environment={**({"HF_ENDPOINT": mirror} if mirror else {}), **inputs.proxy_variables(pipe, settings)},
     )
     own = store_labels(pipe.name, decided.store_key)
     pod = pods.pod_spec(

@@ -87,6 +87,8 @@ def store_inputs(pipe: LanguagePipe, settings: OperatorSettings, *, pinned: str 
         inputs["authorities"] = authorities
     if pipe.spec.store is not None and pipe.spec.store.ephemeral_storage_bytes is not None:
         inputs["ephemeral_storage"] = pipe.spec.store.ephemeral_storage_bytes
+    if proxy := proxy_variables(pipe, settings):
+        inputs["proxy"] = proxy
     if pinned is not None:
         inputs["pinned"] = pinned
     return digest(inputs)
@@ -113,6 +115,27 @@ def store_template(spec: PipeSpec) -> dict[str, Any]:
 def hub_mirror(pipe: LanguagePipe, settings: OperatorSettings) -> str:
     """The address that stands for the Hub's; empty where the model comes from elsewhere or there is no mirror."""
     return settings.hub_endpoint if _comes_from_the_hub(pipe) else ""
+
+
+def proxy_variables(pipe: LanguagePipe, settings: OperatorSettings) -> dict[str, str]:
+    """The variables by which a store finds its proxy; none where it reads a volume. Those that its template names, in
+    capitals or not, are left to the template.
+    """
+    if not settings.hub_proxy or pipe.spec.model.source.startswith("pvc://"):
+        return {}
+    found = {"HTTP_PROXY": settings.hub_proxy, "HTTPS_PROXY": settings.hub_proxy, "NO_PROXY": settings.hub_no_proxy}
+    asked = {variable["name"].upper() for variable in store_template(pipe.spec).get("env", ())}
+    return {name: value for name, value in found.items() if value and name not in asked}
+
+
+def proxies(pipe: LanguagePipe, settings: OperatorSettings) -> tuple[str, ...]:
+    """The addresses of the proxies that a store may use: the operator's, and those that its template writes out."""
+    asked = {
+        variable["name"].upper(): str(variable.get("value", ""))
+        for variable in store_template(pipe.spec).get("env", ())
+    }
+    found = {**asked, **proxy_variables(pipe, settings)}
+    return tuple(sorted({found.get(name, "") for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")} - {""}))
 
 
 def hub_authorities(pipe: LanguagePipe, settings: OperatorSettings) -> str:

@@ -81,8 +81,8 @@ def refused(what: str, said: str, *, otherwise: str) -> Failure:
     if unspecified := _QUOTA_UNSPECIFIED.search(said):
         return failure(
             otherwise,
-            f"{what} is refused, since a ResourceQuota of the namespace needs {unspecified[1]} of every container: set it "
-            "under resources in its template (of the weights store: spec.store.template)",
+            f"{what} is refused, since a ResourceQuota of the namespace needs {unspecified[1]} of every container: set "
+            "it under resources in its template (of the weights store: spec.store.template)",
         )
     if "violates PodSecurity" in said:
         return failure(

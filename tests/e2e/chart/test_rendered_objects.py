@@ -116,6 +116,15 @@ def test_a_mirror_of_the_hub_reaches_the_operator_and_is_absent_otherwise(endpoi
     assert "LANGUAGEPIPES_OPERATOR_HUB_ENDPOINT" not in {item["name"] for item in container(render())["env"]}
 
 
+def test_a_proxy_reaches_the_operator_and_is_absent_otherwise() -> None:
+    found = settings(render({"hub": {"proxy": "http://proxy.example:3128", "noProxy": ".svc,10.0.0.1"}}))
+
+    assert (found.hub_proxy, found.hub_no_proxy) == ("http://proxy.example:3128", ".svc,10.0.0.1")
+    assert not {item["name"] for item in container(render())["env"]} & {
+        "LANGUAGEPIPES_OPERATOR_HUB_PROXY", "LANGUAGEPIPES_OPERATOR_HUB_NO_PROXY"
+    }  # fmt: skip
+
+
 def test_authorities_of_the_hub_reach_the_operator_and_are_absent_otherwise() -> None:
     bundle = new_ca("hub", "one").certificate.decode() + new_ca("hub", "two").certificate.decode()
 

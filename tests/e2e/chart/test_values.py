@@ -50,6 +50,10 @@ CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
         ({"hub": {"caBundle": "/etc/ssl/ca.crt"}}, ["'/hub/caBundle'", "does not match pattern"]),
         ({"hub": {"caBundle": f"{CERTIFICATE}-----BEGIN EC PRIVATE KEY-----"}}, ["'/hub/caBundle'", "'not' failed"]),
         ({"hub": {"caBundle": CERTIFICATE * 1200}}, ["'/hub/caBundle'", "maxLength"]),
+        ({"hub": {"proxy": "proxy:3128"}}, ["'/hub/proxy'", "does not match pattern"]),
+        ({"hub": {"proxy": "http://proxy:99999"}}, ["'/hub/proxy'", "does not match pattern"]),
+        ({"hub": {"proxy": "http://user:word@proxy:3128"}}, ["'/hub/proxy'", "does not match pattern"]),
+        ({"hub": {"noProxy": ".svc, a.example"}}, ["'/hub/noProxy'", "does not match pattern"]),
         ({"image": {"pullPolicy": "Sometimes"}}, ["'/image/pullPolicy'", "'Always', 'IfNotPresent', 'Never'"]),
         ({"image": {"repository": "operator:1.0"}}, ["'/image/repository'", "does not match pattern"]),
         ({"image": {"digest": "abc"}}, ["'/image/digest'", "does not match pattern"]),
@@ -57,13 +61,13 @@ CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
         ({"nodeImage": {"registry": "x"}}, ["'/nodeImage'", "'registry' not allowed"]),
         ({"imagePullSecrets": ["registry"]}, ["'/imagePullSecrets/0'", "got string, want object"]),
         ({"nodeImage": {"pullSecrets": [{"name": "a"}, {"name": "a"}]}}, ["'/nodeImage/pullSecrets'", "equal"]),
-        ({"nodeImage": {"pullSecrets": [{"name": "A"}]}}, ["'/nodeImage/pullSecrets/0/name'", "does not match pattern"]),
+        ({"nodeImage": {"pullSecrets": [{"name": "A"}]}}, ["'/nodeImage/pullSecrets/0/name'", "pattern"]),
         ({"enabled": "yes"}, ["'/enabled'", "got string, want boolean"]),
         ({"extraEnv": [{"name": "LANGUAGEPIPES_OPERATOR_IDENTITY"}]}, ["'/extraEnv/0/name'", "'not' failed"]),
         ({"extraEnv": {"A": "b"}}, ["'/extraEnv'", "got object, want array"]),
         ({"extraVolumes": [{"name": "tmp"}]}, ["'/extraVolumes/0/name'", "'not' failed"]),
         ({"extraVolumeMounts": [{"name": "a", "mountPath": "/tmp"}]}, ["'/extraVolumeMounts/0/mountPath'"]),
-        ({"serviceAccount": {"annotations": {"a": 1}}}, ["'/serviceAccount/annotations/a'", "got number, want string"]),
+        ({"serviceAccount": {"annotations": {"a": 1}}}, ["'/serviceAccount/annotations/a'", "want string"]),
         ({"logLevel": "loud"}, ["'/logLevel'", "'debug', 'info', 'warning', 'error'"]),
         ({"rbac": {"create": "no"}}, ["'/rbac/create'", "got string, want boolean"]),
         ({"securityContext": {"fixedIds": "no"}}, ["'/securityContext/fixedIds'", "got string, want boolean"]),
@@ -87,7 +91,9 @@ def test_a_chart_that_this_one_is_a_part_of_turns_it_on_and_off_by_a_condition(t
     (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(umbrella))
     shutil.copytree(CHART, tmp_path / "charts" / "languagepipes")
 
-    answer = run("template", "lp", tmp_path, "--kube-version", KUBERNETES, values={"languagepipes": {"enabled": enabled}})
+    answer = run(
+        "template", "lp", tmp_path, "--kube-version", KUBERNETES, values={"languagepipes": {"enabled": enabled}}
+    )
 
     assert (answer.returncode, answer.stderr) == (0, "")
     assert ("kind: Deployment" in answer.stdout) == enabled

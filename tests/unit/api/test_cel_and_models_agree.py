@@ -23,6 +23,7 @@ GOOD_CHANGES = [
     "spec: {model: {source: 'pvc://claim/.cache/huggingface/hub/models--a--b/snapshots/1'}}",
     "spec: {model: {source: 'https://mirror.example:8443/a/b%20c/'}}",
     "spec: {model: {source: 'https://mirror.example'}}",
+    "spec: {model: {source: 'https://mirror.example:65535/a'}}",
     "spec: {model: {dtype: null, servedName: Qwen/Qwen3-8B}}",
     "spec: {replicas: 0}",
     "spec: {stages: {count: 64, device: GPU}}",
@@ -63,7 +64,8 @@ GOOD_CHANGES = [
     "spec: {stages: {template: {labels: {team: ml, a.b-c/d_e: ''}, annotations: {sidecar.istio.io/inject: 'false'}}}}",
     "spec: {endModel: {template: {schedulerName: volcano, serviceAccountName: ring.reader}}}",
     """spec: {endModel: {template: {
-      env: [{name: A, value: ''}, {name: a.b-C}, {name: B, valueFrom: {secretKeyRef: {name: s, key: k, optional: true}}},
+      env: [{name: A, value: ''}, {name: a.b-C},
+            {name: B, valueFrom: {secretKeyRef: {name: s, key: k, optional: true}}},
             {name: C, valueFrom: {configMapKeyRef: {name: c, key: k}}},
             {name: D, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}],
       envFrom: [{secretRef: {name: s}}, {prefix: A_, configMapRef: {name: c, optional: false}}]}}}""",
@@ -153,7 +155,9 @@ def test_both_agree_on_any_mixture(api_server: ApiServer, model: Any, stages: An
     assert bool(verdict(resource)) == bool(api_server.problems(resource))
 
 
-_keys = st.sampled_from(["a", "a.b/c", "", "-a", "a b", "x" * 318, "nvidia.com/gpu", "cpu", "a//b", "languagepipes.io/a"])
+_keys = st.sampled_from(
+    ["a", "a.b/c", "", "-a", "a b", "x" * 318, "nvidia.com/gpu", "cpu", "a//b", "languagepipes.io/a"]
+)
 _maps = st.dictionaries(_keys, st.sampled_from(["b", "", "500m", "1Gi", 1, 0, -1, "b c", True]), max_size=3)
 _operators = st.sampled_from(["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt", "Equal", "like"])
 _requirements = st.fixed_dictionaries(
