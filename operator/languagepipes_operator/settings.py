@@ -105,8 +105,8 @@ class OperatorSettings(BaseModel):
     mirror and https:// sources; hub_no_proxy: hosts that they reach without it. image_pull_secrets: names of Secrets in
     the pipes' namespaces. namespaces: those that are served; none means all, and then Nodes are read too. fixed_ids:
     whether pods of pipes run as user and group 65532, or as the cluster assigns. identity: distinguishes replicas of
-    the operator in the Lease. every_address: where members listen: on all IPv4 addresses, or on all of both kinds where the
-    API server is reached by IPv6.
+    the operator in the Lease. every_address: where members listen: on all IPv4 addresses, or on all of both kinds where
+    the API server is reached by IPv6.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
