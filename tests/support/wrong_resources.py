@@ -174,7 +174,7 @@ WRONG = (
         "spec: {hue: red}",
         (
             "spec.hue: unknown field; known here: model, replicas, autoscaling, endModel, stages, server, recovery, "
-            "rollout, placement, cache, networkPolicy, paused",
+            "rollout, placement, cache, store, networkPolicy, paused",
         ),
     ),
     # autoscaling
@@ -447,8 +447,8 @@ WRONG = (
         f"env[0].valueFrom: {_ONE_SOURCE}",
     ),
     _template(
-        "env: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.hostname}}}]",
-        "env[0].valueFrom.fieldRef.fieldPath: 'spec.hostname' is none of metadata.name, metadata.namespace, "
+        "env: [{name: A, valueFrom: {fieldRef: {fieldPath: x}}}]",
+        "env[0].valueFrom.fieldRef.fieldPath: 'x' is none of metadata.name, metadata.namespace, "
         "metadata.uid, spec.nodeName, spec.serviceAccountName, status.hostIP, status.podIP, status.podIPs",
     ),
     _template(
