@@ -224,7 +224,8 @@ def chart_text() -> str:
 
 
 def _yaml(value: dict[str, Any]) -> str:
-    return yaml.safe_dump(value, sort_keys=False, width=110, allow_unicode=True)
+    # Leaves on one line: half of a file of deep schemas would be indentation.
+    return yaml.safe_dump(value, sort_keys=False, width=110, allow_unicode=True, default_flow_style=None)
 
 
 def main() -> int:

@@ -17,14 +17,20 @@ HUB_PATTERN = (
     "^hf://[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}((/[A-Za-z0-9_][A-Za-z0-9._-]*)*[.]gguf)?$"
 )
 VOLUME_PATTERN = "^pvc://[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?(/[.]?[A-Za-z0-9_][A-Za-z0-9._-]*)*/?$"
-HTTPS_PATTERN = "^https://[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?(/[A-Za-z0-9._~%!$&()*+,;=:@-]*)*$"
+_PORT = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+HTTPS_PATTERN = (
+    f"^https://[A-Za-z0-9]([A-Za-z0-9.-]{{0,251}}[A-Za-z0-9])?(:({_PORT}))?(/[A-Za-z0-9._~%!$&()*+,;=:@-]*)*$"
+)
 FILE_PATTERN = "^file://[^/?#].*$|^file:///.*$"
 
 HUB_FORM = "an hf:// source is hf://OWNER/NAME, or hf://OWNER/NAME/FILE.gguf for one GGUF file"
 VOLUME_FORM = (
     "a pvc:// source is pvc://CLAIM/PATH, with names of letters, digits, dots, _ and - in PATH, and without . and .."
 )
-HTTPS_FORM = "an https:// source is https://HOST/PATH, without user, password, query or fragment"
+HTTPS_FORM = (
+    "an https:// source is https://HOST/PATH or https://HOST:PORT/PATH with a port from 1 to 65535, without user, "
+    "password, query or fragment"
+)
 FILE_FORM = "a file:// source is file:///ABSOLUTE/PATH, or file://RELATIVE/PATH seen from the YAML file"
 
 

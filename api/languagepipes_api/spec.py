@@ -24,7 +24,7 @@ from languagepipes_api.quantity import parse_quantity
 from languagepipes_api.resource_errors import Problem, ResourceError, problems_of
 from languagepipes_api.resource_model import ObjectName, Quantity, ResourceModel, Rule
 from languagepipes_api.status import LanguagePipeStatus
-from languagepipes_api.template import PodTemplate
+from languagepipes_api.template import PodTemplate, StoreTemplate
 from languagepipes_api.yaml_reader import read_yaml
 
 NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -188,13 +188,14 @@ class EndModelSpec(ResourceModel):
     template: PodTemplate | None = Field(
         default=None,
         description="What its pod gets besides. The weights store's pod takes nodeSelector, tolerations, node "
-        "affinity, priorityClassName and imagePullSecrets from it too. `languagepipes up` has no pods and ignores it.",
+        "affinity, priorityClassName and imagePullSecrets from it too, where store.template has none. `languagepipes "
+        "up` has no pods and ignores it.",
     )
 
     @property
     def store_template(self) -> PodTemplate | None:
         """What the weights store's pod takes over: it holds the Hub token and all weights, so it belongs where the
-        End Model does, and its image comes from the same registry. Its resources are its own.
+        End Model does, and its image comes from the same registry. All else is for `spec.store.template` to say.
         """
         if self.template is None:
             return None
@@ -497,6 +498,26 @@ class CacheSpec(ResourceModel):
     )
 
 
+class StoreSpec(ResourceModel):
+    """The weights store's pod."""
+
+    template: StoreTemplate | None = Field(
+        default=None,
+        description="What its pod gets besides. A field that is written here takes the place of the one that the pod "
+        "takes from endModel.template. Requests that are absent: cpu 100m, memory 256Mi; limits: memory 2Gi.",
+    )
+    ephemeral_storage: Quantity | None = Field(
+        default=None,
+        description="How much of its node's disk the model's files may take where there is no cache: requested from "
+        "the scheduler, and the volume's sizeLimit, beyond which the pod is evicted. As large as cache.size would "
+        "be. Absent: nothing is requested, and the node's disk is the bound.",
+    )
+
+    @property
+    def ephemeral_storage_bytes(self) -> int | None:
+        return None if self.ephemeral_storage is None else parse_quantity(self.ephemeral_storage)
+
+
 class NetworkPolicySpec(ResourceModel):
     """Who may connect to the pipe's pods, said in NetworkPolicies besides the certificates."""
 
@@ -519,6 +540,12 @@ class PipeSpec(ResourceModel):
             "!has(self.recovery) || !has(self.recovery.maxWaitSeconds) || self.recovery.maxWaitSeconds > 0",
             "autoscaling.minReplicas",
             "cluster",
+        ),
+        Rule(
+            "store.ephemeralStorage is the node's disk, and with cache the model's files are on a volume: remove one",
+            lambda spec: spec.cache is None or spec.store is None or spec.store.ephemeral_storage is None,
+            "!has(self.cache) || !has(self.store) || !has(self.store.ephemeralStorage)",
+            "store.ephemeralStorage",
         ),
     )
 
@@ -564,6 +591,11 @@ class PipeSpec(ResourceModel):
         description="The weights store's volume. Absent: the node's disk, and weights are fetched again when the "
         "store's pod is lost. `languagepipes up` has --cache-dir in its place and ignores it.",
     )
+    store: StoreSpec | None = Field(
+        default=None,
+        description="The weights store's pod. A change starts it anew, and rings go on meanwhile. `languagepipes up` "
+        "has no pods and ignores it.",
+    )
     network_policy: NetworkPolicySpec = Field(
         default_factory=NetworkPolicySpec,
         json_schema_extra={"default": {}},
@@ -586,21 +618,32 @@ class PipeSpec(ResourceModel):
         return self.autoscaling is not None and self.autoscaling.min_replicas == 0
 
     @property
+    def templates(self) -> dict[str, StoreTemplate]:
+        """Those that are written, by their fields as YAML spells them."""
+        stages = {
+            f"stages.list[{place}].template": stage.template for place, stage in enumerate(self.stages.items or ())
+        }
+        found = {
+            "endModel.template": self.end_model.template,
+            "stages.template": self.stages.template,
+            **stages,
+            "store.template": None if self.store is None else self.store.template,
+        }
+        return {field: template for field, template in found.items() if template is not None}
+
+    @property
     def cluster_only(self) -> tuple[str, ...]:
         """The fields in use, as YAML spells them, that mean something in a cluster alone: `languagepipes up` and
         `plan` take them, since the same YAML runs without a cluster, and say once that they ignore them.
         """
-        stages = {
-            f"stages.list[{place}].template": stage.template for place, stage in enumerate(self.stages.items or ())
-        }
+        of_members = {field: template for field, template in self.templates.items() if field != "store.template"}
         used = {
-            "endModel.template": self.end_model.template,
-            "stages.template": self.stages.template,
-            **stages,
+            **of_members,
             "autoscaling": self.autoscaling,
             "rollout": None if self.rollout == RolloutSpec() else self.rollout,
             "placement": None if self.placement == PlacementSpec() else self.placement,
             "cache": self.cache,
+            "store": self.store,
             "networkPolicy": None if self.network_policy.enabled else self.network_policy,
             "paused": self.paused or None,
         }
@@ -617,6 +660,7 @@ class PipeSpec(ResourceModel):
                 "rollout": RolloutSpec(),
                 "placement": PlacementSpec(),
                 "cache": None,
+                "store": None,
                 "network_policy": NetworkPolicySpec(),
                 "paused": False,
             }

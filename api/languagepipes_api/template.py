@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from languagepipes_api.names import API_GROUP, LABEL_MANAGED_BY
 from languagepipes_api.resource_model import ObjectName, ResourceModel, ResourceQuantity, Rule
 
 KEY_MAX_LENGTH = 317  # a DNS subdomain of 253, a slash, a name of 63
@@ -23,7 +24,16 @@ LabelKey = Annotated[str, Field(min_length=1, max_length=KEY_MAX_LENGTH, pattern
 LabelValue = Annotated[str, Field(max_length=63, pattern=_VALUE_PATTERN)]
 LabelMap = Annotated[dict[str, LabelValue], Field(max_length=_MAP_MAX)]
 ResourceMap = Annotated[dict[str, ResourceQuantity], Field(max_length=_MAP_MAX)]
+# Kubernetes takes 256 KiB of all annotations together.
+AnnotationMap = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=_MAP_MAX)]
 Weight = Annotated[int, Field(ge=1, le=100)]
+
+# What the API server asks of the key of a label or annotation: [PREFIX/]NAME, PREFIX a DNS subdomain.
+_QUALIFIED_PATTERN = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+# Which keys and variables are not free: the operator, Kubernetes or the node image sets them.
+_LABELS_TAKEN = (LABEL_MANAGED_BY, "pod-template-hash")
+_VARIABLES_TAKEN = ("CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HOME")
+_PREFIX_TAKEN = f"{API_GROUP}/"
 
 
 def _keys_rule(field: str, attribute: str) -> Rule:
@@ -35,6 +45,31 @@ def _keys_rule(field: str, attribute: str) -> Rule:
             for key in getattr(model, attribute)
         ),
         f"!has(self.{field}) || self.{field}.all(k, k.size() <= {KEY_MAX_LENGTH} && k.matches('{_KEY_PATTERN}'))",
+        field,
+    )
+
+
+def _qualified_rule(field: str) -> Rule:
+    """The keys of labels or annotations."""
+    return Rule(
+        f"a key of {field} is [PREFIX/]NAME: PREFIX a DNS name, NAME at most 63 letters, digits, -, _ and .",
+        lambda model: all(
+            len(key) <= KEY_MAX_LENGTH and re.fullmatch(_QUALIFIED_PATTERN, key, re.ASCII)
+            for key in getattr(model, field)
+        ),
+        f"!has(self.{field}) || self.{field}.all(k, k.size() <= {KEY_MAX_LENGTH} && k.matches('{_QUALIFIED_PATTERN}'))",
+        field,
+    )
+
+
+def _free_keys_rule(field: str, taken: tuple[str, ...]) -> Rule:
+    """Which keys of labels or annotations are the operator's."""
+    also = f" || k in [{', '.join(repr(key) for key in taken)}]" if taken else ""
+    listed = ", ".join((f"{_PREFIX_TAKEN}…", *taken))
+    return Rule(
+        f"{field} takes no key of the operator or of Kubernetes ({listed}): choose another key",
+        lambda model: not any(key.startswith(_PREFIX_TAKEN) or key in taken for key in getattr(model, field)),
+        f"!has(self.{field}) || !self.{field}.exists(k, k.startsWith('{_PREFIX_TAKEN}'){also})",
         field,
     )
 
@@ -258,33 +293,176 @@ class PullSecret(ResourceModel):
     name: ObjectName = Field(description="The Secret's name.")
 
 
-class PodTemplate(ResourceModel):
-    """What a member's pod gets besides what the operator gives it."""
+class KeyOf(ResourceModel):
+    """One key of a Secret or ConfigMap in the pipe's namespace."""
+
+    name: ObjectName = Field(description="The object's name.")
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern="^[-._a-zA-Z0-9]+$")] = Field(
+        description="The key in it."
+    )
+    optional: bool | None = Field(
+        default=None, description="Whether the pod starts without it; false, if absent: it waits until there is one."
+    )
+
+
+class PodField(ResourceModel):
+    """A field of the pod itself."""
+
+    field_path: Literal[
+        "metadata.name",
+        "metadata.namespace",
+        "metadata.uid",
+        "spec.nodeName",
+        "spec.serviceAccountName",
+        "status.hostIP",
+        "status.podIP",
+        "status.podIPs",
+    ] = Field(description="Which one.")
+
+
+class VariableSource(ResourceModel):
+    """Where a variable's value comes from."""
+
+    secret_key_ref: KeyOf | None = Field(default=None, description="A Secret's key.")
+    config_map_key_ref: KeyOf | None = Field(default=None, description="A ConfigMap's key.")
+    field_ref: PodField | None = Field(default=None, description="A field of the pod.")
+
+    rules = (
+        Rule(
+            "valueFrom has exactly one of secretKeyRef, configMapKeyRef and fieldRef",
+            lambda one: [one.secret_key_ref, one.config_map_key_ref, one.field_ref].count(None) == 2,
+            "[has(self.secretKeyRef), has(self.configMapKeyRef), has(self.fieldRef)].exists_one(x, x)",
+        ),
+    )
+
+
+class VariableSpec(ResourceModel):
+    """One environment variable."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern="^[-._a-zA-Z][-._a-zA-Z0-9]*$")] = Field(
+        description="Its name."
+    )
+    value: Annotated[str, Field(max_length=4096)] | None = Field(
+        default=None,
+        description="Its value; empty if value and valueFrom are absent. $(NAME) is an earlier variable's.",
+    )
+    value_from: VariableSource | None = Field(default=None, description="Where its value comes from.")
+
+    rules = (
+        Rule(
+            "a variable has value or valueFrom, not both",
+            lambda variable: variable.value is None or variable.value_from is None,
+            "!(has(self.value) && has(self.valueFrom))",
+        ),
+        Rule(
+            "the operator sets this variable: remove it (LANGUAGEPIPES_…, " + ", ".join(_VARIABLES_TAKEN) + ")",
+            lambda variable: not variable.name.startswith("LANGUAGEPIPES_") and variable.name not in _VARIABLES_TAKEN,
+            "!self.name.startsWith('LANGUAGEPIPES_') && "
+            f"!(self.name in [{', '.join(repr(name) for name in _VARIABLES_TAKEN)}])",
+            "name",
+        ),
+    )
+
+
+class NameOf(ResourceModel):
+    """A Secret or ConfigMap in the pipe's namespace."""
+
+    name: ObjectName = Field(description="The object's name.")
+    optional: bool | None = Field(
+        default=None, description="Whether the pod starts without it; false, if absent: it waits until there is one."
+    )
+
+
+class VariablesSpec(ResourceModel):
+    """All keys of a Secret or ConfigMap, as environment variables."""
+
+    prefix: Annotated[str, Field(min_length=1, max_length=64, pattern="^[-._a-zA-Z][-._a-zA-Z0-9]*$")] | None = Field(
+        default=None, description="What stands before each key in the variable's name."
+    )
+    secret_ref: NameOf | None = Field(default=None, description="The Secret.")
+    config_map_ref: NameOf | None = Field(default=None, description="The ConfigMap.")
+
+    rules = (
+        Rule(
+            "an entry of envFrom has exactly one of secretRef and configMapRef",
+            lambda one: (one.secret_ref is None) != (one.config_map_ref is None),
+            "has(self.secretRef) != has(self.configMapRef)",
+        ),
+    )
+
+
+class StoreTemplate(ResourceModel):
+    """What the weights store's pod gets besides what the operator gives it."""
 
     resources: ResourcesSpec | None = Field(
         default=None, description="What the container asks for, and what it may not exceed."
+    )
+    labels: LabelMap = Field(
+        default_factory=dict, description="Further labels of the pod. The operator's own are not free."
+    )
+    annotations: AnnotationMap = Field(
+        default_factory=dict, description="Annotations of the pod. Keys of languagepipes.io/ are not free."
+    )
+    env: Annotated[tuple[VariableSpec, ...], Field(max_length=32, strict=False)] = Field(
+        default=(), description="Further environment variables of the container. The operator's own are not free."
+    )
+    env_from: Annotated[tuple[VariablesSpec, ...], Field(max_length=8, strict=False)] = Field(
+        default=(), description="Further ones from Secrets and ConfigMaps. The operator's and those of env win."
     )
     node_selector: LabelMap = Field(default_factory=dict, description="Labels that the node must have.")
     tolerations: Annotated[tuple[TolerationSpec, ...], Field(max_length=16, strict=False)] = Field(
         default=(), description="Taints that keep the pod away no longer."
     )
-    affinity: AffinitySpec | None = Field(default=None, description="Which nodes, and near or far from which pods.")
-    topology_spread_constraints: Annotated[tuple[SpreadConstraint, ...], Field(max_length=8, strict=False)] = Field(
-        default=(), description="How evenly the pods spread; a node's preference by the plan stays."
-    )
     priority_class_name: ObjectName | None = Field(default=None, description="The PriorityClass.")
     runtime_class_name: ObjectName | None = Field(
         default=None, description="The RuntimeClass: nvidia, where that is not the default runtime."
+    )
+    scheduler_name: ObjectName | None = Field(
+        default=None, description="The scheduler that finds its node; default-scheduler if absent."
+    )
+    service_account_name: ObjectName | None = Field(
+        default=None,
+        description="The ServiceAccount; default if absent. The pod gets no token of it in either case.",
     )
     image_pull_secrets: Annotated[tuple[PullSecret, ...], Field(max_length=8, strict=False)] = Field(
         default=(), description="Secrets that the image is pulled with."
     )
 
-    rules = (_keys_rule("nodeSelector", "node_selector"),)
+    rules = (
+        _keys_rule("nodeSelector", "node_selector"),
+        _qualified_rule("labels"),
+        _free_keys_rule("labels", _LABELS_TAKEN),
+        _qualified_rule("annotations"),
+        _free_keys_rule("annotations", ()),
+        Rule(
+            "env names a variable twice: remove one",
+            lambda template: len({variable.name for variable in template.env}) == len(template.env),
+            "!has(self.env) || self.env.all(v, self.env.exists_one(w, w.name == v.name))",
+            "env",
+        ),
+        Rule(
+            "imagePullSecrets names a Secret twice: remove one",
+            lambda template: (
+                len({secret.name for secret in template.image_pull_secrets}) == len(template.image_pull_secrets)
+            ),
+            "!has(self.imagePullSecrets) || self.imagePullSecrets.all(s, self.imagePullSecrets.exists_one(t, t.name == "
+            "s.name))",
+            "imagePullSecrets",
+        ),
+    )
 
     def pod_fields(self) -> dict[str, object]:
-        """What stands in it, as PodSpec fields; `resources`, which is the container's, apart."""
+        """What stands in it, as a manifest's fields; `resources`, which is the container's, apart."""
         fields: dict[str, object] = self.model_dump(
             mode="json", by_alias=True, exclude_none=True, exclude_unset=True, exclude={"resources"}
         )
         return {name: value for name, value in fields.items() if value not in ({}, [])}
+
+
+class PodTemplate(StoreTemplate):
+    """What a member's pod gets besides what the operator gives it."""
+
+    affinity: AffinitySpec | None = Field(default=None, description="Which nodes, and near or far from which pods.")
+    topology_spread_constraints: Annotated[tuple[SpreadConstraint, ...], Field(max_length=8, strict=False)] = Field(
+        default=(), description="How evenly the pods spread; a node's preference by the plan stays."
+    )

@@ -51,18 +51,24 @@ def _certificates(text: str) -> str:
     return "".join(certificate.public_bytes(Encoding.PEM).decode() for certificate in found)
 
 
+def _wrong_address(text: str) -> str:
+    """Why it is no http:// or https:// address of a host; "" where it is one."""
+    try:
+        parts = urlsplit(text)
+        if parts.port == 0:
+            return "Port out of range 1-65535"
+    except ValueError as error:
+        return str(error)
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", text):
+        return "not http:// or https:// and a host"
+    return ""
+
+
 def _endpoint(text: str) -> str:
     """As the weights stores and their policies will read it."""
     if not text:
         return ""
-    try:
-        parts = urlsplit(text)
-        problem = "Port out of range 1-65535" if parts.port == 0 else ""
-        if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", text):
-            problem = "not http:// or https:// and a host"
-    except ValueError as error:
-        problem = str(error)
-    if problem:
+    if problem := _wrong_address(text):
         raise PydanticCustomError(
             "endpoint",
             "{value} is no address of a mirror ({problem}): write it as https://hub.example or "
@@ -72,22 +78,46 @@ def _endpoint(text: str) -> str:
     return text
 
 
+def _proxy(text: str) -> str:
+    """As the weights stores and their policies will read it."""
+    if not text:
+        return ""
+    if "@" in text:  # of which nothing is quoted
+        raise PydanticCustomError(
+            "proxy_credentials",
+            "it holds a user or a password, and whoever reads a pod would read it: leave them out, and give them to "
+            "each store as HTTPS_PROXY from a Secret, by spec.store.template.env",
+        )
+    if problem := _wrong_address(text):
+        raise PydanticCustomError(
+            "proxy",
+            "{value} is no address of a proxy ({problem}): write it as http://proxy.example:3128, or leave it empty",
+            {"value": repr(text), "problem": problem},
+        )
+    return text
+
+
 class OperatorSettings(BaseModel):
     """node_image: what members of new plans run; a plan that exists keeps its image while that can be pulled.
 
     hub_endpoint: the mirror that hf:// means; empty for the Hub. hub_ca_bundle: the authorities, in PEM, that it may be
-    signed by beside those of the node image's system. namespaces: those that are served; none means all, and then Nodes
-    are read too. fixed_ids: whether pods of pipes run as user and group 65532, or as the cluster assigns. identity:
-    distinguishes replicas of the operator in the Lease. every_address: where members listen: on all IPv4 addresses, or
-    on all of both kinds where the API server is reached by IPv6.
+    signed by beside those of the node image's system. hub_proxy: the HTTP proxy by which stores reach the Hub, its
+    mirror and https:// sources; hub_no_proxy: hosts that they reach without it. image_pull_secrets: names of Secrets in
+    the pipes' namespaces. namespaces: those that are served; none means all, and then Nodes are read too. fixed_ids:
+    whether pods of pipes run as user and group 65532, or as the cluster assigns. identity: distinguishes replicas of
+    the operator in the Lease. every_address: where members listen: on all IPv4 addresses, or on all of both kinds where
+    the API server is reached by IPv6.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     node_image: Annotated[str, Field(min_length=1)]
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_secrets: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     hub_endpoint: Annotated[str, AfterValidator(_endpoint)] = ""
     hub_ca_bundle: Annotated[str, AfterValidator(_certificates)] = ""
+    hub_proxy: Annotated[str, AfterValidator(_proxy)] = ""
+    hub_no_proxy: str = ""
     fixed_ids: bool = True
     namespaces: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
     pod_namespace: Annotated[str, Field(min_length=1)] = "default"

@@ -564,6 +564,18 @@ CASES = (
         ('RuntimeClass "nvidia"', "runtimeClassName"),
     ),
     Case(
+        "a quota on a resource that nobody names",
+        refused("failed quota: compute: must specify limits.cpu for: stage"),
+        "PodRefused",
+        ("ResourceQuota of the namespace needs limits.cpu", "resources in its template", "spec.store.template"),
+    ),
+    Case(
+        "no such ServiceAccount",
+        refused('error looking up service account ml/reader: serviceaccount "reader" not found'),
+        "MissingServiceAccount",
+        ("no ServiceAccount reader", "serviceAccountName"),
+    ),
+    Case(
         "a LimitRange",
         refused("maximum memory usage per Container is 512Mi, but limit is 1Gi"),
         "PodRefused",

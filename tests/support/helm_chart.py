@@ -32,6 +32,11 @@ EVERYTHING: Values = {
     "priorityClassName": "system-cluster-critical",
     "podLabels": {"team": "platform"},
     "podAnnotations": {"example.com/note": "here"},
+    "serviceAccount": {"annotations": {"example.com/role": "operator"}},
+    "nodeImage": {"pullSecrets": [{"name": "registry"}, {"name": "mirror"}]},
+    "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+    "extraVolumes": [{"name": "authorities", "configMap": {"name": "authorities"}}],
+    "extraVolumeMounts": [{"name": "authorities", "mountPath": "/etc/authorities", "readOnly": True}],
     "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists", "effect": "NoSchedule"}],
     "affinity": {
         "nodeAffinity": {

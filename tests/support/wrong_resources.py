@@ -78,9 +78,19 @@ _HUB = "an hf:// source is hf://OWNER/NAME, or hf://OWNER/NAME/FILE.gguf for one
 _VOLUME = (
     "a pvc:// source is pvc://CLAIM/PATH, with names of letters, digits, dots, _ and - in PATH, and without . and .."
 )
-_HTTPS = "an https:// source is https://HOST/PATH, without user, password, query or fragment"
+_HTTPS = (
+    "an https:// source is https://HOST/PATH or https://HOST:PORT/PATH with a port from 1 to 65535, without user, "
+    "password, query or fragment"
+)
 _SECRET = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 _SOURCE = "spec.model.source"
+_KEY = "a key of {} is [PREFIX/]NAME: PREFIX a DNS name, NAME at most 63 letters, digits, -, _ and ."
+_FREE_LABELS = (
+    "labels takes no key of the operator or of Kubernetes (languagepipes.io/…, app.kubernetes.io/managed-by, "
+    "pod-template-hash): choose another key"
+)
+_OUR_VARIABLE = "the operator sets this variable: remove it (LANGUAGEPIPES_…, CUDA_VISIBLE_DEVICES, HF_ENDPOINT, HOME)"
+_ONE_SOURCE = "valueFrom has exactly one of secretKeyRef, configMapKeyRef and fieldRef"
 
 WRONG = (
     # the name
@@ -102,6 +112,8 @@ WRONG = (
     _model("source: 'pvc://claim/../x'", f"{_SOURCE}: 'pvc://claim/../x': {_VOLUME}"),
     _model("source: 'https://u:p@host/x'", f"{_SOURCE}: 'https://u:p@host/x': {_HTTPS}"),
     _model("source: 'https://host/x?token=1'", f"{_SOURCE}: 'https://host/x?token=1': {_HTTPS}"),
+    _model("source: 'https://host:0/x'", f"{_SOURCE}: 'https://host:0/x': {_HTTPS}"),
+    _model("source: 'https://host:65536/x'", f"{_SOURCE}: 'https://host:65536/x': {_HTTPS}"),
     _model("source: 'https:///x'", f"{_SOURCE}: 'https:///x': {_HTTPS}"),
     _model(
         "source: 'pvc://claim/x'",
@@ -162,7 +174,7 @@ WRONG = (
         "spec: {hue: red}",
         (
             "spec.hue: unknown field; known here: model, replicas, autoscaling, endModel, stages, server, recovery, "
-            "rollout, placement, cache, networkPolicy, paused",
+            "rollout, placement, cache, store, networkPolicy, paused",
         ),
     ),
     # autoscaling
@@ -359,6 +371,29 @@ WRONG = (
         "spec: {networkPolicy: {ingress: []}}",
         ("spec.networkPolicy.ingress: unknown field; known here: enabled",),
     ),
+    # the store
+    Wrong(
+        "a store with pod affinity",
+        "spec: {store: {template: {affinity: {}}}}",
+        (
+            "spec.store.template.affinity: unknown field; known here: resources, labels, annotations, env, envFrom, "
+            "nodeSelector, tolerations, priorityClassName, runtimeClassName, schedulerName, serviceAccountName, "
+            "imagePullSecrets",
+        ),
+    ),
+    Wrong(
+        "a store's label of ours",
+        "spec: {store: {template: {labels: {languagepipes.io/role: a}}}}",
+        (f"spec.store.template.labels: {_FREE_LABELS}",),
+    ),
+    Wrong(
+        "a bounded disk beside a volume",
+        "spec: {cache: {size: 1Gi}, store: {ephemeralStorage: 1Gi}}",
+        (
+            "spec.store.ephemeralStorage: '1Gi': store.ephemeralStorage is the node's disk, and with cache the model's "
+            "files are on a volume: remove one",
+        ),
+    ),
     # templates
     _stages(
         "count: $remove, template: {}, list: [{name: a}]",
@@ -375,9 +410,52 @@ WRONG = (
     _template("nodeselector: {}", "nodeselector: unknown field; did you mean nodeSelector?"),
     _template(
         "volumes: []",
-        "volumes: unknown field; known here: resources, nodeSelector, tolerations, affinity, "
-        "topologySpreadConstraints, priorityClassName, runtimeClassName, imagePullSecrets",
+        "volumes: unknown field; known here: resources, labels, annotations, env, envFrom, nodeSelector, tolerations, "
+        "priorityClassName, runtimeClassName, schedulerName, serviceAccountName, imagePullSecrets, affinity, "
+        "topologySpreadConstraints",
     ),
+    _template(
+        "imagePullSecrets: [{name: a}, {name: b}, {name: a}]",
+        "imagePullSecrets: imagePullSecrets names a Secret twice: remove one",
+    ),
+    _template("labels: {a//b: c}", f"labels: {_KEY.format('labels')}"),
+    _template("labels: {A.b/c: d}", f"labels: {_KEY.format('labels')}"),
+    _template(f"labels: {{{'a' * 64}: b}}", f"labels: {_KEY.format('labels')}"),
+    _template("labels: {languagepipes.io/pipe: other}", f"labels: {_FREE_LABELS}"),
+    _template("labels: {app.kubernetes.io/managed-by: Helm}", f"labels: {_FREE_LABELS}"),
+    _template("labels: {pod-template-hash: a}", f"labels: {_FREE_LABELS}"),
+    _template(
+        "annotations: {languagepipes.io/upgrade: a}",
+        "annotations: annotations takes no key of the operator or of Kubernetes (languagepipes.io/…): choose another "
+        "key",
+    ),
+    _template("annotations: {a b: c}", f"annotations: {_KEY.format('annotations')}"),
+    _template("annotations: {a: true}", "annotations[a]: true is not a string; write it in quotes"),
+    _template("env: [{name: LANGUAGEPIPES_ROLE, value: store}]", f"env[0].name: 'LANGUAGEPIPES_ROLE': {_OUR_VARIABLE}"),
+    _template("env: [{name: HOME, value: /root}]", f"env[0].name: 'HOME': {_OUR_VARIABLE}"),
+    _template("env: [{name: HF_ENDPOINT, value: 'http://a'}]", f"env[0].name: 'HF_ENDPOINT': {_OUR_VARIABLE}"),
+    _template("env: [{name: A=B}]", "env[0].name: 'A=B' does not match ^[-._a-zA-Z][-._a-zA-Z0-9]*$"),
+    _template("env: [{name: A, value: 1}]", "env[0].value: 1 is not a string; write it in quotes"),
+    _template("env: [{name: A}, {name: B}, {name: A, value: b}]", "env: env names a variable twice: remove one"),
+    _template(
+        "env: [{name: A, value: b, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]",
+        "env[0]: a variable has value or valueFrom, not both",
+    ),
+    _template("env: [{name: A, valueFrom: {}}]", f"env[0].valueFrom: {_ONE_SOURCE}"),
+    _template(
+        "env: [{name: A, valueFrom: {secretKeyRef: {name: s, key: k}, configMapKeyRef: {name: c, key: k}}}]",
+        f"env[0].valueFrom: {_ONE_SOURCE}",
+    ),
+    _template(
+        "env: [{name: A, valueFrom: {fieldRef: {fieldPath: x}}}]",
+        "env[0].valueFrom.fieldRef.fieldPath: 'x' is none of metadata.name, metadata.namespace, "
+        "metadata.uid, spec.nodeName, spec.serviceAccountName, status.hostIP, status.podIP, status.podIPs",
+    ),
+    _template(
+        "envFrom: [{prefix: A_}]", "envFrom[0]: an entry of envFrom has exactly one of secretRef and configMapRef"
+    ),
+    _template("schedulerName: My_Scheduler", f"schedulerName: 'My_Scheduler' does not match {_SECRET}"),
+    _template("serviceAccountName: ''", "serviceAccountName: is empty; give it a value or remove it"),
     _template("priorityClassName: High", f"priorityClassName: 'High' does not match {_SECRET}"),
     _template(
         "nodeSelector: {'a b': c}",

@@ -93,6 +93,6 @@ def member_deployment(
         grace_seconds=grace_seconds,
         placement=pods.ring_placement(pipe, identity.replica, template, node=decided.node),
         host={"hostname": names.hostname(identity, plan.hash), "subdomain": names.ring_service(pipe)},
-        fixed_ids=settings.fixed_ids,
+        settings=settings,
     )
-    return pods.deployment(snapshot, decided.name, labels=own, selector=selector, pod=pod)
+    return pods.deployment(snapshot, decided.name, labels=own, selector=selector, pod=pod, template=template)

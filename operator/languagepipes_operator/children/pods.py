@@ -18,6 +18,7 @@ from languagepipes_operator import names
 from languagepipes_operator.children.labels import metadata, ring_selector
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.snapshot import Snapshot
+from languagepipes_operator.settings import OperatorSettings
 
 USER_ID = 65532
 # How long a pod stays bound to a node that is not ready or cannot be reached. Kubernetes' own default is 300 s.
@@ -27,6 +28,16 @@ _LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreach
 _PROGRESS_DEADLINE_SECONDS = 3600
 # Owner may read, group (fsGroup) may read: 0440.
 _SECRET_MODE = 0o440
+
+# Of a template, what goes into the pod as it stands.
+_POD_FIELDS = (
+    "nodeSelector",
+    "priorityClassName",
+    "runtimeClassName",
+    "schedulerName",
+    "serviceAccountName",
+    "imagePullSecrets",
+)
 
 Volume = dict[str, Any]
 Mount = dict[str, Any]
@@ -77,8 +88,14 @@ def deployment(
     labels: dict[str, str],
     selector: dict[str, str],
     pod: Manifest,
+    template: Mapping[str, Any],
 ) -> Manifest:
-    """One pod that comes back, also from a node that is lost, and never twice at a time."""
+    """One pod that comes back, also from a node that is lost, and never twice at a time. The template's labels and
+    annotations are the pod's alone, under ours.
+    """
+    of_pod: Manifest = {"labels": {**template.get("labels", {}), **labels}}
+    if template.get("annotations"):
+        of_pod["annotations"] = dict(template["annotations"])
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -89,7 +106,7 @@ def deployment(
             "progressDeadlineSeconds": _PROGRESS_DEADLINE_SECONDS,
             "strategy": {"type": "Recreate"},
             "selector": {"matchLabels": selector},
-            "template": {"metadata": {"labels": labels}, "spec": pod},
+            "template": {"metadata": of_pod, "spec": pod},
         },
     }
 
@@ -101,10 +118,11 @@ def pod_spec(
     grace_seconds: int,
     placement: Mapping[str, Any],
     host: Mapping[str, str],
-    fixed_ids: bool,
+    settings: OperatorSettings,
 ) -> Manifest:
     """placement: our affinity and topologySpreadConstraints, under the template's. host: hostname and subdomain.
-    fixed_ids: false leaves user and groups to the cluster, which may refuse all others (OpenShift's `restricted-v2`).
+    Without settings.fixed_ids user and groups are left to the cluster, which may refuse all others (OpenShift's
+    `restricted-v2`). Its pull secrets stand behind the template's.
     """
     files = [*container.files, Files("tmp", {"emptyDir": {}}, str(names.TMP_DIR), read_only=False)]
     spec: Manifest = {
@@ -114,18 +132,21 @@ def pod_spec(
         "terminationGracePeriodSeconds": grace_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            **({"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID} if fixed_ids else {}),
+            **({"runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID} if settings.fixed_ids else {}),
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(container, files)],
+        "containers": [_container(container, files, template)],
         "volumes": [file.volume for file in files],
         "tolerations": tolerations(template.get("tolerations", ())),
         **placement,
     }
-    for key in ("nodeSelector", "priorityClassName", "runtimeClassName", "imagePullSecrets"):
+    for key in _POD_FIELDS:
         if template.get(key):
             spec[key] = template[key]
+    asked = [secret["name"] for secret in template.get("imagePullSecrets", ())]
+    if further := [name for name in settings.image_pull_secrets if name not in asked]:
+        spec["imagePullSecrets"] = [{"name": name} for name in (*asked, *further)]
     return spec
 
 
@@ -175,7 +196,17 @@ def _prefer(affinity: dict[str, Any], term: dict[str, Any]) -> None:
     affinity[kind] = [*affinity.get(kind, ()), term]
 
 
-def _container(container: Container, files: Sequence[Files]) -> Manifest:
+def _variables(ours: Mapping[str, str], asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Ours first, by name, so that the template's may refer to them: $(NAME) is an earlier variable's value."""
+    found = [{"name": name, "value": value} for name, value in sorted(ours.items())]
+    for variable in asked:
+        if variable["name"] not in ours:
+            # An empty value would not be read back; without one a variable is empty.
+            found.append({key: value for key, value in variable.items() if value != ""})
+    return found
+
+
+def _container(container: Container, files: Sequence[Files], template: Mapping[str, Any]) -> Manifest:
     settings = container.settings
     environment = {"HOME": str(names.TMP_DIR), **container.environment, **settings.to_environment()}
     if settings.device == "CPU":
@@ -186,7 +217,8 @@ def _container(container: Container, files: Sequence[Files]) -> Manifest:
         "image": container.image,
         "imagePullPolicy": container.pull_policy,
         "command": ["languagepipes-node"],
-        "env": [{"name": name, "value": value} for name, value in sorted(environment.items())],
+        "env": _variables(environment, template.get("env", ())),
+        **({"envFrom": template["envFrom"]} if template.get("envFrom") else {}),
         "ports": [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in container.ports.items()],
         "resources": container.resources,
         "securityContext": {

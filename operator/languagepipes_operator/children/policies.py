@@ -39,6 +39,7 @@ from languagepipes_operator.children.labels import (
     ring_selector,
     store_labels,
 )
+from languagepipes_operator.decide import inputs
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.observe.stored_plans import StoredPlan
@@ -63,7 +64,7 @@ def store_policy(snapshot: Snapshot, settings: OperatorSettings, *, key: str, so
         metadata(snapshot, names.store_policy(pipe, key), own),
         own,
         ingress,
-        [_dns(), *_way_out(source, settings.hub_endpoint)],
+        [_dns(), *_way_out(source, settings.hub_endpoint, inputs.proxies(snapshot.pipe, settings))],
     )
 
 
@@ -135,23 +136,33 @@ def _operator(settings: OperatorSettings) -> list[Peer]:
     ]
 
 
-def _way_out(source: str, hub_endpoint: str) -> list[Rule]:
-    """To where the source is: a site, the Hub, or the mirror that stands for it. Redirects lead to port 443 of
-    anywhere. One inside the cluster, known by its name, is reached on whatever port its pods have.
+def _way_out(source: str, hub_endpoint: str, proxies: Sequence[str]) -> list[Rule]:
+    """To where the source is: a site, the Hub, or the mirror that stands for it; and to the proxies on the way.
+    Redirects lead to port 443 of anywhere. What is inside the cluster, known by its name, is reached on whatever port
+    its pods have.
     """
     scheme = sources.parse_source(source).scheme
     if scheme == "pvc":
         return []
     rules: list[Rule] = [{"ports": [_tcp(_HTTPS_PORT)]}]
-    parts = urlsplit(source if scheme == "https" else hub_endpoint)
-    port = _port(parts) or (_HTTP_PORT if parts.scheme == "http" else _HTTPS_PORT)
-    if port != _HTTPS_PORT:
-        rules[0]["ports"].append(_tcp(port))
-    host = (parts.hostname or "").removesuffix(".").split(".")
-    if len(host) >= 3 and host[2] == "svc":
-        namespace = {"matchLabels": {"kubernetes.io/metadata.name": host[1]}}
-        rules.append({"to": [{"namespaceSelector": namespace}]})
+    for address in (source if scheme == "https" else hub_endpoint, *proxies):
+        parts = _parts(address)
+        port = _tcp(_port(parts) or (_HTTP_PORT if parts.scheme == "http" else _HTTPS_PORT))
+        if port not in rules[0]["ports"]:
+            rules[0]["ports"].append(port)
+        host = (parts.hostname or "").removesuffix(".").split(".")
+        if len(host) >= 3 and host[2] == "svc":
+            namespace = {"matchLabels": {"kubernetes.io/metadata.name": host[1]}}
+            rules.append({"to": [{"namespaceSelector": namespace}]})
     return rules
+
+
+def _parts(address: str) -> SplitResult:
+    """Of no address at all for what is none: a template's proxy is a text of the user's."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _port(parts: SplitResult) -> int | None:

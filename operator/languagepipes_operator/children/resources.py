@@ -55,13 +55,12 @@ def member_resources(
     return _merged({"cpu": MEMBER_CPU_REQUEST, "memory": quantities.of_bytes(request)}, limits, template)
 
 
-def store_resources() -> dict[str, dict[str, str]]:
-    """The same for every model."""
-    return _merged(
-        {"cpu": STORE_CPU_REQUEST, "memory": quantities.of_bytes(STORE_REQUEST_BYTES)},
-        {"memory": quantities.of_bytes(STORE_LIMIT_BYTES)},
-        {},
-    )
+def store_resources(template: Mapping[str, Any], *, ephemeral_storage: str | None) -> dict[str, dict[str, str]]:
+    """The same for every model. ephemeral_storage: what its files take on the node's disk, where somebody said it."""
+    requests = {"cpu": STORE_CPU_REQUEST, "memory": quantities.of_bytes(STORE_REQUEST_BYTES)}
+    if ephemeral_storage is not None:
+        requests["ephemeral-storage"] = ephemeral_storage
+    return _merged(requests, {"memory": quantities.of_bytes(STORE_LIMIT_BYTES)}, template)
 
 
 def threads(template: Mapping[str, Any]) -> int | None:

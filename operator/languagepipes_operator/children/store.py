@@ -70,6 +70,8 @@ def store_deployment(
     template = store_template(pipe.spec)
     token = model.token_secret_ref
     cached = pipe.spec.cache is not None
+    on_disk = None if pipe.spec.store is None else pipe.spec.store.ephemeral_storage
+    disk = None if on_disk is None else quantities.canonical(on_disk)
     mirror = hub_mirror(pipe, settings)
     authorities = hub_authorities_name(pipe, settings)
     source = sources.parse_source(model.source)
@@ -79,7 +81,7 @@ def store_deployment(
             "cache",
             {"persistentVolumeClaim": {"claimName": names.cache_claim(pipe.name, decided.store_key)}}
             if cached
-            else {"emptyDir": {}},
+            else {"emptyDir": {} if disk is None else {"sizeLimit": disk}},
             str(names.CACHE_DIR),
             read_only=False,
         ),
@@ -112,10 +114,10 @@ def store_deployment(
             hub_ca_file=None if authorities is None else Path(names.HUB_CA_FILE),
             volumes_dir=Path(names.VOLUMES_DIR) if source.scheme == "pvc" else None,
         ),
-        resources=resources.store_resources(),
+        resources=resources.store_resources(template.get("resources", {}), ephemeral_storage=disk),
         ports={"store": STORE_PORT, "telemetry": TELEMETRY_PORT},
         files=files,
-        environment={"HF_ENDPOINT": mirror} if mirror else {},
+        environment={**({"HF_ENDPOINT": mirror} if mirror else {}), **inputs.proxy_variables(pipe, settings)},
     )
     own = store_labels(pipe.name, decided.store_key)
     pod = pods.pod_spec(
@@ -124,9 +126,9 @@ def store_deployment(
         grace_seconds=_GRACE_SECONDS,
         placement={"affinity": template["affinity"]} if "affinity" in template else {},
         host={},
-        fixed_ids=settings.fixed_ids,
+        settings=settings,
     )
-    return pods.deployment(snapshot, decided.name, labels=own, selector=own, pod=pod)
+    return pods.deployment(snapshot, decided.name, labels=own, selector=own, pod=pod, template=template)
 
 
 def _largest(asked: int | str, live: Manifest | None) -> str:

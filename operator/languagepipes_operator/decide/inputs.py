@@ -12,7 +12,7 @@ from typing import Any
 from languagepipes_api.names import Identity
 from languagepipes_api.plan import Plan
 from languagepipes_api.spec import LanguagePipe, PipeSpec, RecoverySpec, RolloutSpec, StoredResponsesSpec
-from languagepipes_api.template import PodTemplate
+from languagepipes_api.template import StoreTemplate
 
 from languagepipes_operator import names
 from languagepipes_operator.digest import digest
@@ -85,6 +85,10 @@ def store_inputs(pipe: LanguagePipe, settings: OperatorSettings, *, pinned: str 
         inputs["mirror"] = mirror
     if authorities := hub_authorities_name(pipe, settings):
         inputs["authorities"] = authorities
+    if pipe.spec.store is not None and pipe.spec.store.ephemeral_storage_bytes is not None:
+        inputs["ephemeral_storage"] = pipe.spec.store.ephemeral_storage_bytes
+    if proxy := proxy_variables(pipe, settings):
+        inputs["proxy"] = proxy
     if pinned is not None:
         inputs["pinned"] = pinned
     return digest(inputs)
@@ -101,15 +105,37 @@ def member_template(spec: PipeSpec, plan: Plan, identity: Identity) -> dict[str,
 
 
 def store_template(spec: PipeSpec) -> dict[str, Any]:
-    """The store has no template of its own: it goes where the End Model may go, and needs neither its GPU nor its
-    memory.
+    """The store goes where the End Model may go, and needs neither its GPU nor its memory; what its own template has
+    takes precedence, field by field.
     """
-    return _template_fields(spec.end_model.store_template)
+    own = None if spec.store is None else spec.store.template
+    return {**_template_fields(spec.end_model.store_template), **_template_fields(own)}
 
 
 def hub_mirror(pipe: LanguagePipe, settings: OperatorSettings) -> str:
     """The address that stands for the Hub's; empty where the model comes from elsewhere or there is no mirror."""
     return settings.hub_endpoint if _comes_from_the_hub(pipe) else ""
+
+
+def proxy_variables(pipe: LanguagePipe, settings: OperatorSettings) -> dict[str, str]:
+    """The variables by which a store finds its proxy; none where it reads a volume. Those that its template names, in
+    capitals or not, are left to the template.
+    """
+    if not settings.hub_proxy or pipe.spec.model.source.startswith("pvc://"):
+        return {}
+    found = {"HTTP_PROXY": settings.hub_proxy, "HTTPS_PROXY": settings.hub_proxy, "NO_PROXY": settings.hub_no_proxy}
+    asked = {variable["name"].upper() for variable in store_template(pipe.spec).get("env", ())}
+    return {name: value for name, value in found.items() if value and name not in asked}
+
+
+def proxies(pipe: LanguagePipe, settings: OperatorSettings) -> tuple[str, ...]:
+    """The addresses of the proxies that a store may use: the operator's, and those that its template writes out."""
+    asked = {
+        variable["name"].upper(): str(variable.get("value", ""))
+        for variable in store_template(pipe.spec).get("env", ())
+    }
+    found = {**asked, **proxy_variables(pipe, settings)}
+    return tuple(sorted({found.get(name, "") for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")} - {""}))
 
 
 def hub_authorities(pipe: LanguagePipe, settings: OperatorSettings) -> str:
@@ -129,10 +155,13 @@ def _comes_from_the_hub(pipe: LanguagePipe) -> bool:
 
 def _of_every_pod(settings: OperatorSettings) -> dict[str, Any]:
     """The operator's settings that shape every pod: only where they are not at their default."""
-    return {} if settings.fixed_ids else {"fixed_ids": False}
+    found: dict[str, Any] = {} if settings.fixed_ids else {"fixed_ids": False}
+    if settings.image_pull_secrets:
+        found["pull_secrets"] = list(settings.image_pull_secrets)
+    return found
 
 
-def _template_fields(template: PodTemplate | None) -> dict[str, Any]:
+def _template_fields(template: StoreTemplate | None) -> dict[str, Any]:
     """A `template` as a manifest, with only the fields that its author wrote; {} where there is none."""
     if template is None:
         return {}

@@ -19,6 +19,8 @@ def check_templates(spec: PipeSpec) -> None:
     check_template(spec.end_model.template, spec.end_model.device, title_of(END_MODEL))
     for stage in wanted(spec):
         check_template(stage.template, stage.device, title_of(stage.name))
+    if spec.store is not None:
+        check_template(spec.store.template, "CPU", "the weights store")
 
 
 def check_model(spec: PipeSpec, facts: ModelFacts) -> None:

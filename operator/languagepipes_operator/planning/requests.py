@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from languagepipes_api.plan import Device
 from languagepipes_api.quantity import format_bytes, parse_resource_quantity
-from languagepipes_api.template import PodTemplate, ResourcesSpec
+from languagepipes_api.template import PodTemplate, ResourcesSpec, StoreTemplate
 
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.planning.kubernetes_nodes import stands_for_gpus
@@ -112,7 +112,7 @@ def memory_limit_bytes(template: PodTemplate | None) -> int | None:
     return None if amount is None else -int(-parse_resource_quantity(amount) // 1)
 
 
-def check_template(template: PodTemplate | None, device: Device, title: str) -> None:
+def check_template(template: StoreTemplate | None, device: Device, title: str) -> None:
     """What the API server would refuse in every pod, and a schema cannot say. Raises PlanError(InvalidTemplate)."""
     resources = _resources(template)
     for name, limit in resources.limits.items():
@@ -161,5 +161,5 @@ def _requested(template: PodTemplate | None, resource: str) -> Fraction | None:
     return None if amount is None else parse_resource_quantity(amount)
 
 
-def _resources(template: PodTemplate | None) -> ResourcesSpec:
+def _resources(template: StoreTemplate | None) -> ResourcesSpec:
     return (template and template.resources) or ResourcesSpec()

@@ -114,6 +114,13 @@ def missing_reference(member: Member, said: str, spec: PipeSpec) -> Failure | No
         )
     config_map = _CONFIG_MAP_MISSING.search(said)
     if config_map:
+        field = _variables_field(config_map[1], spec, of_secret=False)
+        if field:
+            return failure(
+                "CreateContainerConfigError",
+                f"{member.title}: {field} names the ConfigMap {config_map[1]}, which does not exist in the pipe's "
+                "namespace: create it, or correct the field",
+            )
         return failure(
             "MissingConfigMap",
             f"{member.title}: the ConfigMap {config_map[1]} does not exist; the operator creates it again",
@@ -140,6 +147,19 @@ def _secret_field(name: str, spec: PipeSpec) -> str:
         return "spec.model.tokenSecretRef"
     if keys is not None and keys.name == name:
         return "spec.server.apiKeysSecretRef"
+    return _variables_field(name, spec, of_secret=True)
+
+
+def _variables_field(name: str, spec: PipeSpec, *, of_secret: bool) -> str:
+    """The field of a template that takes variables from that Secret or ConfigMap, or ""."""
+    for field, template in spec.templates.items():
+        sources = [variable.value_from for variable in template.env if variable.value_from is not None]
+        keys = [one.secret_key_ref if of_secret else one.config_map_key_ref for one in sources]
+        wholes = [one.secret_ref if of_secret else one.config_map_ref for one in template.env_from]
+        if any(one is not None and one.name == name for one in keys):
+            return f"spec.{field}.env"
+        if any(one is not None and one.name == name for one in wholes):
+            return f"spec.{field}.envFrom"
     return ""
 
 

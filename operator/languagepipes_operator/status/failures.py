@@ -25,6 +25,9 @@ _REFUSED_NAME = re.compile(
     r'(?:[\w.]+ "[^"]*" is (?:forbidden|invalid)|admission webhook "[^"]*" denied the request): '
 )
 
+_QUOTA_UNSPECIFIED = re.compile(r"failed quota: [^:]*: must specify ([a-z0-9./,-]+)")
+_SERVICE_ACCOUNT_MISSING = re.compile(r'serviceaccount "([^"]*)" not found')
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -75,6 +78,12 @@ def refused(what: str, said: str, *, otherwise: str) -> Failure:
             f"{what} exceeds the namespace's ResourceQuota ({quoted(said)}): raise the quota, or use fewer "
             "replicas, fewer stages, or fewer resources in their templates",
         )
+    if unspecified := _QUOTA_UNSPECIFIED.search(said):
+        return failure(
+            otherwise,
+            f"{what} is refused, since a ResourceQuota of the namespace needs {unspecified[1]} of every container: set "
+            "it under resources in its template (of the weights store: spec.store.template)",
+        )
     if "violates PodSecurity" in said:
         return failure(
             "PodSecurityDenied",
@@ -90,6 +99,12 @@ def refused(what: str, said: str, *, otherwise: str) -> Failure:
         return failure(
             "MissingRuntimeClass",
             f"{what} is refused ({quoted(said)}): create the class, or correct runtimeClassName in its template",
+        )
+    if missing := _SERVICE_ACCOUNT_MISSING.search(said):
+        return failure(
+            "MissingServiceAccount",
+            f"{what} is refused, since there is no ServiceAccount {missing[1]} in the pipe's namespace: create it, or "
+            "correct serviceAccountName in its template",
         )
     return failure(
         otherwise,

@@ -96,6 +96,9 @@ REASONS: dict[str, Reason] = {
     "MissingRuntimeClass": Reason(
         "the template names a RuntimeClass that does not exist", "create it, or correct `runtimeClassName`"
     ),
+    "MissingServiceAccount": Reason(
+        "the template names a ServiceAccount that does not exist", "create it, or correct `serviceAccountName`"
+    ),
     "ChildRefused": Reason(
         "the API server or an admission webhook refuses an object of the pipe",
         "the message names it and quotes why; a cache's claim cannot change its class",

@@ -125,6 +125,15 @@ def test_a_mirror_of_the_hub_reaches_the_operator_and_is_absent_otherwise(endpoi
     assert "LANGUAGEPIPES_OPERATOR_HUB_ENDPOINT" not in {item["name"] for item in container(render())["env"]}
 
 
+def test_a_proxy_reaches_the_operator_and_is_absent_otherwise() -> None:
+    found = settings(render({"hub": {"proxy": "http://proxy.example:3128", "noProxy": ".svc,10.0.0.1"}}))
+
+    assert (found.hub_proxy, found.hub_no_proxy) == ("http://proxy.example:3128", ".svc,10.0.0.1")
+    assert not {item["name"] for item in container(render())["env"]} & {
+        "LANGUAGEPIPES_OPERATOR_HUB_PROXY", "LANGUAGEPIPES_OPERATOR_HUB_NO_PROXY"
+    }  # fmt: skip
+
+
 def test_authorities_of_the_hub_reach_the_operator_and_are_absent_otherwise() -> None:
     bundle = new_ca("hub", "one").certificate.decode() + new_ca("hub", "two").certificate.decode()
 
@@ -138,6 +147,25 @@ def test_pull_secrets_reach_all_pods_and_are_absent_otherwise() -> None:
 
     assert all(pod["imagePullSecrets"] == [{"name": "registry"}] for pod in pod_specs(with_secrets))
     assert not any("imagePullSecrets" in pod for pod in pod_specs(render()))
+
+
+def test_pull_secrets_of_pipes_reach_the_operator_and_are_absent_otherwise() -> None:
+    assert settings(render(EVERYTHING)).image_pull_secrets == ("mirror", "registry")
+    assert "LANGUAGEPIPES_OPERATOR_IMAGE_PULL_SECRETS" not in {item["name"] for item in container(render())["env"]}
+
+
+def test_further_variables_volumes_and_mounts_stand_behind_ours() -> None:
+    given, plain = render(EVERYTHING), render()
+
+    assert container(given)["env"][-1:] == EVERYTHING["extraEnv"]
+    for name, ours in (("volumes", pod_of(plain)["volumes"]), ("volumeMounts", container(plain)["volumeMounts"])):
+        found = (pod_of(given) if name == "volumes" else container(given))[name]
+        assert found == [*ours, *EVERYTHING[f"extra{name[0].upper()}{name[1:]}"]]
+
+
+def test_the_account_has_its_annotations_and_none_otherwise() -> None:
+    assert render(EVERYTHING).one("ServiceAccount")["metadata"]["annotations"] == {"example.com/role": "operator"}
+    assert "annotations" not in render().one("ServiceAccount")["metadata"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

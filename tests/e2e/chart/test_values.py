@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 import tomllib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support.helm_chart import CHART, ROOT, VARIANTS, refusal, run
+from support.helm_chart import CHART, KUBERNETES, ROOT, VARIANTS, refusal, run
 
 
 def paths(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -48,12 +50,24 @@ CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
         ({"hub": {"caBundle": "/etc/ssl/ca.crt"}}, ["'/hub/caBundle'", "does not match pattern"]),
         ({"hub": {"caBundle": f"{CERTIFICATE}-----BEGIN EC PRIVATE KEY-----"}}, ["'/hub/caBundle'", "'not' failed"]),
         ({"hub": {"caBundle": CERTIFICATE * 1200}}, ["'/hub/caBundle'", "maxLength"]),
+        ({"hub": {"proxy": "proxy:3128"}}, ["'/hub/proxy'", "does not match pattern"]),
+        ({"hub": {"proxy": "http://proxy:99999"}}, ["'/hub/proxy'", "does not match pattern"]),
+        ({"hub": {"proxy": "http://user:word@proxy:3128"}}, ["'/hub/proxy'", "does not match pattern"]),
+        ({"hub": {"noProxy": ".svc, a.example"}}, ["'/hub/noProxy'", "does not match pattern"]),
         ({"image": {"pullPolicy": "Sometimes"}}, ["'/image/pullPolicy'", "'Always', 'IfNotPresent', 'Never'"]),
         ({"image": {"repository": "operator:1.0"}}, ["'/image/repository'", "does not match pattern"]),
         ({"image": {"digest": "abc"}}, ["'/image/digest'", "does not match pattern"]),
         ({"nodeImage": {"tag": "a b"}}, ["'/nodeImage/tag'", "does not match pattern"]),
         ({"nodeImage": {"registry": "x"}}, ["'/nodeImage'", "'registry' not allowed"]),
         ({"imagePullSecrets": ["registry"]}, ["'/imagePullSecrets/0'", "got string, want object"]),
+        ({"nodeImage": {"pullSecrets": [{"name": "a"}, {"name": "a"}]}}, ["'/nodeImage/pullSecrets'", "equal"]),
+        ({"nodeImage": {"pullSecrets": [{"name": "A"}]}}, ["'/nodeImage/pullSecrets/0/name'", "pattern"]),
+        ({"enabled": "yes"}, ["'/enabled'", "got string, want boolean"]),
+        ({"extraEnv": [{"name": "LANGUAGEPIPES_OPERATOR_IDENTITY"}]}, ["'/extraEnv/0/name'", "'not' failed"]),
+        ({"extraEnv": {"A": "b"}}, ["'/extraEnv'", "got object, want array"]),
+        ({"extraVolumes": [{"name": "tmp"}]}, ["'/extraVolumes/0/name'", "'not' failed"]),
+        ({"extraVolumeMounts": [{"name": "a", "mountPath": "/tmp"}]}, ["'/extraVolumeMounts/0/mountPath'"]),
+        ({"serviceAccount": {"annotations": {"a": 1}}}, ["'/serviceAccount/annotations/a'", "want string"]),
         ({"logLevel": "loud"}, ["'/logLevel'", "'debug', 'info', 'warning', 'error'"]),
         ({"rbac": {"create": "no"}}, ["'/rbac/create'", "got string, want boolean"]),
         ({"securityContext": {"fixedIds": "no"}}, ["'/securityContext/fixedIds'", "got string, want boolean"]),
@@ -75,6 +89,21 @@ def test_a_wrong_value_is_refused_by_name(values: Mapping[str, Any], words: list
         assert word in said
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_chart_that_this_one_is_a_part_of_turns_it_on_and_off_by_a_condition(tmp_path: Path, enabled: bool) -> None:
+    dependency = {"name": "languagepipes", "version": "*", "condition": "languagepipes.enabled"}
+    umbrella = {"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [dependency]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(umbrella))
+    shutil.copytree(CHART, tmp_path / "charts" / "languagepipes")
+
+    answer = run(
+        "template", "lp", tmp_path, "--kube-version", KUBERNETES, values={"languagepipes": {"enabled": enabled}}
+    )
+
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert ("kind: Deployment" in answer.stdout) == enabled
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_helm_lint_has_nothing_to_say_but_that_there_is_no_icon(name: str) -> None:
     answer = run("lint", CHART, "--strict", "--kube-version", "1.37.2", values=VARIANTS[name])
@@ -94,7 +123,8 @@ def test_the_schema_knows_exactly_the_values_that_there_are() -> None:
 
     there = {path for path in paths(DEFAULTS) if path[0] not in FREE or len(path) == 1}
     there = {path for path in there if path[0] != "resources" or len(path) <= 2}
-    assert set(known(SCHEMA)) - {("global",)} == there
+    # Helm sets the first, and charts that this one is a part of the second.
+    assert set(known(SCHEMA)) - {("global",), ("enabled",)} == there
 
 
 def test_every_value_has_a_comment_above_it_or_above_its_group() -> None:

@@ -30,6 +30,16 @@ TEMPLATE: dict[str, Any] = {
     "priorityClassName": "high",
     "runtimeClassName": "nvidia",
     "imagePullSecrets": [{"name": "registry"}],
+    "labels": {"team": "ml", "example.com/cost-centre": ""},
+    "annotations": {"sidecar.istio.io/inject": "false"},
+    "env": [
+        {"name": "EMPTY", "value": ""},
+        {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k", "optional": True}}},
+    ],
+    "envFrom": [{"prefix": "TEAM_", "configMapRef": {"name": "team"}}, {"secretRef": {"name": "s"}}],
+    "schedulerName": "volcano",
+    "serviceAccountName": "reader",
 }
 PIPES: dict[str, dict[str, Any]] = {
     "the least": {},
@@ -44,6 +54,10 @@ PIPES: dict[str, dict[str, Any]] = {
             {"name": "gpu", "layers": 20, "device": "GPU", "template": TEMPLATE},
             {"name": "cpu", "memory": "3072Mi"},
         ]},
+    },
+    "a store of its own": {
+        "store": {"ephemeralStorage": "1024Mi", "template": {key: TEMPLATE[key] for key in (
+            "resources", "nodeSelector", "labels", "annotations", "env", "envFrom", "serviceAccountName")}},
     },
     "a volume": {"source": "pvc://models/qwen3/model.gguf"},
     "a mirror": {"source": "https://models.mirrors.svc:8443/qwen3"},
@@ -60,6 +74,8 @@ def strict(control_plane: ControlPlane) -> ControlPlane:
     runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "n"}
     api.apply(f"/api/v1/namespaces/{NAMESPACE}", namespace)
     api.apply("/apis/scheduling.k8s.io/v1/priorityclasses/high", priority)
+    reader = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "reader", "namespace": NAMESPACE}}
+    api.apply(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/reader", reader)
     api.apply("/apis/node.k8s.io/v1/runtimeclasses/nvidia", runtime)
     deadline = time.monotonic() + 30
     while not api.exists(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/default"):

@@ -23,6 +23,7 @@ GOOD_CHANGES = [
     "spec: {model: {source: 'pvc://claim/.cache/huggingface/hub/models--a--b/snapshots/1'}}",
     "spec: {model: {source: 'https://mirror.example:8443/a/b%20c/'}}",
     "spec: {model: {source: 'https://mirror.example'}}",
+    "spec: {model: {source: 'https://mirror.example:65535/a'}}",
     "spec: {model: {dtype: null, servedName: Qwen/Qwen3-8B}}",
     "spec: {replicas: 0}",
     "spec: {stages: {count: 64, device: GPU}}",
@@ -50,6 +51,9 @@ GOOD_CHANGES = [
     "spec: {cache: {size: 40Gi}, networkPolicy: {enabled: false}, paused: true}",
     "spec: {cache: {size: 1000000000, storageClassName: fast.disks}, networkPolicy: {}, paused: false}",
     "spec: {networkPolicy: null, cache: null, paused: null}",
+    "spec: {store: {}}",
+    "spec: {store: {ephemeralStorage: 40Gi, template: {resources: {limits: {cpu: 1}}, labels: {team: ml}}}}",
+    "spec: {cache: {size: 40Gi}, store: {template: {env: [{name: HTTPS_PROXY, value: 'http://proxy:3128'}]}}}",
     "spec: {endModel: {template: {}}, stages: {template: {}}}",
     "spec: {endModel: {template: {resources: {requests: {cpu: 500m, memory: 2Gi}, limits: {cpu: 2, a.b/gpu: 1}}}}}",
     "spec: {stages: {template: {nodeSelector: {kubernetes.io/arch: amd64, disk: ''}, runtimeClassName: nvidia}}}",
@@ -57,6 +61,14 @@ GOOD_CHANGES = [
     "spec: {stages: {template: {tolerations: [{key: a, operator: Exists, effect: NoExecute, tolerationSeconds: 0}]}}}",
     "spec: {endModel: {template: {priorityClassName: high, imagePullSecrets: [{name: pull}, {name: pull.b}]}}}",
     "spec: {stages: {count: $remove, list: [{name: a, layers: 1, template: {nodeSelector: {a: b}}}, {name: b}]}}",
+    "spec: {stages: {template: {labels: {team: ml, a.b-c/d_e: ''}, annotations: {sidecar.istio.io/inject: 'false'}}}}",
+    "spec: {endModel: {template: {schedulerName: volcano, serviceAccountName: ring.reader}}}",
+    """spec: {endModel: {template: {
+      env: [{name: A, value: ''}, {name: a.b-C},
+            {name: B, valueFrom: {secretKeyRef: {name: s, key: k, optional: true}}},
+            {name: C, valueFrom: {configMapKeyRef: {name: c, key: k}}},
+            {name: D, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}],
+      envFrom: [{secretRef: {name: s}}, {prefix: A_, configMapRef: {name: c, optional: false}}]}}}""",
     """spec: {endModel: {template: {affinity: {nodeAffinity: {
       requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [
         {matchExpressions: [{key: a, operator: NotIn, values: [b, c]}, {key: cores, operator: Gt, values: ['8']}]},
@@ -143,7 +155,9 @@ def test_both_agree_on_any_mixture(api_server: ApiServer, model: Any, stages: An
     assert bool(verdict(resource)) == bool(api_server.problems(resource))
 
 
-_keys = st.sampled_from(["a", "a.b/c", "", "-a", "a b", "x" * 318, "nvidia.com/gpu", "cpu"])
+_keys = st.sampled_from(
+    ["a", "a.b/c", "", "-a", "a b", "x" * 318, "nvidia.com/gpu", "cpu", "a//b", "languagepipes.io/a"]
+)
 _maps = st.dictionaries(_keys, st.sampled_from(["b", "", "500m", "1Gi", 1, 0, -1, "b c", True]), max_size=3)
 _operators = st.sampled_from(["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt", "Equal", "like"])
 _requirements = st.fixed_dictionaries(
@@ -163,6 +177,18 @@ _templates = st.fixed_dictionaries(
     {},
     optional={
         "nodeSelector": _maps,
+        "labels": _maps,
+        "annotations": _maps,
+        "env": st.lists(
+            st.fixed_dictionaries(
+                {"name": st.sampled_from(["A", "B", "LANGUAGEPIPES_A", "HOME", "1"])},
+                optional={
+                    "value": st.sampled_from(["", "b", 1]),
+                    "valueFrom": st.sampled_from([{}, {"fieldRef": {"fieldPath": "metadata.name"}}]),
+                },
+            ),
+            max_size=3,
+        ),
         "resources": st.fixed_dictionaries({}, optional={"requests": _maps, "limits": _maps}),
         "tolerations": st.lists(_tolerations, max_size=3),
         "affinity": st.builds(

@@ -93,7 +93,7 @@ def test_every_field_has_the_models_type_bounds_enum_default_and_description(crd
     names = {str: "string", int: "integer", bool: "boolean", datetime: "string"}
     for path, field, schema in everything(crd):
         kind, metadata = plain(field.annotation, list(field.metadata))
-        if path.endswith((".memory", ".size")):
+        if path.endswith((".memory", ".size", ".ephemeralStorage")):
             assert schema["x-kubernetes-int-or-string"] is True
             continue
         assert schema["description"] == field.description, path

@@ -96,3 +96,27 @@ def test_an_address_that_is_none_is_refused_with_the_reason_and_the_remedy(text:
     assert said.endswith(
         "): write it as https://hub.example or https://hub.example:8443/path, or leave it empty for the Hub"
     )
+
+
+PROXY = "LANGUAGEPIPES_OPERATOR_HUB_PROXY"
+
+
+def proxy(text: str) -> str:
+    return OperatorSettings.from_environment({"LANGUAGEPIPES_OPERATOR_NODE_IMAGE": "node", PROXY: text}).hub_proxy
+
+
+@pytest.mark.parametrize(
+    "text", ["", "http://proxy.example:3128", "https://proxy.example", "http://[2001:db8::1]:8080"]
+)
+def test_an_address_of_a_proxy_is_taken_as_it_is(text: str) -> None:
+    assert proxy(text) == text
+
+
+def test_a_proxy_that_is_none_is_refused_and_no_password_is_quoted() -> None:
+    with pytest.raises(SettingsError, match=r"'proxy:3128' is no address of a proxy .*http://proxy.example:3128"):
+        proxy("proxy:3128")
+    with pytest.raises(SettingsError) as caught:
+        proxy("http://user:word@proxy:3128")
+
+    assert "spec.store.template.env" in str(caught.value)
+    assert "word@" not in str(caught.value)

@@ -179,7 +179,7 @@ def test_only_the_store_reaches_the_internet() -> None:
     [
         ("https://mirror.example.com/models", 443, 8443),
         ("https://mirror.example.com:8443/models", 8443, 9443),
-        ("https://mirror.example.com:99999/models", 443, 9443),
+        ("https://mirror.example.com:65535/models", 65535, 9443),
     ],
 )
 def test_a_mirror_is_reached_on_its_own_port(source: str, reached: int, not_reached: int) -> None:
@@ -217,6 +217,26 @@ def test_a_mirror_of_the_hub_inside_the_cluster_is_reached_on_its_pods_port() ->
 
     assert cluster.passes(cluster.store, Pod("mirror", "mirrors", {"app": "mirror"}), 8443)
     assert not cluster.passes(cluster.store, Pod("mirror", "elsewhere", {"app": "mirror"}), 8443)
+
+
+@pytest.mark.parametrize("source", ["hf://Qwen/Qwen3-8B", "https://mirror.example.com/models"])
+def test_a_proxy_is_reached_on_its_port_whoever_names_it(source: str) -> None:
+    env = [{"name": "https_proxy", "value": "http://proxy.example:3128"}]
+    of_pipe = a_cluster(source=source, store={"template": {"env": env}})
+    of_chart = cluster_of(pipe_snapshot(source=source), hub_proxy="http://proxy.example:3128")
+
+    for cluster in (of_pipe, of_chart):
+        assert cluster.passes(cluster.store, INTERNET, 3128)
+        assert cluster.passes(cluster.store, INTERNET, 443)
+        assert not cluster.passes(cluster.members[0], INTERNET, 3128)
+    assert not a_cluster(source=source).passes(of_pipe.store, INTERNET, 3128)
+
+
+def test_a_proxy_inside_the_cluster_is_reached_on_its_pods_port() -> None:
+    cluster = cluster_of(pipe_snapshot(), hub_proxy="http://squid.proxies.svc")
+
+    assert cluster.passes(cluster.store, Pod("squid", "proxies", {"app": "squid"}), 3128)
+    assert not cluster.passes(cluster.store, Pod("squid", "elsewhere", {"app": "squid"}), 3128)
 
 
 def test_a_store_that_reads_a_volume_has_no_way_out() -> None:

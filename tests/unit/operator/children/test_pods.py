@@ -274,6 +274,62 @@ def test_what_the_template_says_reaches_the_pod() -> None:
     assert template.items() <= pod.items()
 
 
+def test_scheduler_and_account_of_the_template_reach_the_pod_and_no_token_does() -> None:
+    pod = pod_of(stage_of({"schedulerName": "volcano", "serviceAccountName": "reader"}))
+
+    assert (pod["schedulerName"], pod["serviceAccountName"]) == ("volcano", "reader")
+    assert pod["automountServiceAccountToken"] is False
+
+
+def test_the_templates_labels_and_annotations_are_the_pods_alone_and_replace_none_of_ours() -> None:
+    asked = {"labels": {"team": "ml"}, "annotations": {"sidecar.istio.io/inject": "false"}}
+    plain, stage = stage_of({}), stage_of(asked)
+
+    ours = plain["spec"]["template"]["metadata"]["labels"]
+    found = stage["spec"]["template"]["metadata"]
+    assert found == {"labels": {"team": "ml", **ours}, "annotations": asked["annotations"]}
+    assert stage["metadata"]["labels"] == plain["metadata"]["labels"]
+    assert stage["spec"]["selector"] == plain["spec"]["selector"]
+
+
+def test_the_templates_variables_stand_behind_ours_in_their_order() -> None:
+    asked = [
+        {"name": "WHERE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "EMPTY", "value": ""},
+        {"name": "A", "value": "$(HOME)/a"},
+    ]
+    sources = [{"prefix": "TEAM_", "configMapRef": {"name": "team"}}]
+
+    container, plain = container_of(stage_of({"env": asked, "envFrom": sources})), container_of(stage_of({}))
+
+    # The API server drops an empty value: sent, it would be drift for ever.
+    assert container["env"] == [*plain["env"], asked[0], {"name": "EMPTY"}, asked[2]]
+    assert container["envFrom"] == sources
+    assert "envFrom" not in plain
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": {"a": "b"}},
+        {"annotations": {"a": "b"}},
+        {"env": [{"name": "A", "value": "b"}]},
+        {"envFrom": [{"secretRef": {"name": "a"}}]},
+        {"schedulerName": "a"},
+        {"serviceAccountName": "a"},
+    ],
+)
+def test_each_field_of_a_template_makes_another_revision_and_an_empty_one_makes_none(change: dict[str, Any]) -> None:
+    def inputs(template: dict[str, Any]) -> str:
+        found: str = stage_of(template)["metadata"]["annotations"]["languagepipes.io/inputs"]
+        return found
+
+    (name,) = change
+    assert inputs(change) != inputs({})
+    if not name.endswith("Name"):
+        assert inputs({name: type(change[name])()}) == inputs({})
+
+
 def test_the_store_follows_the_end_model_and_needs_neither_its_runtime_nor_its_resources() -> None:
     template = {
         "nodeSelector": {"pool": "trusted"},
@@ -292,6 +348,66 @@ def test_the_store_follows_the_end_model_and_needs_neither_its_runtime_nor_its_r
     assert pod["affinity"] == template["affinity"]
     assert "runtimeClassName" not in pod
     assert container_of(store)["resources"]["requests"]["memory"] == "256Mi"
+
+
+def store_of(**spec: Any) -> Manifest:
+    (store,) = of_kind(rendered(pipe_snapshot(**spec)), "Deployment", "store")
+    return store
+
+
+def test_the_stores_own_template_takes_precedence_field_by_field() -> None:
+    asked = {
+        "nodeSelector": {"pool": "storage"},
+        "resources": {"limits": {"cpu": 1}},
+        "labels": {"team": "ml", "languagepipes": "x"},
+        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "runtimeClassName": "gvisor",
+    }
+    of_end_model = {"nodeSelector": {"pool": "trusted"}, "imagePullSecrets": [{"name": "registry"}]}
+
+    store = store_of(endModel={"template": of_end_model}, store={"template": asked})
+
+    pod, container = pod_of(store), container_of(store)
+    assert (pod["nodeSelector"], pod["runtimeClassName"]) == (asked["nodeSelector"], "gvisor")
+    assert pod["imagePullSecrets"] == of_end_model["imagePullSecrets"]
+    # A ResourceQuota on limits.cpu admits it.
+    assert container["resources"]["limits"] == {"cpu": "1", "memory": "2Gi"}
+    assert container["resources"]["requests"] == {"cpu": "100m", "memory": "256Mi"}
+    assert container["env"][-1] == {"name": "HTTPS_PROXY", "value": "http://proxy:3128"}
+    assert asked["labels"].items() <= store["spec"]["template"]["metadata"]["labels"].items()
+    assert list(violations(pod)) == []
+
+
+def test_the_stores_files_on_the_nodes_disk_are_requested_and_bounded() -> None:
+    def disk(store: Manifest) -> tuple[Any, Any]:
+        (cache,) = (volume for volume in pod_of(store)["volumes"] if volume["name"] == "cache")
+        return cache["emptyDir"], container_of(store)["resources"]["requests"].get("ephemeral-storage")
+
+    assert disk(store_of()) == ({}, None)
+    assert disk(store_of(store={"ephemeralStorage": "1024Mi"})) == ({"sizeLimit": "1Gi"}, "1Gi")
+
+
+def test_an_empty_store_field_starts_no_store_anew_and_other_storage_does() -> None:
+    def inputs(**store: Any) -> Any:
+        return store_of(**({"store": store} if store else {}))["metadata"]["annotations"]["languagepipes.io/inputs"]
+
+    assert inputs(template={}) == inputs()
+    assert inputs(ephemeralStorage="1Gi") != inputs()
+    assert inputs(ephemeralStorage="1Gi") == inputs(ephemeralStorage="1024Mi")
+    assert inputs(template={"labels": {"a": "b"}}) != inputs()
+
+
+def test_pull_secrets_of_the_operator_reach_every_pod_behind_the_templates_and_once() -> None:
+    snapshot = pipe_snapshot(stages={"count": 1, "template": {"imagePullSecrets": [{"name": "b"}, {"name": "own"}]}})
+
+    plain, given = rendered(snapshot), rendered(snapshot, image_pull_secrets="b,a")
+
+    found = {each["metadata"]["labels"]["languagepipes.io/role"]: pod_of(each)["imagePullSecrets"]
+             for each in of_kind(given, "Deployment")}  # fmt: skip
+    both = [{"name": "a"}, {"name": "b"}]
+    assert found == {"store": both, "end-model": both, "stage": [{"name": "b"}, {"name": "own"}, {"name": "a"}]}
+    for one, other in zip(of_kind(plain, "Deployment"), of_kind(given, "Deployment"), strict=True):
+        assert len({each["metadata"]["annotations"]["languagepipes.io/inputs"] for each in (one, other)}) == 2
 
 
 def test_pods_of_a_pipe_spread_over_nodes_softly() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from languagepipes_operator.certificates.authority import new_ca
+from languagepipes_operator.names import ANNOTATION_INPUTS
 from support.example_pipes import (
     container_of,
     living,
@@ -33,6 +36,33 @@ def test_a_mirror_that_comes_later_changes_no_store_of_another_source() -> None:
             living(pipe_snapshot(source=source), before), settings(hub_endpoint="https://hub.example")
         )
         assert (after != before) is changes
+
+
+def test_stores_that_fetch_use_the_proxy_and_a_pipe_may_name_another() -> None:
+    def variables(**spec: Any) -> dict[str, Any]:
+        children = rendered(pipe_snapshot(**spec), hub_proxy="http://proxy:3128", hub_no_proxy=".svc")
+        (store,) = of_kind(children, "Deployment", "store")
+        return {
+            each["name"]: each.get("value") for each in container_of(store)["env"] if "PROXY" in each["name"].upper()
+        }
+
+    ours = {"HTTP_PROXY": "http://proxy:3128", "HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": ".svc"}
+    assert variables() == variables(source="https://mirror.example/models") == ours
+    assert variables(source="pvc://weights/qwen3") == {}
+    own = [{"name": "https_proxy", "value": "http://other:8080"}]
+    assert variables(store={"template": {"env": own}}) == {
+        "HTTP_PROXY": ours["HTTP_PROXY"], "NO_PROXY": ".svc", "https_proxy": "http://other:8080"
+    }  # fmt: skip
+
+
+def test_a_proxy_that_comes_later_changes_the_stores_that_fetch_and_no_member() -> None:
+    def inputs(source: str, **changed: Any) -> dict[str, str]:
+        deployments = of_kind(rendered(pipe_snapshot(source=source), **changed), "Deployment")
+        return {each["metadata"]["name"]: each["metadata"]["annotations"][ANNOTATION_INPUTS] for each in deployments}
+
+    for source, changes in (("hf://Qwen/Qwen3-8B", {"store"}), ("pvc://weights/qwen3", set())):
+        before, after = inputs(source), inputs(source, hub_proxy="http://proxy:3128")
+        assert {name.split("-")[1] for name in before if before[name] != after[name]} == changes
 
 
 def authorities(*names: str) -> str:
