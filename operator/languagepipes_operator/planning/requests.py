@@ -100,7 +100,7 @@ def gpu_resource(template: PodTemplate | None) -> str:
     return others[0] if len(others) == 1 and plain is None else GPU_RESOURCE
 
 
-def other_gpus(template: PodTemplate | None) -> tuple[str, ...]:
+def other_gpus(template: StoreTemplate | None) -> tuple[str, ...]:
     """Extended resources in the template that stand for GPUs of another kind: MIG slices, other vendors'."""
     named = {*_resources(template).limits, *_resources(template).requests} - {GPU_RESOURCE}
     return tuple(sorted(filter(stands_for_gpus, named)))
@@ -155,7 +155,7 @@ def check_limit_holds(template: PodTemplate | None, title: str, need_bytes: int)
         )
 
 
-def _requested(template: PodTemplate | None, resource: str) -> Fraction | None:
+def _requested(template: StoreTemplate | None, resource: str) -> Fraction | None:
     resources = _resources(template)
     amount = resources.requests.get(resource, resources.limits.get(resource))
     return None if amount is None else parse_resource_quantity(amount)
