@@ -207,7 +207,7 @@ def chart_text() -> str:
     """
     whole = definition()
     metadata = _yaml({"metadata": {**whole["metadata"], "annotations": {"helm.sh/resource-policy": "keep"}}})
-    head = _yaml({"apiVersion": whole["apiVersion"], "kind": whole["kind"]})
+    head = "".join(f"{key}: {whole[key]}\n" for key in ("apiVersion", "kind"))
     spec = _yaml({"spec": whole["spec"]})
     if "{{" in spec:
         raise ValueError("the models hold {{, which Helm would read as a template")

@@ -35,8 +35,9 @@ class Api:
         return self._answer(self._client.get(path, params=parameters))
 
     def exists(self, path: str) -> bool:
+        """False also while the API server makes the storage of a resource that was just defined, and says 429."""
         answer = self._client.get(path)
-        if answer.status_code == httpx.codes.NOT_FOUND:
+        if answer.status_code in {httpx.codes.NOT_FOUND, httpx.codes.TOO_MANY_REQUESTS}:
             return False
         self._answer(answer)
         return True
