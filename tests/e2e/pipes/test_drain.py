@@ -25,7 +25,7 @@ def drained(smollm2: Kubectl, our_cluster: Cluster) -> Iterator[Kubectl]:
 
 def drain(kubectl: Kubectl, node: str) -> None:
     """Of the pipe's rings. The store's volume is on one node, so it could not run on the other."""
-    kubectl("drain", node, f"--pod-selector={MEMBERS}", "--delete-emptydir-data", "--timeout=110s", timeout_seconds=115)
+    kubectl("drain", node, f"--pod-selector={MEMBERS}", "--delete-emptydir-data", "--timeout=280s", timeout_seconds=290)
     assert node not in {pod["spec"].get("nodeName") for pod in kubectl.list("pods", MEMBERS)}
 
 
