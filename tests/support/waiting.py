@@ -13,7 +13,7 @@ T = TypeVar("T")
 def eventually(
     condition: Callable[[], T | None],
     *,
-    seconds: float = 30.0,
+    seconds: float = 90.0,
     what: str | Callable[[], str] = "",
     every_seconds: float = 0.02,
     not_yet: tuple[type[Exception], ...] = (),

@@ -61,11 +61,11 @@ def test_no_stream_fails_while_what_runs_is_replaced(
         rolled_out(kubectl)
         assert members(kubectl) == before
 
-    # Another source and dtype: the new replica loads from a store of its own, and the old store goes last.
+    # Another source: the new replica loads from a store of its own, and the old store goes last.
     fill_claim(kubectl, images, "other-models")
-    other = {"source": f"pvc://other-models/{MODEL_FILE}", "dtype": "bfloat16"}
+    other = {"source": f"pvc://other-models/{MODEL_FILE}"}
     first = stores(kubectl)
-    with streams(kubectl, url, "model", texts=2):
+    with streams(kubectl, url, "model"):
         kubectl.apply(pipe(**server, model=other))
         wait_for("a store beside the first", lambda: len(stores(kubectl) - first) == 1)
         assert first < stores(kubectl)

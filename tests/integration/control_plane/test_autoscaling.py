@@ -18,7 +18,7 @@ def replicas_of_stages(served: ServedNamespace) -> list[int]:
 
 def answers_at(served: ServedNamespace, host: str) -> None:
     """The pipe's End Model's pod has that address from now on."""
-    pod = eventually(lambda: served.child("Pod", "end-model"), seconds=60)
+    pod = eventually(lambda: served.child("Pod", "end-model"), seconds=150)
     path = f"{served.path('Pod', pod['metadata']['name'])}/status"
     served.api.merge(path, {"status": {"podIP": host, "podIPs": [{"ip": host}]}})
 
@@ -35,7 +35,7 @@ def test_stages_go_while_nobody_asks_and_come_back_for_the_first_request(
     limits = {"minReplicas": 0, "maxReplicas": 2, "targetRequestsPerReplica": 4, "scaleDownDelaySeconds": 1}
     served.apply_pipe(autoscaling=limits)
     served.play_store(tiny_llama)
-    eventually(lambda: is_turned(served, "StagesReady", "True", "StagesReady"), seconds=60, what="stages")
+    eventually(lambda: is_turned(served, "StagesReady", "True", "StagesReady"), seconds=150, what="stages")
     generation = served.pipe()["metadata"]["generation"]
     says: dict[str, Any] = {"state": "ready", "ring_ready": True, "recovering": False, "running": 0, "waiting": 0}
 

@@ -75,9 +75,9 @@ def test_an_api_server_that_was_away_finds_everything_going_on(served: ServedNam
     served.control_plane.start_api_server()
     name = served.child("Service", "store")["metadata"]["name"]
     served.api.delete(served.path("Service", name))
-    eventually(lambda: served.get("Service", name), seconds=60, what="the Service is made again")
+    eventually(lambda: served.get("Service", name), seconds=150, what="the Service is made again")
     served.apply_pipe("another")
-    eventually(lambda: served.child("Deployment", "store", "another"), seconds=60)
+    eventually(lambda: served.child("Deployment", "store", "another"), seconds=150)
     assert operator.process.poll() is None
 
 
@@ -111,9 +111,9 @@ def test_deleting_a_pipe_leaves_nothing_and_no_pipe_touches_another(served: Serv
     settled(operator)
     other = {name: version for name, version in served.versions().items() if _pipe(served, name) == "a-b"}
     served.api.delete(served.path("LanguagePipe", "a"))
-    eventually(lambda: len(served.list("Deployment")) == 4, seconds=60)
+    eventually(lambda: len(served.list("Deployment")) == 4, seconds=150)
     eventually(lambda: not served.api.get(served.path("Pod"), labelSelector="languagepipes.io/pipe=a")["items"])
-    eventually(lambda: set(served.versions()) == set(other), seconds=60, what="nothing of a is left")
+    eventually(lambda: set(served.versions()) == set(other), seconds=150, what="nothing of a is left")
     settled(operator)
     assert set(served.versions()) == set(other)
 
