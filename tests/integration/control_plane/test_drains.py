@@ -64,7 +64,9 @@ def test_a_cordoned_nodes_members_are_replaced_and_evicted_in_that_order(
     served.started(NAMESPACES="")
     served.apply_pipe(stages={"count": 2})
     served.play_store(tiny_llama)
-    eventually(lambda: served.condition("Progressing")["reason"] == "Complete", seconds=150, what="a pipe that is Ready")
+    eventually(
+        lambda: served.condition("Progressing")["reason"] == "Complete", seconds=150, what="a pipe that is Ready"
+    )
     (end,) = members(served, "end-model")
     node = end["spec"]["nodeName"]
     budgets = eventually(lambda: served.list("PodDisruptionBudget"), what="budgets")
