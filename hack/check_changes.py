@@ -14,9 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from cluster import Cluster, programs  # noqa: E402
+from support.built_images import archives, tags  # noqa: E402
 from support.installation import Installation  # noqa: E402
 from support.kubectl import Kubectl, wait_for  # noqa: E402
 from support.serving import MODEL_FILE, SMALL, Client, Images, fill_claim, pipe, wait_condition, wait_ready  # noqa: E402
@@ -172,14 +170,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=CHANGES, help="these changes, in this order")
     parser.add_argument("--logs", type=Path, help="keep the cluster's and the operator's logs here")
     options = parser.parse_args()
-    printed = subprocess.run(
-        [sys.executable, ROOT / "hack/build_images.py", "--print"], check=True, capture_output=True
-    )
-    archives = [Path(path) for path in json.loads(printed.stdout).values()]
-    version = importlib.metadata.version("languagepipes")
-    images = Images(**{name: f"languagepipes-{name}:{version}" for name in ("node", "operator", "client", "models")})
+    images = Images(**tags())
     newer = replace(images, node=f"languagepipes-node:{NEW_TAG}", operator=f"languagepipes-operator:{NEW_TAG}")
-    with Cluster(images=archives, keep_logs=options.logs) as cluster:
+    with Cluster(images=list(archives().values()), keep_logs=options.logs) as cluster:
         for node in cluster.nodes:
             for old, new in ((images.node, newer.node), (images.operator, newer.operator)):
                 node.ctr("images", "tag", f"docker.io/library/{old}", f"docker.io/library/{new}")

@@ -10,10 +10,8 @@ the old images get the tag `before`. Exit 1 if a pod was replaced or restarted, 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import io
 import json
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -25,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from cluster import Cluster, programs  # noqa: E402
+from support.built_images import archives, tags  # noqa: E402
 from support.installation import Installation  # noqa: E402
 from support.kubectl import Kubectl  # noqa: E402
 from support.serving import Client, Images, fill_claim, pipe, wait_ready  # noqa: E402
@@ -41,18 +40,13 @@ def main() -> int:
     parser.add_argument("--node", type=Path, required=True, help="its node image, as an archive")
     parser.add_argument("--operator", type=Path, required=True, help="its operator image, as an archive")
     options = parser.parse_args()
-    printed = subprocess.run(
-        [sys.executable, ROOT / "hack/build_images.py", "--print"], check=True, capture_output=True
-    )
-    archives = [Path(path) for path in json.loads(printed.stdout).values()]
-    version = importlib.metadata.version("languagepipes")
-    new = Images(**{name: f"languagepipes-{name}:{version}" for name in ("node", "operator", "client", "models")})
+    new = Images(**tags())
     with tempfile.TemporaryDirectory() as folder:
         retagged = [retag(archive, Path(folder)) for archive in (options.node, options.operator)]
         old = Images(
             f"languagepipes-node:{OLD_TAG}", f"languagepipes-operator:{OLD_TAG}", client=new.client, models=new.models
         )
-        with Cluster(images=[*archives, *retagged]) as cluster:
+        with Cluster(images=[*archives().values(), *retagged]) as cluster:
             return upgrade(Kubectl(programs.kubectl(), cluster.kubeconfig), options.chart, old, new)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cluster import Cluster, programs, slots
+from support import built_images
 from support.paths import ROOT
 from support.waiting import eventually
 
@@ -40,18 +41,14 @@ class Kubectl:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    command = [sys.executable, str(ROOT / "hack/build_images.py"), "--print", "client"]
-    archive = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["client"]
-    with Cluster(images=[Path(archive)]) as cluster:
+    with Cluster(images=[built_images.archives()["client"]]) as cluster:
         cluster.control_plane.api.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE, "labels": RESTRICTED}})
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def image() -> str:
-    from importlib.metadata import version
-
-    return f"languagepipes-client:{version('languagepipes')}"
+    return built_images.tags()["client"]
 
 
 @pytest.fixture(scope="module")

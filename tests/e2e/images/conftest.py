@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.built_images import archives
 from support.paths import ROOT
 
 # What a runtime does for readOnlyRootFilesystem: true and an emptyDir at /tmp; its own namespaces leave nothing behind.
@@ -93,10 +94,7 @@ def built() -> Iterator[Callable[[str], Image]]:
 
 def archive(name: str) -> Path:
     """The archive that `hack/build_images.py` made last."""
-    printed = subprocess.run(
-        [sys.executable, ROOT / "hack" / "build_images.py", "--print"], check=True, capture_output=True, text=True
-    )
-    return Path(json.loads(printed.stdout)[name])
+    return archives()[name]
 
 
 def archive_record(name: str) -> Path:

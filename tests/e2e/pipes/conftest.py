@@ -6,24 +6,19 @@ E2E_CLIENT_IMAGE and E2E_MODELS_IMAGE name images that its nodes can pull.
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, programs
-from support import greedy
+from support import built_images, greedy
+from support.built_images import NAMES
 from support.installation import Installation
 from support.kubectl import Kubectl
 from support.paths import ROOT, SMOLLM2
 from support.serving import Client, Images, fill_claim, pipe, wait_condition, wait_ready
-
-NAMES = ("node", "operator", "client", "models")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,12 +45,9 @@ def cluster() -> Iterator[Cluster | None]:
     if "E2E_KUBECONFIG" in os.environ:
         yield None
         return
-    printed = subprocess.run(
-        [sys.executable, ROOT / "hack/build_images.py", "--print"], check=True, capture_output=True
-    )
-    archives = json.loads(printed.stdout)
+    archives = built_images.archives()
     kept = os.environ.get("E2E_LOGS")
-    with Cluster(images=[Path(archives[name]) for name in NAMES], keep_logs=Path(kept) if kept else None) as running:
+    with Cluster(images=[archives[name] for name in NAMES], keep_logs=Path(kept) if kept else None) as running:
         yield running
 
 
@@ -77,8 +69,7 @@ def admin(cluster: Cluster | None) -> Kubectl:
 def images(cluster: Cluster | None) -> Images:
     if cluster is None:
         return Images(**{name: os.environ[f"E2E_{name.upper()}_IMAGE"] for name in NAMES})
-    version = importlib.metadata.version("languagepipes")
-    return Images(**{name: f"languagepipes-{name}:{version}" for name in NAMES})
+    return Images(**built_images.tags())
 
 
 @pytest.fixture(scope="session")
