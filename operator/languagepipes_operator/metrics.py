@@ -73,6 +73,7 @@ class Metrics:
             ("namespace", "pipe", "condition", "reason"),
             registry=self.registry,
         )
+        self._conditions: dict[tuple[str, ...], bool] = {}  # as they are shown
         self.certificate_seconds = Gauge(
             "languagepipes_operator_certificate_expiry_seconds",
             "Seconds until the first certificate of the pipe expires.",
@@ -94,10 +95,16 @@ class Metrics:
             self.pipes.labels(phase).set(count)
 
     def show_conditions(self, conditions: Iterable[tuple[str, str, str, str, bool]]) -> None:
-        """Replace what /metrics says of conditions: (namespace, pipe, type, reason, whether it is True) of each."""
-        self.pipe_condition.clear()
-        for *labels, is_true in conditions:
-            self.pipe_condition.labels(*labels).set(is_true)
+        """Replace what /metrics says of conditions: (namespace, pipe, type, reason, whether it is True) of each. Only
+        what has changed is touched: of hundreds of pipes there are thousands.
+        """
+        shown = {tuple(labels): is_true for *labels, is_true in conditions}
+        for labels in self._conditions.keys() - shown.keys():
+            self.pipe_condition.remove(*labels)
+        for labels, is_true in shown.items():
+            if self._conditions.get(labels) is not is_true:
+                self.pipe_condition.labels(*labels).set(is_true)
+        self._conditions = shown
 
     def forget_pipe(self, namespace: str, name: str) -> None:
         self.certificate_seconds.remove_by_labels({"namespace": namespace, "pipe": name})
@@ -114,5 +121,5 @@ class Metrics:
         )
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """In Prometheus' text format. For any thread."""
         return generate_latest(self.registry)
