@@ -27,9 +27,13 @@ ResourceMap = Annotated[dict[str, ResourceQuantity], Field(max_length=_MAP_MAX)]
 # Kubernetes takes 256 KiB of all annotations together.
 AnnotationMap = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=_MAP_MAX)]
 Weight = Annotated[int, Field(ge=1, le=100)]
+MayBeMissing = Annotated[
+    bool | None, Field(description="Whether the pod starts without it; false, if absent: it waits until there is one.")
+]
 
 # What the API server asks of the key of a label or annotation: [PREFIX/]NAME, PREFIX a DNS subdomain.
 _QUALIFIED_PATTERN = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+_VARIABLE_PATTERN = "^[-._a-zA-Z][-._a-zA-Z0-9]*$"
 # Which keys and variables are not free: the operator, Kubernetes or the node image sets them.
 _LABELS_TAKEN = (LABEL_MANAGED_BY, "pod-template-hash")
 _VARIABLES_TAKEN = ("CUDA_VISIBLE_DEVICES", "HF_ENDPOINT", "HOME")
@@ -38,26 +42,23 @@ _PREFIX_TAKEN = f"{API_GROUP}/"
 
 def _keys_rule(field: str, attribute: str) -> Rule:
     """The keys of a map: a structural schema can say nothing of them."""
-    return Rule(
-        f"a key of {field} is [PREFIX/]NAME of at most {KEY_MAX_LENGTH} letters, digits, -, _ and .",
-        lambda model: all(
-            len(key) <= KEY_MAX_LENGTH and re.fullmatch(_KEY_PATTERN, key, re.ASCII)
-            for key in getattr(model, attribute)
-        ),
-        f"!has(self.{field}) || self.{field}.all(k, k.size() <= {KEY_MAX_LENGTH} && k.matches('{_KEY_PATTERN}'))",
-        field,
-    )
+    form = f"[PREFIX/]NAME of at most {KEY_MAX_LENGTH} letters, digits, -, _ and ."
+    return _keys_match(field, attribute, _KEY_PATTERN, form)
 
 
 def _qualified_rule(field: str) -> Rule:
     """The keys of labels or annotations."""
+    form = "[PREFIX/]NAME: PREFIX a DNS name, NAME at most 63 letters, digits, -, _ and ."
+    return _keys_match(field, field, _QUALIFIED_PATTERN, form)
+
+
+def _keys_match(field: str, attribute: str, pattern: str, form: str) -> Rule:
     return Rule(
-        f"a key of {field} is [PREFIX/]NAME: PREFIX a DNS name, NAME at most 63 letters, digits, -, _ and .",
+        f"a key of {field} is {form}",
         lambda model: all(
-            len(key) <= KEY_MAX_LENGTH and re.fullmatch(_QUALIFIED_PATTERN, key, re.ASCII)
-            for key in getattr(model, field)
+            len(key) <= KEY_MAX_LENGTH and re.fullmatch(pattern, key, re.ASCII) for key in getattr(model, attribute)
         ),
-        f"!has(self.{field}) || self.{field}.all(k, k.size() <= {KEY_MAX_LENGTH} && k.matches('{_QUALIFIED_PATTERN}'))",
+        f"!has(self.{field}) || self.{field}.all(k, k.size() <= {KEY_MAX_LENGTH} && k.matches('{pattern}'))",
         field,
     )
 
@@ -300,9 +301,7 @@ class KeyOf(ResourceModel):
     key: Annotated[str, Field(min_length=1, max_length=253, pattern="^[-._a-zA-Z0-9]+$")] = Field(
         description="The key in it."
     )
-    optional: bool | None = Field(
-        default=None, description="Whether the pod starts without it; false, if absent: it waits until there is one."
-    )
+    optional: MayBeMissing = None
 
 
 class PodField(ResourceModel):
@@ -339,7 +338,7 @@ class VariableSource(ResourceModel):
 class VariableSpec(ResourceModel):
     """One environment variable."""
 
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern="^[-._a-zA-Z][-._a-zA-Z0-9]*$")] = Field(
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=_VARIABLE_PATTERN)] = Field(
         description="Its name."
     )
     value: Annotated[str, Field(max_length=4096)] | None = Field(
@@ -368,15 +367,13 @@ class NameOf(ResourceModel):
     """A Secret or ConfigMap in the pipe's namespace."""
 
     name: ObjectName = Field(description="The object's name.")
-    optional: bool | None = Field(
-        default=None, description="Whether the pod starts without it; false, if absent: it waits until there is one."
-    )
+    optional: MayBeMissing = None
 
 
 class VariablesSpec(ResourceModel):
     """All keys of a Secret or ConfigMap, as environment variables."""
 
-    prefix: Annotated[str, Field(min_length=1, max_length=64, pattern="^[-._a-zA-Z][-._a-zA-Z0-9]*$")] | None = Field(
+    prefix: Annotated[str, Field(min_length=1, max_length=64, pattern=_VARIABLE_PATTERN)] | None = Field(
         default=None, description="What stands before each key in the variable's name."
     )
     secret_ref: NameOf | None = Field(default=None, description="The Secret.")

@@ -108,8 +108,7 @@ def store_template(spec: PipeSpec) -> dict[str, Any]:
     """The store goes where the End Model may go, and needs neither its GPU nor its memory; what its own template has
     takes precedence, field by field.
     """
-    own = None if spec.store is None else spec.store.template
-    return {**_template_fields(spec.end_model.store_template), **_template_fields(own)}
+    return {**_template_fields(spec.end_model.store_template), **_template_fields(spec.templates.get("store.template"))}
 
 
 def hub_mirror(pipe: LanguagePipe, settings: OperatorSettings) -> str:
@@ -124,18 +123,20 @@ def proxy_variables(pipe: LanguagePipe, settings: OperatorSettings) -> dict[str,
     if not settings.hub_proxy or pipe.spec.model.source.startswith("pvc://"):
         return {}
     found = {"HTTP_PROXY": settings.hub_proxy, "HTTPS_PROXY": settings.hub_proxy, "NO_PROXY": settings.hub_no_proxy}
-    asked = {variable["name"].upper() for variable in store_template(pipe.spec).get("env", ())}
+    asked = _store_variables(pipe.spec)
     return {name: value for name, value in found.items() if value and name not in asked}
 
 
 def proxies(pipe: LanguagePipe, settings: OperatorSettings) -> tuple[str, ...]:
     """The addresses of the proxies that a store may use: the operator's, and those that its template writes out."""
-    asked = {
-        variable["name"].upper(): str(variable.get("value", ""))
-        for variable in store_template(pipe.spec).get("env", ())
-    }
-    found = {**asked, **proxy_variables(pipe, settings)}
+    found = {**_store_variables(pipe.spec), **proxy_variables(pipe, settings)}
     return tuple(sorted({found.get(name, "") for name in ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")} - {""}))
+
+
+def _store_variables(spec: PipeSpec) -> dict[str, str]:
+    """Those that the store's template names, in capitals; empty where their values stand elsewhere."""
+    template = spec.templates.get("store.template")
+    return {} if template is None else {variable.name.upper(): variable.value or "" for variable in template.env}
 
 
 def hub_authorities(pipe: LanguagePipe, settings: OperatorSettings) -> str:
