@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from support.waiting import eventually
+from support.waiting import PATIENCE_SECONDS, eventually
 
 
 class CommandFailed(AssertionError):
@@ -74,7 +74,9 @@ class Kubectl:
 T = TypeVar("T")
 
 
-def wait_for(what: str, ask: Callable[[], T | None], *, timeout_seconds: float = 120, every_seconds: float = 0.5) -> T:
+def wait_for(
+    what: str, ask: Callable[[], T | None], *, timeout_seconds: float = PATIENCE_SECONDS, every_seconds: float = 0.5
+) -> T:
     """The first answer that is true. Raises AssertionError that says what was awaited."""
     return eventually(ask, what=what, seconds=timeout_seconds, every_seconds=every_seconds)
 

@@ -39,14 +39,10 @@ COLLECTIONS = {
 }
 CHILD_KINDS = tuple(kind for kind in COLLECTIONS if kind not in ("Pod", "ReplicaSet"))
 _OURS = "app.kubernetes.io/managed-by=languagepipes"
-# A ceiling: its imports alone are seconds of CPU time, which a loaded machine has late.
-START_SECONDS = 120.0
-
 
 # What is not there yet, or not as wished, is looked at again until the time is up.
 eventually = functools.partial(
     waiting.eventually,
-    seconds=30.0,
     every_seconds=0.1,
     not_yet=(AssertionError, httpx.HTTPError, KeyError, IndexError),
 )
@@ -90,7 +86,6 @@ class OperatorProcess:
         """Of its telemetry."""
         found = eventually(
             lambda: self.process.poll() is not None or re.search(r"telemetry on (\S+)", self.said),
-            seconds=START_SECONDS,
             what=lambda: f"telemetry; its log: {self.said[-2000:]}",
         )
         if found is True:
@@ -98,7 +93,7 @@ class OperatorProcess:
         return str(found[1])
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"http://{self.address()}{path}", trust_env=False, timeout=5)
+        return httpx.get(f"http://{self.address()}{path}", trust_env=False, timeout=30)
 
     def ready(self) -> bool:
         return self.get("/readyz").status_code == 200
@@ -151,7 +146,7 @@ class ServedNamespace:
     def started(self, identity: str = "first", **environment: str) -> OperatorProcess:
         """An operator that is ready and leads."""
         operator = self.start_operator(identity, **environment)
-        eventually(operator.ready, seconds=START_SECONDS, what="the operator is ready")
+        eventually(operator.ready, what="the operator is ready")
         eventually(lambda: operator.metric("languagepipes_operator_leader") == 1, what="the operator leads")
         return operator
 
@@ -213,9 +208,7 @@ class ServedNamespace:
         labels = f"languagepipes.io/pipe={pipe},{LABEL_ROLE}"
         # The controller manager makes the pod. After an API server that was away it waits up to half a minute before it
         # watches again.
-        pods = eventually(
-            lambda: self.list("Pod", labels=f"{labels}={role}", namespace=where), seconds=90, what="the store's pod"
-        )
+        pods = eventually(lambda: self.list("Pod", labels=f"{labels}={role}", namespace=where), what="the store's pod")
         pod = pods[0]
         secret = next(
             item
@@ -285,7 +278,7 @@ def completed(served: ServedNamespace) -> Object:
         good = status["observedGeneration"] == pipe["metadata"]["generation"]
         return status if good and turned["Progressing"] == ("False", "Complete") else None
 
-    found = eventually(done, seconds=60, what="a rollout that is complete")
+    found = eventually(done, what="a rollout that is complete")
     assert isinstance(found, dict)
     return found
 
@@ -293,7 +286,7 @@ def completed(served: ServedNamespace) -> Object:
 def settled(operator: OperatorProcess, seconds: float = 3.0) -> None:
     """Wait until nothing was written for that long."""
     last, since = operator.writes(), time.monotonic()
-    deadline = since + 60
+    deadline = since + waiting.PATIENCE_SECONDS
     while time.monotonic() - since < seconds:
         time.sleep(0.5)
         now = operator.writes()

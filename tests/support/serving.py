@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.kubectl import Kubectl, wait_for
+from support.waiting import PATIENCE_SECONDS
 
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CLAIM = "models"
@@ -74,7 +75,7 @@ def fill_claim(kubectl: Kubectl, images: Images, claim: str = CLAIM) -> None:
             },
         },
     )
-    kubectl("wait", "--for=condition=Complete", f"job/fill-{claim}", "--timeout=120s", timeout_seconds=130)
+    kubectl("wait", "--for=condition=Complete", f"job/fill-{claim}", "--timeout=300s", timeout_seconds=310)
 
 
 def copy_to_claim(kubectl: Kubectl, images: Images, claim: str, directories: Iterable[Path]) -> None:
@@ -103,7 +104,7 @@ def copy_to_claim(kubectl: Kubectl, images: Images, claim: str, directories: Ite
             },
         },
     )
-    kubectl("wait", "--for=condition=Ready", f"pod/fill-{claim}", "--timeout=120s", timeout_seconds=130)
+    kubectl("wait", "--for=condition=Ready", f"pod/fill-{claim}", "--timeout=300s", timeout_seconds=310)
     for directory in directories:
         kubectl("cp", "--no-preserve", str(directory), f"fill-{claim}:/volume/{directory.name}")
     kubectl("delete", "pod", f"fill-{claim}")
@@ -151,7 +152,7 @@ def wait_condition(
     *,
     name: str = "smollm2",
     reason: str | None = None,
-    timeout_seconds: float = 120,
+    timeout_seconds: float = PATIENCE_SECONDS,
 ) -> dict[str, Any]:
     """The condition once it has this status (and reason). On time-out, says what was there instead."""
     last: dict[str, Any] | None = None
@@ -170,7 +171,9 @@ def wait_condition(
         raise AssertionError(f"{error}; it is {json.dumps(last)}\n{pods}\n{described}") from error
 
 
-def wait_for_reason(kubectl: Kubectl, name: str, reason: str, text: str, *, seconds: float = 120) -> dict[str, Any]:
+def wait_for_reason(
+    kubectl: Kubectl, name: str, reason: str, text: str, *, seconds: float = PATIENCE_SECONDS
+) -> dict[str, Any]:
     """Ready=False with this reason and text (regular expressions)."""
     end = time.monotonic() + seconds
     last: dict[str, Any] = {}
@@ -187,7 +190,7 @@ def wait_for_reason(kubectl: Kubectl, name: str, reason: str, text: str, *, seco
     )
 
 
-def wait_ready(kubectl: Kubectl, name: str = "smollm2", *, timeout_seconds: float = 240) -> dict[str, Any]:
+def wait_ready(kubectl: Kubectl, name: str = "smollm2", *, timeout_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
     """The pipe once it is Ready for its present generation."""
     wait_for(
         "a status of the present generation",
@@ -229,7 +232,7 @@ class Client:
                 },
             }
         )
-        kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=90s")
+        kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=300s", timeout_seconds=310)
 
     def ask(self, url: str, question: str, *, model: str = "smollm2", max_tokens: int = 40, **more: Any) -> list[str]:
         """The greedy answer, as the pieces that were streamed. Raises CommandFailed with the client's error."""

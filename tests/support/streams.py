@@ -23,7 +23,7 @@ LOAD = """
 import json, pathlib, sys, threading, time, openai
 asked, stop, printing = json.loads(sys.argv[1]), pathlib.Path(sys.argv[2]), threading.Lock()
 def client():
-    return openai.OpenAI(base_url=asked["url"], api_key="none", max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=asked["url"], api_key="none", max_retries=0, timeout=240)
 def ask(number):
     kept, turn = client(), number
     while not stop.exists():
@@ -75,10 +75,10 @@ def streams(
         yield answers
     finally:
         kubectl("exec", "client", "--", "python", "-c", f"open('{stop}', 'w')")
-        reading.join(timeout=120)
+        reading.join(timeout=240)
         running.kill()
         running.wait()
-    assert not reading.is_alive(), f"{count} streams did not end within 120 s; {len(answers)} did before"
+    assert not reading.is_alive(), f"{count} streams did not end within 240 s; {len(answers)} did before"
     assert len(answers) >= count
     failed = failures(answers)
     assert failed == [], f"{len(failed)} of {len(answers)}"
@@ -115,10 +115,10 @@ def members(kubectl: Kubectl) -> dict[str, str]:
     return {each["name"]: each["uid"] for each in pods if "deletionTimestamp" not in each}
 
 
-def rolled_out(kubectl: Kubectl, count: int = 1, *, timeout_seconds: float = 120) -> dict[str, Any]:
+def rolled_out(kubectl: Kubectl, count: int = 1) -> dict[str, Any]:
     """The status once nothing is left to do."""
-    status: dict[str, Any] = wait_ready(kubectl, timeout_seconds=2 * timeout_seconds)["status"]
-    wait_condition(kubectl, "Progressing", "False", reason="Complete", timeout_seconds=timeout_seconds)
+    status: dict[str, Any] = wait_ready(kubectl)["status"]
+    wait_condition(kubectl, "Progressing", "False", reason="Complete")
     wait_for(f"{count} replicas", lambda: len(replicas(kubectl)) == count)
     return status
 

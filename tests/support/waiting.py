@@ -9,11 +9,15 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# How long a test waits for what has no bound of its own: a machine that is shared may need a minute for a pod, and a
+# test that passes does not wait longer for it.
+PATIENCE_SECONDS = 300.0
+
 
 def eventually(
     condition: Callable[[], T | None],
     *,
-    seconds: float = 90.0,
+    seconds: float = PATIENCE_SECONDS,
     what: str | Callable[[], str] = "",
     every_seconds: float = 0.02,
     not_yet: tuple[type[Exception], ...] = (),

@@ -164,7 +164,7 @@ def _answer_of(
 ) -> dict[str, Any]:
     """What a script printed. It must end well and complain of nothing, unless it logs what it does in any case."""
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, f"{done.stderr}\n{done.stdout}"
     assert logs or not done.stderr

@@ -84,7 +84,7 @@ def streaming(client: Client, url: str) -> Iterator[Stream]:
         yield stream
     finally:
         over.set()
-        asking.join(timeout=120)
+        asking.join(timeout=300)
 
 
 @contextmanager

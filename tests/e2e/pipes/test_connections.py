@@ -74,7 +74,7 @@ def test_policies_let_every_connection_through_that_a_ring_makes(
         look()
         return (condition(smollm2, "Ready") or {}).get("status") == "True"
 
-    wait_for("Ready True", back, timeout_seconds=180, every_seconds=1)
+    wait_for("Ready True", back, every_seconds=1)
     client.ask(url, "What is the capital of France?")
     look()
 

@@ -20,7 +20,7 @@ def test_a_deleted_pipe_leaves_nothing(operator: Installation, new_namespace: Ca
     kubectl.apply(pipe(cache={"size": "1Gi"}))
     wait_for("children", lambda: kubectl.list("deployment", OURS))
     kubectl("delete", "lp", "smollm2", "--wait=true", "--timeout=30s")
-    wait_for("no child", lambda: not kubectl.list(CHILDREN, OURS), timeout_seconds=60)
+    wait_for("no child", lambda: not kubectl.list(CHILDREN, OURS))
 
 
 def test_a_namespace_goes_within_a_minute_while_the_operator_runs(
@@ -62,7 +62,7 @@ def test_two_pipes_and_two_namespaces_never_touch_each_other(
         for item in kubectl.list("deployment,service,secret", selector)
     }
     first("delete", "lp", "a", "--wait=true", "--timeout=30s")
-    wait_for("no child of a", lambda: not first.list(CHILDREN, "languagepipes.io/pipe=a"), timeout_seconds=60)
+    wait_for("no child of a", lambda: not first.list(CHILDREN, "languagepipes.io/pipe=a"))
     assert others == {
         (kubectl.namespace, item["kind"], item["metadata"]["name"]): item["metadata"]["uid"]
         for kubectl, selector in ((first, "languagepipes.io/pipe=b"), (second, OURS))

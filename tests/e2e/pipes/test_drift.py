@@ -198,12 +198,12 @@ def settle(kubectl: Kubectl) -> None:
             seen.append((time.monotonic(), now))
         return time.monotonic() - seen[-1][0] > 4
 
-    wait_for("a pipe at rest", still, timeout_seconds=90)
+    wait_for("a pipe at rest", still)
 
 
 def test_zero_replicas_stop_the_ring_and_keep_the_store(smollm2: Kubectl) -> None:
     smollm2("scale", "lp/smollm2", "--replicas=0")
-    wait_condition(smollm2, "Ready", "True", reason="ScaledToZero", timeout_seconds=60)
+    wait_condition(smollm2, "Ready", "True", reason="ScaledToZero")
     wait_for("no stages", lambda: not smollm2.list("pods", f"{OF_PIPE},languagepipes.io/role=stage"))
     assert smollm2.list("deployment", f"{OF_PIPE},languagepipes.io/role=store")
     smollm2("scale", "lp/smollm2", "--replicas=1")

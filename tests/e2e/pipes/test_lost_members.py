@@ -94,7 +94,7 @@ def test_a_running_ring_needs_no_store(smollm2: Kubectl, client: Client) -> None
     while time.monotonic() < end:
         assert_answers(smollm2, client)
     assert condition(smollm2, "Ready") == before
-    wait_condition(smollm2, "WeightsAvailable", "True", timeout_seconds=60)
+    wait_condition(smollm2, "WeightsAvailable", "True")
     assert condition(smollm2, "Ready") == before
 
 
@@ -112,7 +112,7 @@ def test_a_killed_operator_changes_nothing_for_the_ring(
             except AssertionError:
                 return False
 
-        wait_for("an answer without an operator", answers, timeout_seconds=90, every_seconds=2)
+        wait_for("an answer without an operator", answers, every_seconds=2)
     finally:
         operator.kubectl("scale", DEPLOYMENT, "--replicas=1")
         operator.kubectl("rollout", "status", DEPLOYMENT, "--timeout=90s")
@@ -251,7 +251,7 @@ def test_members_of_a_node_that_is_cut_off_come_back_on_the_other(
         pods = smollm2.list("pods", f"{OF_PIPE},languagepipes.io/role=stage")
         return len(pods) == 3 and not lost & {pod["metadata"]["uid"] for pod in pods}
 
-    wait_for("no pod twice", alone, timeout_seconds=60)
+    wait_for("no pod twice", alone)
     operator.install()
     wait_ready(smollm2)
     assert_answers(smollm2, client)

@@ -47,7 +47,6 @@ def test_the_operator_counts_what_it_does(smollm2: Kubectl, operator: Installati
         wait_for(
             "a question to its store",
             lambda: "languagepipes_operator_store_questions_total{" in scraped(operator),
-            timeout_seconds=60,
         )
     finally:
         smollm2("delete", "lp", "counted", "--wait=true", "--timeout=60s")

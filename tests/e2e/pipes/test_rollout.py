@@ -54,7 +54,7 @@ def test_no_stream_fails_while_what_runs_is_replaced(
         nowhere = {**SMALL, "nodeSelector": {"no.such/label": "x"}}
         never = {**server, "stages": {"count": 2, "template": nowhere}, "rollout": {"progressDeadlineSeconds": 10}}
         kubectl.apply(pipe(**never))
-        told = wait_condition(kubectl, "Progressing", "False", reason="ProgressDeadlineExceeded", timeout_seconds=60)
+        told = wait_condition(kubectl, "Progressing", "False", reason="ProgressDeadlineExceeded")
         assert "goes on serving" in told["message"]
         assert before.items() <= members(kubectl).items()
         kubectl.apply(pipe(**server))

@@ -51,9 +51,9 @@ def apply(kubectl: Kubectl) -> Iterator[Callable[..., None]]:
 
     yield applied
     for name in names:
-        kubectl("delete", "lp", name, "--wait=true", "--timeout=60s")
+        kubectl("delete", "lp", name, "--wait=true", "--timeout=110s")
     gone = f"languagepipes.io/pipe in ({','.join(names)})"
-    wait_for("no pods of them", lambda: not kubectl.list("pods", gone), timeout_seconds=60)
+    wait_for("no pods of them", lambda: not kubectl.list("pods", gone))
 
 
 def pods_of(kubectl: Kubectl, name: str, role: str, count: int) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def pods_of(kubectl: Kubectl, name: str, role: str, count: int) -> list[dict[str
         pods = kubectl.list("pods", f"languagepipes.io/pipe={name},languagepipes.io/role={role}")
         return pods if len(pods) == count and all("nodeName" in pod["spec"] for pod in pods) else None
 
-    return wait_for(f"{count} placed pods of {role}", placed, timeout_seconds=120)
+    return wait_for(f"{count} placed pods of {role}", placed)
 
 
 def nodes_of(kubectl: Kubectl, name: str, role: str, count: int) -> list[str]:

@@ -18,7 +18,7 @@ def replicas_of_stages(served: ServedNamespace) -> list[int]:
 
 def answers_at(served: ServedNamespace, host: str) -> None:
     """The pipe's End Model's pod has that address from now on."""
-    pod = eventually(lambda: served.child("Pod", "end-model"), seconds=150)
+    pod = eventually(lambda: served.child("Pod", "end-model"))
     path = f"{served.path('Pod', pod['metadata']['name'])}/status"
     served.api.merge(path, {"status": {"podIP": host, "podIPs": [{"ip": host}]}})
 
@@ -35,13 +35,13 @@ def test_stages_go_while_nobody_asks_and_come_back_for_the_first_request(
     limits = {"minReplicas": 0, "maxReplicas": 2, "targetRequestsPerReplica": 4, "scaleDownDelaySeconds": 1}
     served.apply_pipe(autoscaling=limits)
     served.play_store(tiny_llama)
-    eventually(lambda: is_turned(served, "StagesReady", "True", "StagesReady"), seconds=150, what="stages")
+    eventually(lambda: is_turned(served, "StagesReady", "True", "StagesReady"), what="stages")
     generation = served.pipe()["metadata"]["generation"]
     says: dict[str, Any] = {"state": "ready", "ring_ready": True, "recovering": False, "running": 0, "waiting": 0}
 
     with member_that_says(says) as host:
         answers_at(served, host)
-        eventually(lambda: is_turned(served, "Ready", "True", "Idle"), seconds=30, what="an idle pipe")
+        eventually(lambda: is_turned(served, "Ready", "True", "Idle"), what="an idle pipe")
         assert set(replicas_of_stages(served)) == {0}
         says |= {"ring_ready": False, "recovering": True, "ring_error": "no stage"}
         settled(operator)
@@ -51,12 +51,12 @@ def test_stages_go_while_nobody_asks_and_come_back_for_the_first_request(
         assert served.pipe()["status"]["desiredReplicas"] == 0
 
         says["waiting"] = 3
-        eventually(lambda: set(replicas_of_stages(served)) == {1}, seconds=20, what="stages again")
+        eventually(lambda: set(replicas_of_stages(served)) == {1}, what="stages again")
         # The status is written after the children.
-        eventually(lambda: served.pipe()["status"]["desiredReplicas"] == 1, seconds=20, what="the status says so")
+        eventually(lambda: served.pipe()["status"]["desiredReplicas"] == 1, what="the status says so")
 
         says |= {"ring_ready": True, "recovering": False, "waiting": 0, "running": 7}
-        eventually(lambda: served.pipe()["status"]["desiredReplicas"] == 2, seconds=20, what="a second replica")
+        eventually(lambda: served.pipe()["status"]["desiredReplicas"] == 2, what="a second replica")
         eventually(
             lambda: {each["metadata"]["labels"].get(REPLICA) for each in served.list("Deployment")} >= {"0", "1"},
             what="its Deployments",
@@ -65,6 +65,6 @@ def test_stages_go_while_nobody_asks_and_come_back_for_the_first_request(
         # Somebody else's hand on the scale changes nothing, and is told.
         path = served.path("LanguagePipe", "pipe")
         served.api.merge(f"{path}/scale", {"spec": {"replicas": 5}})
-        eventually(lambda: is_turned(served, "ScalingActive", "True", "ReplicasIgnored"), seconds=20, what="told")
+        eventually(lambda: is_turned(served, "ScalingActive", "True", "ReplicasIgnored"), what="told")
         assert served.pipe()["status"]["desiredReplicas"] == 2
     assert served.pipe()["metadata"]["generation"] == generation + 1

@@ -64,9 +64,7 @@ def test_a_cordoned_nodes_members_are_replaced_and_evicted_in_that_order(
     served.started(NAMESPACES="")
     served.apply_pipe(stages={"count": 2})
     served.play_store(tiny_llama)
-    eventually(
-        lambda: served.condition("Progressing")["reason"] == "Complete", seconds=150, what="a pipe that is Ready"
-    )
+    eventually(lambda: served.condition("Progressing")["reason"] == "Complete", what="a pipe that is Ready")
     (end,) = members(served, "end-model")
     node = end["spec"]["nodeName"]
     budgets = eventually(lambda: served.list("PodDisruptionBudget"), what="budgets")
@@ -75,9 +73,9 @@ def test_a_cordoned_nodes_members_are_replaced_and_evicted_in_that_order(
     assert all(evict(served, stage) == 429 for stage in members(served, "stage"))
 
     cordon(served, node)
-    eventually(lambda: replicas(served) == {"1"}, seconds=150, what="another replica in its place")
+    eventually(lambda: replicas(served) == {"1"}, what="another replica in its place")
     assert not members(served, "end-model", node)
-    eventually(lambda: served.condition("Progressing")["reason"] == "Complete", seconds=150, what="the end of it")
+    eventually(lambda: served.condition("Progressing")["reason"] == "Complete", what="the end of it")
     eventually(lambda: len(served.list("PodDisruptionBudget")) == 2, what="the old budgets are gone")
     cordon(served, node, on=False)
     assert miscounted(served) == []

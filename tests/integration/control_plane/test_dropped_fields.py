@@ -46,7 +46,7 @@ def test_fields_that_the_spec_drops_leave_every_child(served: ServedNamespace, t
     eventually(lambda: "token" not in _names(_pod_of(served, "store")["volumes"]), what="no token")
     eventually(lambda: _store_pods_with_token(served) == [False], what="the pod without a token alone")
     served.play_store(tiny_llama)
-    eventually(lambda: len(served.list("Deployment")) == 4, seconds=150)
+    eventually(lambda: len(served.list("Deployment")) == 4)
     assert _pod_of(served, "stage")["nodeSelector"] == {"kubernetes.io/os": "linux"}
     assert "keys" in _names(_pod_of(served, "end-model")["volumes"])
     assert "emptyDir" in _volume(served, "cache")

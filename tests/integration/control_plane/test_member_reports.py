@@ -20,8 +20,8 @@ def test_an_end_model_whose_ring_is_down_is_quoted(served: ServedNamespace, tiny
     served.started()
     served.apply_pipe()
     served.play_store(tiny_llama)
-    pod = eventually(lambda: served.child("Pod", "end-model"), seconds=150)
-    eventually(lambda: served.condition("StagesReady")["status"] == "True", seconds=150)
+    pod = eventually(lambda: served.child("Pod", "end-model"))
+    eventually(lambda: served.condition("StagesReady")["status"] == "True")
     words = "stage-2 closed the link: certificate of another replica"
     with member_that_says({"state": "ready", "ring_ready": False, "ring_error": words}) as host:
         path = f"{served.path('Pod', pod['metadata']['name'])}/status"
@@ -52,7 +52,7 @@ def test_an_end_model_whose_ring_is_down_is_quoted(served: ServedNamespace, tiny
             ready = served.condition("Ready")
             return ready["reason"] == "RingDown" and words in ready["message"]
 
-        eventually(told, seconds=20, what="the End Model's words")
+        eventually(told, what="the End Model's words")
 
 
 def test_a_refused_pipe_is_planned_as_soon_as_a_node_has_what_was_short(
@@ -62,7 +62,7 @@ def test_a_refused_pipe_is_planned_as_soon_as_a_node_has_what_was_short(
     huge = {"resources": {"requests": {"memory": "900Ti"}, "limits": {"memory": "900Ti"}}}
     served.apply_pipe(stages={"count": 1, "template": huge})
     served.play_store(tiny_llama)
-    eventually(lambda: served.condition("Planned")["reason"] == "StageTooLarge", seconds=150)
+    eventually(lambda: served.condition("Planned")["reason"] == "StageTooLarge")
     control_plane.add_node("huge", allocatable={"memory": "1000Ti"})
     try:
         # Without news of nodes it is tried again after half a minute.
@@ -106,20 +106,20 @@ def test_a_ring_that_is_down_under_ready_pods_is_recovering_until_its_end_model_
     served.started()
     served.apply_pipe()
     served.play_store(tiny_llama)
-    pod = eventually(lambda: served.child("Pod", "end-model"), seconds=150)
+    pod = eventually(lambda: served.child("Pod", "end-model"))
     report: dict[str, object] = {"state": "ready", "ring_ready": True, "ring_error": ""}
     with member_that_says(report) as host:
         path = f"{served.path('Pod', pod['metadata']['name'])}/status"
         served.api.merge(path, {"status": {"podIP": host, "podIPs": [{"ip": host}]}})
-        eventually(lambda: served.condition("Ready")["status"] == "True", seconds=150, what="Ready")
+        eventually(lambda: served.condition("Ready")["status"] == "True", what="Ready")
         report |= {"ring_ready": False, "ring_error": "stage-2 does not answer", "recovering": True}
 
         def recovering() -> bool:
             ready = served.condition("Ready")
             return ready["reason"] == "Recovering" and "stage-2 does not answer" in ready["message"]
 
-        eventually(recovering, seconds=30, what="Recovering")
+        eventually(recovering, what="Recovering")
         assert served.pipe()["status"]["phase"] == "Recovering"
         assert served.condition("EndpointReady")["status"] == "True"
         report |= {"ring_ready": True, "ring_error": "", "recovering": False}
-        eventually(lambda: served.condition("Ready")["status"] == "True", seconds=30, what="Ready again")
+        eventually(lambda: served.condition("Ready")["status"] == "True", what="Ready again")

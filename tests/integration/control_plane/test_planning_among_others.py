@@ -76,17 +76,15 @@ def test_ten_pipes_that_compete_for_six_gpus_end_as_three_rings_and_seven_that_s
     try:
         _pipes(served, *names)
 
-        eventually(lambda: sorted(_gpu_pods(served).values()) == [2, 2, 2], seconds=150, what="three rings")
+        eventually(lambda: sorted(_gpu_pods(served).values()) == [2, 2, 2], what="three rings")
         winners = set(_gpu_pods(served))
         for name in set(names) - winners:
-            refused = eventually(
-                lambda name=name: _refused(served, name), seconds=150, what=f"{name} says what it waits for"
-            )
+            refused = eventually(lambda name=name: _refused(served, name), what=f"{name} says what it waits for")
             assert "2 GPUs, and 0 are free" in refused["message"]
         served.api.delete(served.path("LanguagePipe", min(winners)))
         # Members that go are told at once: without news the others are tried again after half a minute.
-        eventually(lambda: len(set(_gpu_pods(served)) - winners) == 1, seconds=150, what="another pipe has the GPUs")
-        eventually(lambda: sorted(_gpu_pods(served).values()) == [2, 2, 2], seconds=150, what="three rings again")
+        eventually(lambda: len(set(_gpu_pods(served)) - winners) == 1, what="another pipe has the GPUs")
+        eventually(lambda: sorted(_gpu_pods(served).values()) == [2, 2, 2], what="three rings again")
     finally:
         for node in ("gpus-1", "gpus-2"):
             control_plane.remove_node(node)
@@ -110,15 +108,15 @@ def test_half_a_ring_gives_way_and_is_tried_again(served: ServedNamespace, contr
             rollout={"progressDeadlineSeconds": 10, "maxSurge": 1},
             endModel={"template": {"nodeSelector": of_no_kubelet}},
         )
-        eventually(lambda: served.condition("Ready")["reason"] == "Unschedulable", seconds=150, what="words of Pending")
+        eventually(lambda: served.condition("Ready")["reason"] == "Unschedulable", what="words of Pending")
         assert served.pipe()["status"]["phase"] == "Pending"
 
-        eventually(lambda: served.condition("Ready")["reason"] == "GaveWay", seconds=150, what="it gives way")
+        eventually(lambda: served.condition("Ready")["reason"] == "GaveWay", what="it gives way")
 
         eventually(lambda: not _gpu_pods(served), what="nothing of it holds a GPU")
         assert "Insufficient nvidia.com/gpu" in served.condition("Ready")["message"]
         control_plane.add_node("lone-gpu-2", allocatable={GPU: "1"}, labels=of_no_kubelet)
-        eventually(lambda: _gpu_pods(served) == {"pipe": 2}, seconds=150, what="it is tried again")
+        eventually(lambda: _gpu_pods(served) == {"pipe": 2}, what="it is tried again")
         control_plane.remove_node("lone-gpu-2")
     finally:
         control_plane.remove_node("lone-gpu-1")

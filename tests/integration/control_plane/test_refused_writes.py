@@ -70,7 +70,7 @@ def test_a_surplus_that_may_not_be_deleted_is_told_and_stops_nothing(served: Ser
     operator = served.started()
     served.apply_pipe()
     served.play_store(tiny_llama)
-    eventually(lambda: len(served.list("Deployment")) == 4, seconds=150)
+    eventually(lambda: len(served.list("Deployment")) == 4)
     settled(operator)
     old = {item["metadata"]["name"] for item in served.list("Deployment")}
     with no_deletes_of(served, "apps", "deployments"):
@@ -103,14 +103,14 @@ def test_a_surplus_that_may_not_be_deleted_is_told_and_stops_nothing(served: Ser
             progressing = served.condition("Progressing")
             return progressing["reason"] == "ChildRefused" and "nothing is deleted here" in progressing["message"]
 
-        eventually(told, seconds=150, what="what may not be deleted is told")
+        eventually(told, what="what may not be deleted is told")
         now = {item["metadata"]["name"] for item in served.list("Deployment")}
         assert old < now  # the new replica was made beside the old one
         assert served.condition("Planned")["status"] == "True"
         events = served.api.get(f"/api/v1/namespaces/{served.namespace}/events")["items"]
         assert any(each["reason"] == "ChildRefused" and each["type"] == "Warning" for each in events)
-    eventually(lambda: len(served.list("Deployment")) == 5, seconds=150, what="the surplus goes")
-    eventually(lambda: served.condition("Progressing")["reason"] != "ChildRefused", seconds=150)
+    eventually(lambda: len(served.list("Deployment")) == 5, what="the surplus goes")
+    eventually(lambda: served.condition("Progressing")["reason"] != "ChildRefused")
 
 
 def test_a_webhook_that_is_down_is_told_and_waited_out(served: ServedNamespace) -> None:
@@ -122,9 +122,9 @@ def test_a_webhook_that_is_down_is_told_and_waited_out(served: ServedNamespace) 
             ready = served.condition("Ready")
             return ready["reason"] == "ChildRefused" and "down.languagepipes.io" in ready["message"]
 
-        eventually(told, seconds=150, what="the webhook is told of")
+        eventually(told, what="the webhook is told of")
         # What needs no webhook is there all the same.
         assert served.list("Secret")
         assert served.list("Service")
-    eventually(lambda: served.list("Deployment"), seconds=150, what="the store's Deployment")
-    eventually(lambda: served.condition("Ready")["reason"] != "ChildRefused", seconds=150)
+    eventually(lambda: served.list("Deployment"), what="the store's Deployment")
+    eventually(lambda: served.condition("Ready")["reason"] != "ChildRefused")

@@ -109,4 +109,4 @@ def test_children_of_an_earlier_pipe_of_the_same_name_are_waited_for(served: Ser
     served.apply_pipe()
     eventually(lambda: "WaitingForDeletion" in str(served.pipe().get("status")))
     served.api.merge(served.path("Service", "pipe"), {"metadata": {"finalizers": None}})
-    eventually(lambda: served.get("Service", "pipe")["spec"]["ports"][0]["port"] == 80, seconds=150)
+    eventually(lambda: served.get("Service", "pipe")["spec"]["ports"][0]["port"] == 80)

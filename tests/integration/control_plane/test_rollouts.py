@@ -63,7 +63,7 @@ def test_a_quota_that_admits_the_old_replica_alone_takes_nothing_away(
     def told() -> bool:
         return served.condition("Ready")["reason"] == "QuotaExceeded"
 
-    eventually(told, seconds=150, what="the quota is told of")
+    eventually(told, what="the quota is told of")
     assert replicas(served)["0"] == running["0"]
     assert served.condition("EndpointReady")["status"] == "True"
     # Where there is no room beside it, it is stopped first if that is asked for.

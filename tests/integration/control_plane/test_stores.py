@@ -54,9 +54,7 @@ def test_a_wrong_source_disarms_nothing_and_a_good_one_moves_to_its_own_store(
         generation = served.pipe()["metadata"]["generation"]
         return (condition["reason"], condition["observedGeneration"]) == ("FileNotFoundAtSource", generation)
 
-    eventually(
-        told, seconds=150, what=lambda: f"the wrong source is told; it is {served.condition('WeightsAvailable')}"
-    )
+    eventually(told, what=lambda: f"the wrong source is told; it is {served.condition('WeightsAvailable')}")
     status = served.pipe()["status"]
     assert served.condition("EndpointReady")["status"] == "True"
     assert served.condition("Planned")["reason"] == "FileNotFoundAtSource"
