@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import yaml
 
 from support.metrics_page import metric
@@ -104,11 +105,11 @@ class Up:
 
     def pids(self) -> list[int]:
         """`up` and everything under it."""
-        found = [self.process.pid]
-        for pid in found:
-            for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += [int(child) for child in children.read_text().split()]
-        return found
+        try:
+            under = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            under = []
+        return [self.process.pid, *(each.pid for each in under)]
 
     def stop(self) -> int:
         """Ctrl-C, as a terminal sends it. The exit status."""
