@@ -286,7 +286,7 @@ def operator() -> Row:
             ),
             heat_map(
                 "Duration of reconciles",
-                "How long reconciles take; darker is more of them. "
+                "How long reconciles take; a stronger colour is more of them. "
                 "Seconds: the API server is slow, or the operator has too little CPU.",
                 "s",
                 buckets("languagepipes_operator_reconcile_seconds", OPERATOR),

@@ -166,7 +166,7 @@ def latency() -> Row:
         [
             heat_map(
                 "Time to first token",
-                "From a request's admission to its first token; darker is more requests. "
+                "From a request's admission to its first token; a stronger colour is more requests. "
                 "Two bands: some requests wait, for the ring, KV blocks or a slot.",
                 "s",
                 buckets(FIRST, RING),
@@ -174,7 +174,7 @@ def latency() -> Row:
             ),
             heat_map(
                 "Time between tokens",
-                "Between two tokens of one request; darker is more tokens. "
+                "Between two tokens of one request; a stronger colour is more tokens. "
                 "It rises with the number of running sequences; otherwise look for a slow member or hop.",
                 "s",
                 buckets(BETWEEN, RING),
