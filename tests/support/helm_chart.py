@@ -48,6 +48,7 @@ EVERYTHING: Values = {
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+    "dashboards": {"enabled": True, "annotations": {"grafana_folder": "Language Pipes"}},
     "networkPolicy": {"enabled": True},
 }
 # Values in which the chart renders different objects; each is linted and shown to a real API server.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import re
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +14,12 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from cluster import programs
 from languagepipes_api.status import ConditionType
-from languagepipes_node import metrics as node_metrics
 from languagepipes_node.end_model.openai.errors import QueueFull
-from languagepipes_operator.metrics import Metrics
-from prometheus_client import Counter, Gauge, Histogram
+from support.exported_metrics import unknown_in
 from support.helm_chart import NAMESPACE, OPERATOR, Manifest, render
 from support.paths import ROOT
+from support.promtool import promtool
 
 RUNBOOKS = "https://docs.example/troubleshooting.md"
 VALUES = {"prometheusRule": {"enabled": True, "runbookUrl": RUNBOOKS}}
@@ -40,10 +37,6 @@ def groups(values: Mapping[str, Any] = VALUES) -> list[Manifest]:
 def rules(kind: str) -> dict[str, Manifest]:
     """By name, in the order in which they stand. kind: alert or record."""
     return {rule[kind]: rule for group in groups() for rule in group["rules"] if kind in rule}
-
-
-def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([programs.promtool(), *arguments], capture_output=True, text=True, check=False)
 
 
 def series(name: str, labels: Mapping[str, str], values: str) -> dict[str, str]:
@@ -463,34 +456,10 @@ def test_each_alert_fires_when_it_must_and_only_then(alert: str, rule_file: Path
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
-def exported() -> dict[str, set[str]]:
-    """Names of series as they are stored, with the labels that our code gives them."""
-    found: dict[str, set[str]] = {}
-    for metric in [*vars(node_metrics).values(), *vars(Metrics()).values()]:
-        if not isinstance(metric, Counter | Gauge | Histogram):
-            continue
-        name = next(iter(metric.describe())).name
-        labels = set(metric._labelnames)
-        if isinstance(metric, Histogram):
-            found |= {f"{name}_bucket": {*labels, "le"}, f"{name}_sum": labels, f"{name}_count": labels}
-        else:
-            found[name + ("_total" if isinstance(metric, Counter) else "")] = labels
-    return found
-
-
 def test_every_metric_and_label_in_the_rules_is_one_that_our_code_exports() -> None:
-    of_targets = {"namespace", "pipe", "replica", "role", "stage", "job"}
-    known, records = exported(), rules("record")
-    for name, rule in {**records, **rules("alert")}.items():
-        expression = rule["expr"]
-        named = set(re.findall(r"(?<![\w:])languagepipes_\w+", expression))
-        recorded = set(re.findall(r"\w+:languagepipes_\w+:\w+", expression))
-        assert named <= known.keys(), name
-        assert recorded <= records.keys(), name
-        assert named or recorded, name
-        for metric, selector in re.findall(r"(languagepipes_\w+)\{(.*?)\}", expression):
-            labels = set(re.findall(r"(\w+)(?:!=|=~|=)", selector))
-            assert labels <= known[metric] | of_targets, (name, labels)
+    recorded = {name: rule.get("labels", {}).keys() for name, rule in rules("record").items()}
+    for name, rule in {**rules("record"), **rules("alert")}.items():
+        assert unknown_in(rule["expr"], recorded) == [], name
     text = str(groups())
     assert set(re.findall(r'outcome="(\w+)"', text)) == {QueueFull.outcome}
     assert set(re.findall(r"condition=[\"']+(\w+)", text)) <= set(get_args(ConditionType))

@@ -13,6 +13,7 @@ from languagepipes_operator.certificates.authority import new_ca
 from languagepipes_operator.children.labels import OPERATOR_LABELS, labels, store_labels
 from languagepipes_operator.settings import PREFIX, OperatorSettings
 from prometheus_client.metrics import MetricWrapperBase
+from support import dashboards
 from support.helm_chart import EVERYTHING, NAMESPACE, OPERATOR, ROOT, VARIANTS, Manifest, Objects, render
 from support.paths import CRD
 from support.permissions import IN_A_NAMESPACE, LEASE, NODES, Permission
@@ -522,6 +523,33 @@ def test_alerts_only_if_asked_for() -> None:
 
     assert objects.one("PrometheusRule")["metadata"]["labels"]["release"] == "prometheus"
     assert "PrometheusRule" not in render().kinds()
+
+
+def test_dashboards_only_if_asked_for_are_the_files_as_they_are() -> None:
+    objects = render({"dashboards": {"enabled": True}})
+
+    found = {each["metadata"]["name"]: each for each in objects.all("ConfigMap")}
+    assert found.keys() == {f"lp-languagepipes-dashboard-{name}" for name in dashboards.NAMES}
+    for name in dashboards.NAMES:
+        config_map = found[f"lp-languagepipes-dashboard-{name}"]
+        text = (dashboards.FOLDER / f"{name}.json").read_text(encoding="utf-8")
+        assert "{{" in text, "Grafana's templates, not Helm's"
+        assert config_map["data"] == {f"languagepipes-{name}.json": text}
+        assert config_map["metadata"]["namespace"] == NAMESPACE
+        assert config_map["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert "annotations" not in config_map["metadata"]
+    assert not render().all("ConfigMap")
+
+
+def test_dashboards_carry_the_labels_and_annotations_that_a_sidecar_looks_for() -> None:
+    given = {"labels": {"grafana_dashboard": None, "team": "a"}, "annotations": {"grafana_folder": "Language Pipes"}}
+
+    for config_map in render({"dashboards": {"enabled": True, **given}}).all("ConfigMap"):
+        labels = config_map["metadata"]["labels"]
+        assert labels["team"] == "a"
+        assert "grafana_dashboard" not in labels
+        assert (labels["app.kubernetes.io/name"], labels["app.kubernetes.io/instance"]) == ("languagepipes", "lp")
+        assert config_map["metadata"]["annotations"] == {"grafana_folder": "Language Pipes"}
 
 
 def test_a_network_policy_only_if_asked_for_lets_the_operator_do_its_work() -> None:

@@ -17,10 +17,15 @@ from support.helm_chart import CHART, KUBERNETES, ROOT, VARIANTS, refusal, run
 
 
 def paths(values: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Of all values, and of none below what is FREE."""
     for key, value in values.items():
         yield (*path, key)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and ".".join((*path, key)) not in FREE:
             yield from paths(value, (*path, key))
+
+
+def is_leaf(path: tuple[str, ...]) -> bool:
+    return ".".join(path) in FREE or value_of(path) == {} or not isinstance(value_of(path), dict)
 
 
 def value_of(path: tuple[str, ...]) -> Any:
@@ -30,7 +35,7 @@ def value_of(path: tuple[str, ...]) -> Any:
 DEFAULTS: Any = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 # What users fill with keys of their own, or Kubernetes with its: nothing below is the chart's.
-FREE = {"nodeSelector", "affinity", "podLabels", "podAnnotations"}
+FREE = {"nodeSelector", "affinity", "podLabels", "podAnnotations", "dashboards.labels"}
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 
 
@@ -79,6 +84,8 @@ CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
         ({"prometheusRule": {"thresholds": {"quantile": 95}}}, ["'/prometheusRule/thresholds/quantile'"]),
         ({"prometheusRule": {"thresholds": {"timeToFirstTokenSeconds": 60}}}, ["/timeToFirstTokenSeconds'"]),
         ({"prometheusRule": {"thresholds": {"storeStuck": 30}}}, ["/storeStuck'", "want string"]),
+        ({"dashboards": {"labels": {"grafana_dashboard": 1}}}, ["'/dashboards/labels/grafana_dashboard'", "string"]),
+        ({"dashboards": {"folder": "a"}}, ["'/dashboards'", "'folder' not allowed"]),
         ({"networkPolicy": {"apiServerPorts": [0]}}, ["'/networkPolicy/apiServerPorts/0'", "minimum"]),
     ],
 )  # fmt: skip
@@ -121,8 +128,7 @@ def test_the_schema_knows_exactly_the_values_that_there_are() -> None:
         for key, below in schema.get("properties", {}).items():
             yield from known(below, (*path, key))
 
-    there = {path for path in paths(DEFAULTS) if path[0] not in FREE or len(path) == 1}
-    there = {path for path in there if path[0] != "resources" or len(path) <= 2}
+    there = {path for path in paths(DEFAULTS) if path[0] != "resources" or len(path) <= 2}
     # Helm sets the first, and charts that this one is a part of the second.
     assert set(known(SCHEMA)) - {("global",), ("enabled",)} == there
 
@@ -138,10 +144,8 @@ def test_every_value_has_a_comment_above_it_or_above_its_group() -> None:
 
 def test_every_value_is_used_by_a_template() -> None:
     templates = "\n".join(path.read_text() for path in (CHART / "templates").rglob("*") if path.is_file())
-    handed_on_whole = {"image", "nodeImage", "resources"} | FREE
-    leaves = [
-        path for path in paths(DEFAULTS) if path[0] not in handed_on_whole and not isinstance(value_of(path), dict)
-    ]
+    handed_on_whole = {"image", "nodeImage", "resources"}
+    leaves = [path for path in paths(DEFAULTS) if path[0] not in handed_on_whole and is_leaf(path)]
 
     unused = [path for path in leaves if ".Values." + ".".join(path) not in templates]
 
@@ -160,11 +164,10 @@ def test_the_documentation_lists_every_value_with_its_default() -> None:
         re.findall(r"^\| `([\w.]+)` \| `(.*?)` \|", (ROOT / "docs" / "chart.md").read_text(), re.MULTILINE)
     )
 
-    whole = {*FREE, "resources"}
     leaves = {
         ".".join(path): value_of(path)
         for path in paths(DEFAULTS)
-        if (len(path) == 1 if path[0] in whole else value_of(path) == {} or not isinstance(value_of(path), dict))
+        if (len(path) == 1 if path[0] == "resources" else is_leaf(path))
     }
     assert {name: yaml.safe_load(shown) for name, shown in documented.items()} == {
         name: None if value == "" else value for name, value in leaves.items()
