@@ -90,7 +90,7 @@ packages: ## Install the Debian packages that images and the test cluster need (
 	tests/cluster/packages.sh
 
 .PHONY: cluster
-cluster: packages ## Build the programs of the test cluster: Kubernetes, CoreDNS, helm, a provisioner, promtool (9 min from nothing)
+cluster: packages ## Build the programs of the test cluster: Kubernetes, CoreDNS, helm, Prometheus and others (15 min from nothing)
 	$(call say,Programs of the test cluster)
 	$(PYTHON) tests/cluster/build.py
 

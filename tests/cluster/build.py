@@ -8,6 +8,7 @@ environment.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,8 @@ from cluster.processes import ClusterError
 
 STRIPPED = ("-trimpath", "-buildvcs=false")
 STATIC = {"CGO_ENABLED": "0"}
+_OPERATOR = "github.com/prometheus-operator/prometheus-operator"
+_OPERATOR_VERSION = f"@{programs.PROMETHEUS_OPERATOR}"
 
 
 def build(say: Callable[[str], None] = print) -> Path:
@@ -44,7 +47,13 @@ def build(say: Callable[[str], None] = print) -> Path:
         },
         say,
     )
-    _make(programs.prometheus_folder(), {"promtool": partial(_install_prometheus, "promtool")}, say)
+    parts = ("promtool", "prometheus")
+    _make(programs.prometheus_folder(), {name: partial(_install_prometheus, name) for name in parts}, say)
+    operator: dict[str, Callable[[Path], None]] = {
+        "prometheus-operator": lambda path: _install(f"{_OPERATOR}/cmd/operator{_OPERATOR_VERSION}", path),
+        "crds": _copy_crds,
+    }
+    _make(programs.prometheus_operator_folder(), operator, say)
     return folder
 
 
@@ -94,6 +103,12 @@ def _install_prometheus(name: str, path: Path) -> None:
     _install(module, path, "-tags", "remove_all_sd,enable_kubernetes_sd")
 
 
+def _copy_crds(path: Path) -> None:
+    """Of the Prometheus operator, which its module has as files."""
+    module = json.loads(_go("mod", "download", "-json", _OPERATOR + _OPERATOR_VERSION, folder=path.parent))
+    shutil.copytree(Path(module["Dir"], "example", "prometheus-operator-crd"), path, dirs_exist_ok=True)
+
+
 def _install(module: str, path: Path, *options: str) -> None:
     """`go install` of a published program, outside of our module."""
     with TemporaryDirectory(dir=path.parent) as folder:
@@ -103,7 +118,8 @@ def _install(module: str, path: Path, *options: str) -> None:
         program.rename(path)
 
 
-def _go(*arguments: str, folder: Path = programs.HERE, environment: Mapping[str, str] | None = None) -> None:
+def _go(*arguments: str, folder: Path = programs.HERE, environment: Mapping[str, str] | None = None) -> str:
+    """What it prints on stdout."""
     result = subprocess.run(
         ["nice", "go", *arguments],
         cwd=folder,
@@ -114,6 +130,7 @@ def _go(*arguments: str, folder: Path = programs.HERE, environment: Mapping[str,
     )
     if result.returncode != 0:
         raise ClusterError(f"go {' '.join(arguments)}:\n{result.stderr[-4000:]}")
+    return result.stdout
 
 
 def main() -> int:

@@ -16,7 +16,8 @@ COREDNS = "github.com/coredns/coredns@v1.15.0"
 HELM = "helm.sh/helm/v3/cmd/helm@v3.22.0"
 LOCAL_PATH_PROVISIONER = "github.com/rancher/local-path-provisioner@v0.0.30"
 # Of Prometheus, kept in a folder of its own: neither needs the other's versions.
-PROMETHEUS = "v0.316.0"  # of the module; the program calls itself 3.16.0
+PROMETHEUS, PROMETHEUS_PROGRAM = "v0.316.0", "v3.16.0"  # of the module; what the program calls itself
+PROMETHEUS_OPERATOR = "v0.85.0"
 
 
 def cache() -> Path:
@@ -37,6 +38,11 @@ def folder() -> Path:
 def prometheus_folder() -> Path:
     """Where Prometheus' programs of this version are kept, whether or not they are there."""
     return cache() / "prometheus" / PROMETHEUS
+
+
+def prometheus_operator_folder() -> Path:
+    """Where the Prometheus operator of this version and its CRDs are kept, whether or not they are there."""
+    return cache() / "prometheus-operator" / PROMETHEUS_OPERATOR
 
 
 def cluster() -> Path:
@@ -63,6 +69,19 @@ def local_path_provisioner() -> Path:
 def promtool() -> Path:
     """Checks and tests Prometheus' rules."""
     return _built("promtool", prometheus_folder())
+
+
+def prometheus() -> Path:
+    return _built("prometheus", prometheus_folder())
+
+
+def prometheus_operator() -> Path:
+    return _built("prometheus-operator", prometheus_operator_folder())
+
+
+def prometheus_operator_crds() -> Path:
+    """A folder of files, one for each CRD of monitoring.coreos.com."""
+    return _built("crds", prometheus_operator_folder())
 
 
 def kubectl() -> Path:
