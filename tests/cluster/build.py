@@ -50,7 +50,7 @@ def build(say: Callable[[str], None] = print) -> Path:
     parts = ("promtool", "prometheus")
     _make(programs.prometheus_folder(), {name: partial(_install_prometheus, name) for name in parts}, say)
     operator: dict[str, Callable[[Path], None]] = {
-        "prometheus-operator": lambda path: _install(f"{_OPERATOR}/cmd/operator{_OPERATOR_VERSION}", path),
+        "prometheus-operator": _build_prometheus_operator,
         "crds": _copy_crds,
     }
     _make(programs.prometheus_operator_folder(), operator, say)
@@ -101,6 +101,16 @@ def _install_prometheus(name: str, path: Path) -> None:
     dozen clouds. Without the tag `builtinassets` it has no pages, which the module as published lacks."""
     module = f"github.com/prometheus/prometheus/cmd/{name}@{programs.PROMETHEUS}"
     _install(module, path, "-tags", "remove_all_sd,enable_kubernetes_sd")
+
+
+def _build_prometheus_operator(path: Path) -> None:
+    """From a module of its own: `go install` refuses one that, as this one, replaces modules in its go.mod."""
+    package = f"{_OPERATOR}/cmd/operator"
+    with TemporaryDirectory(dir=path.parent) as folder:
+        where = Path(folder)
+        _go("mod", "init", "build", folder=where)
+        _go("get", package + _OPERATOR_VERSION, folder=where)
+        _go("build", *STRIPPED, "-ldflags", "-s -w", "-o", str(path), package, folder=where, environment=STATIC)
 
 
 def _copy_crds(path: Path) -> None:
