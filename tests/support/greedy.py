@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
 from pathlib import Path
+
+from support.paths import ROOT
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -12,7 +17,22 @@ QUESTIONS = [
 
 
 def answers(model_file: Path) -> list[str]:
-    """The greedy answers to QUESTIONS, at most 40 tokens each, in float32, read from the same GGUF file."""
+    """The greedy answers to QUESTIONS, at most 40 tokens each, in float32, read from the same GGUF file. They are kept
+    beside the model for other tests, until this file, the model's or the versions change.
+    """
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "gguf")]
+    size = model_file.stat().st_size
+    asked = json.dumps([Path(__file__).read_text(), model_file.name, size, versions])
+    kept = ROOT / ".cache" / "models" / f"greedy-answers-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+    if kept.exists():
+        found: list[str] = json.loads(kept.read_text())
+        return found
+    found = _answers(model_file)
+    kept.write_text(json.dumps(found))
+    return found
+
+
+def _answers(model_file: Path) -> list[str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
