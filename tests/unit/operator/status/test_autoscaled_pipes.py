@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from languagepipes_api.member_status import MemberStatus
 from languagepipes_operator.decide.rollout import Rollout
 from languagepipes_operator.planning.errors import PlanError
 from languagepipes_operator.status.condition_state import condition_in
 from languagepipes_operator.status.events import events_of
 from languagepipes_operator.status.status import status_of
+from support.changing_pipes import autoscaled, idle, without_stages
 from support.cluster_state import ClusterState, later, triple, turns
-
-WAITS = MemberStatus(state="ready", ring_ready=False, recovering=True, running=0, waiting=3, ring_error="no stage")
-
-
-def autoscaled(least: int = 1, most: int = 4, **more: Any) -> ClusterState:
-    cluster = ClusterState.ready({"autoscaling": {"minReplicas": least, "maxReplicas": most}})
-    cluster.desired = 1
-    for name, value in more.items():
-        setattr(cluster, name, value)
-    return cluster
-
-
-def without_stages(cluster: ClusterState, *, ready: bool = False) -> ClusterState:
-    """The End Model's ring is down, and the Service leads to it."""
-    for stage in (1, 2, 3):
-        cluster.drop("stage", 0, stage)
-    pod = cluster.pod("end-model")
-    for condition in pod["status"]["conditions"]:
-        if condition["type"] == "Ready" and not ready:
-            condition["status"] = "False"
-    cluster.publish_unready()
-    cluster.members[pod["metadata"]["name"]] = WAITS
-    return cluster
-
-
-def idle() -> ClusterState:
-    return without_stages(autoscaled(0, desired=0, idle=True))
 
 
 def test_an_idle_pipe_is_ready_and_takes_requests() -> None:

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from languagepipes_api.names import LABEL_PLAN, LABEL_REPLICA
 from languagepipes_operator.status.events import events_of
+from support.changing_pipes import rollout, status_before_rollout
 from support.cluster_state import ClusterState, at, ended, later, triple, unready, unscheduled, waiting
 
 NO_ROOM = "0/2 nodes are available: 2 Insufficient memory. preemption: 0/2 nodes are available."
 
 
-def rollout(*, ready: bool = False, age_seconds: float = 60, generation: int = 2, **spec: Any) -> ClusterState:
-    """Replica 0 serves with the revision before; replica 1 is the new one."""
-    cluster = ClusterState.ready(spec, generation=generation)
-    for thing in [*cluster.pods.values(), *cluster.deployments.values()]:
-        if LABEL_PLAN in thing["metadata"]["labels"]:
-            thing["metadata"]["labels"][LABEL_PLAN] = "0" * 16
-    cluster.add_replica(1)
-    cluster.updated, cluster.outdated = (1,), (0,)
-    for thing in [*cluster.pods.values(), *cluster.deployments.values()]:
-        if thing["metadata"]["labels"].get(LABEL_REPLICA) == "1":
-            thing["metadata"]["creationTimestamp"] = at(seconds=age_seconds)
-    if not ready:
-        for role, stage in (("stage", 1), ("stage", 2), ("stage", 3), ("end-model", 0)):
-            unready(cluster.pod(role, 1, stage))
-    return cluster
-
-
-def before() -> dict[str, Any]:
-    """The status from before the change, whose conditions turned long ago."""
-    return later(ClusterState.ready(), seconds=-9000).status()
-
-
 def test_what_starts_and_what_serves_meanwhile_are_told() -> None:
-    status = rollout().status(before())
+    status = rollout().status(status_before_rollout())
 
     assert triple(status, "Progressing") == (
         "True",
@@ -52,7 +29,7 @@ def test_a_replica_that_goes_is_told_until_it_is_gone() -> None:
     cluster = rollout(ready=True)
     cluster.outdated, cluster.draining = (), (0,)
 
-    status = cluster.status(before())
+    status = cluster.status(status_before_rollout())
 
     assert triple(status, "Ready")[0] == "True"
     assert triple(status, "Progressing")[1:] == (
@@ -62,7 +39,7 @@ def test_a_replica_that_goes_is_told_until_it_is_gone() -> None:
 
 
 def test_the_current_revision_is_the_old_one_until_all_run_the_new_one_and_nothing_else_is_left() -> None:
-    old = {**before(), "currentRevision": "old", "updatedRevision": "old"}
+    old = {**status_before_rollout(), "currentRevision": "old", "updatedRevision": "old"}
     during = rollout().status(old)
     done = ClusterState.ready(generation=2).status(during)
 
@@ -75,7 +52,7 @@ def test_past_the_deadline_progressing_turns_false_with_the_pods_own_reason(age_
     cluster = rollout(age_seconds=age_seconds)
     waiting(cluster.pod("stage", 1, 2), "ImagePullBackOff", 'Back-off pulling image "no/such:1"')
 
-    last = later(rollout(), seconds=-800).status(before())
+    last = later(rollout(), seconds=-800).status(status_before_rollout())
     status = cluster.status(last)
 
     turned, reason, message = triple(status, "Progressing")
@@ -94,7 +71,7 @@ def test_past_the_deadline_progressing_turns_false_with_the_pods_own_reason(age_
 def test_the_deadline_begins_when_the_weights_are_there() -> None:
     cluster = rollout(age_seconds=5000)
     since = {"type": "WeightsAvailable", "status": "True", "reason": "WeightsAvailable", "message": ""}
-    told = before()
+    told = status_before_rollout()
     told["conditions"] = [each for each in told["conditions"] if each["type"] != "WeightsAvailable"]
 
     recently = {**told, "conditions": [*told["conditions"], {**since, "lastTransitionTime": at(seconds=100)}]}
@@ -116,7 +93,7 @@ def test_where_there_is_no_room_for_both_the_way_out_is_told() -> None:
     for stage in (1, 2, 3):
         unscheduled(cluster.pod("stage", 1, stage), NO_ROOM)
 
-    message = triple(cluster.status(before()), "Progressing")[2]
+    message = triple(cluster.status(status_before_rollout()), "Progressing")[2]
 
     assert "spec.rollout.maxSurge: 0 with maxUnavailable: 1 stops the old first" in message
 
@@ -133,7 +110,7 @@ def test_fewer_new_replicas_than_asked_for_are_not_all_stages() -> None:
     cluster = ClusterState.ready(generation=2)
     cluster.updated, cluster.draining = (), (0,)
 
-    status = cluster.status(before())
+    status = cluster.status(status_before_rollout())
 
     assert triple(status, "StagesReady")[:2] == ("False", "RollingOut")
     assert triple(status, "Ready")[:2] == ("False", "RollingOut")
@@ -145,7 +122,7 @@ def test_a_member_of_the_revision_before_that_cannot_load_its_model_again_is_tol
     ended(cluster.pod("stage", 0, 2), code=1, message="FileNotFoundAtSource: model.gguf", restarts=3, back_off=True)
     cluster.planned = planned
 
-    status = cluster.status(before())
+    status = cluster.status(status_before_rollout())
 
     message = triple(status, "Progressing")[2]
     assert "of the revision before: stage stage-2 of replica 0" in message
