@@ -22,7 +22,7 @@ DOWN = EngineStatus(ring_ready=False, ring_error="stage 2 does not answer")
 
 @pytest.fixture
 def send(serve):
-    """send(served, request, …): what comes back on one connection until the server closes it (else when idle for too long)."""
+    """send(served, request, …): what comes back on one connection until the server closes it."""
     open_connections = []
 
     def on_one_connection(served, *requests):
