@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 # A burst of clients waits in the kernel rather than being refused (Linux caps this at net.core.somaxconn).
 _BACKLOG = 2048
-# Longer than clients and most load balancers keep idle connections (Google's for 600 s, which nobody can change), so that
-# it is not the server that closes first: a request that is on its way then is lost.
+# Longer than clients and most load balancers keep idle connections (Google's for 600 s, which nobody can change), so
+# that it is not the server that closes first: a request that is on its way then is lost.
 _KEEP_ALIVE_SECONDS = 620
 
 
