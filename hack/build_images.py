@@ -44,7 +44,7 @@ BASE_LEAVES_OUT = (
 )
 TLS = "/etc/ssl/certs"
 LAYER_ID = 11  # digits of an image's id that `buildah bud` prints for each step
-CODE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", ".dockerignore", "hack/image/uv", "api")
+CODE = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", ".dockerignore", "hack/image", "api")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Image:
 IMAGES = {
     image.name: image
     for image in (
-        Image("node", "Dockerfile.node", (*CODE, "hack/image/overrides.txt", "node")),
+        Image("node", "Dockerfile.node", (*CODE, "node")),
         Image("operator", "Dockerfile.operator", (*CODE, "operator")),
         Image("client", "tests/e2e/images/Dockerfile.client", ("constraints.txt", ".dockerignore", "hack/image/uv")),
         Image(

@@ -78,8 +78,8 @@ def keep_out_of_collections() -> None:
 def end_on_signals() -> None:
     """SIGTERM or SIGINT ends this process at once, with status 0: it waits or loads, and serves no request yet.
 
-    The default action would not do: the first process of a container has none. Python's clean-up would not do either:
-    it could run while a thread is importing torch.
+    The default action would do so with status 143, as if it had failed. Python's clean-up would not do: it could run
+    while a thread is importing torch.
     """
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from support.installation import Installation
 from support.kubectl import Kubectl, wait_for
-from support.serving import pipe, wait_condition
+from support.serving import RESTRICTED, Images, pipe, wait_condition
 
 pytestmark = pytest.mark.kubernetes
 
@@ -45,6 +45,43 @@ def test_a_namespace_goes_within_a_minute_after_the_operator(
         kubectl("delete", "namespace", kubectl.namespace, "--wait=true", "--timeout=60s")
     finally:
         operator.install()
+
+
+@pytest.mark.parametrize("kind", ["node", "operator"])
+def test_a_container_that_is_to_end_while_python_starts_ends_at_once(
+    kind: str, images: Images, new_namespace: Callable[[str], Kubectl]
+) -> None:
+    """The first process of a container ignores signals that it does not handle yet: it must not be Python. Otherwise a
+    replica that is taken away again as it starts would hold its memory for `drainSeconds`.
+    """
+    kubectl = new_namespace(f"starting-{kind}")
+    slow = {"sitecustomize.py": "import time\nprint('begun', flush=True)\ntime.sleep(600)\n"}
+    kubectl.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "slow"}, "data": slow},
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "slow"},
+            "spec": {
+                "automountServiceAccountToken": False,
+                "terminationGracePeriodSeconds": 300,
+                "containers": [
+                    {
+                        "name": "main",
+                        "image": getattr(images, kind),
+                        "imagePullPolicy": "IfNotPresent",
+                        "command": [f"languagepipes-{kind}"],
+                        "env": [{"name": "PYTHONPATH", "value": "/slow"}],
+                        "securityContext": RESTRICTED,
+                        "volumeMounts": [{"name": "slow", "mountPath": "/slow"}],
+                    }
+                ],
+                "volumes": [{"name": "slow", "configMap": {"name": "slow"}}],
+            },
+        },
+    )
+    wait_for("a Python that starts", lambda: "begun" in kubectl.run("logs", "slow").stdout)
+    kubectl("delete", "pod", "slow", "--wait=true", "--timeout=100s")
 
 
 def test_two_pipes_and_two_namespaces_never_touch_each_other(
