@@ -85,6 +85,12 @@ class Metrics:
         )
         ProcessCollector(registry=self.registry)
         self.leader.set(0)
+        # Prometheus sees no increase in a series that comes with its first count: so each is there from the start.
+        for outcome in ("done", "retry", "gone"):
+            self.reconciles.labels(outcome)
+        for questions in (self.store_questions, self.ring_questions):
+            for outcome in ("answered", "silent"):
+                questions.labels(outcome)
 
     def show_phases(self, phases: Iterable[str]) -> None:
         """Replace what /metrics says of pipes by phase."""

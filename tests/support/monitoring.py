@@ -117,8 +117,11 @@ class Monitoring:
         for name, text in rules.items():
             (rules_folder / name).write_text(text)
         file = self._folder / "prometheus.yaml"
-        # Its pod's reloader fills in the pod's name.
-        file.write_text(configuration.replace(_RULES_FOLDER, str(rules_folder)).replace("$(POD_NAME)", "prometheus-0"))
+        of_pod = {_RULES_FOLDER: str(rules_folder), "$(POD_NAME)": "prometheus-0", "$(SHARD)": "0"}
+        for known, value in of_pod.items():  # as its pod's reloader fills them in
+            configuration = configuration.replace(known, value)
+        assert "$(" not in configuration, configuration
+        file.write_text(configuration)
         self._processes.start(
             "prometheus",
             [

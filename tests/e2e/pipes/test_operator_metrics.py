@@ -43,10 +43,11 @@ def test_the_operator_counts_what_it_does(smollm2: Kubectl, operator: Installati
         created = {"verb": "create", "code": "201"}
         assert metric(after, PREFIX + "api_calls_total", kind="Deployment", **created) >= 1
         assert metric(after, PREFIX + "api_calls_total", kind="Secret", **created) >= 2
+        questions = PREFIX + "store_questions_total"
         smollm2("scale", "lp/counted", "--replicas=1")
         wait_for(
             "a question to its store",
-            lambda: "languagepipes_operator_store_questions_total{" in scraped(operator),
+            lambda: metric(scraped(operator), questions) > metric(after, questions),
         )
     finally:
         smollm2("delete", "lp", "counted", "--wait=true", "--timeout=60s")
