@@ -86,6 +86,10 @@ def test_ten_pipes_that_compete_for_six_gpus_end_as_three_rings_and_seven_that_s
         eventually(lambda: len(set(_gpu_pods(served)) - winners) == 1, what="another pipe has the GPUs")
         eventually(lambda: sorted(_gpu_pods(served).values()) == [2, 2, 2], what="three rings again")
     finally:
+        # The operators of other tests serve all namespaces, too: pipes that wait for GPUs would take those that come.
+        for name in names:
+            served.api.delete(served.path("LanguagePipe", name))
+        eventually(lambda: not served.list("Pod", labels=f"{LABEL_ROLE}=stage"), what="no stage is left")
         for node in ("gpus-1", "gpus-2"):
             control_plane.remove_node(node)
 
