@@ -67,7 +67,7 @@ def _make(folder: Path, steps: Mapping[str, Callable[[Path], None]], say: Callab
             return
         if shutil.which("go") is None:
             raise ClusterError("building the test cluster's programs needs Go 1.26 or newer: https://go.dev/dl")
-        say(f"Building {', '.join(missing)} (all from nothing: 10 to 20 min on two cores; kept in {folder})")
+        say(f"Building {', '.join(missing)} (all from nothing: 10 to 25 min on two cores; kept in {folder})")
 
         def make(name: str) -> None:
             began = time.monotonic()
