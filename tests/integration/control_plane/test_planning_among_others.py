@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
+import pytest
 from cluster import ControlPlane
 from languagepipes_api.names import LABEL_MANAGED_BY, LABEL_PIPE, LABEL_ROLE, MANAGED_BY
 from languagepipes_api.spec import parse_pipe
@@ -12,10 +14,19 @@ from languagepipes_operator.observe.stored_plans import FACTS_KEY, IMAGE_KEY, PL
 from languagepipes_operator.planning import plan
 from languagepipes_operator.planning.inputs import model_inputs
 from support.planned_models import SMOLLM2
-from support.served_namespace import Object, ServedNamespace, eventually, pipe_of
+from support.served_namespace import Object, ServedNamespace, eventually, install_crd, pipe_of
 
 GPU = "nvidia.com/gpu"
 ON_GPUS = {"count": 2, "device": "GPU"}
+
+
+@pytest.fixture(scope="module")
+def control_plane() -> Iterator[ControlPlane]:
+    """Of their own: these operators serve all namespaces, and would see the pipes and nodes of other tests."""
+    with ControlPlane() as control_plane:
+        install_crd(control_plane)
+        control_plane.add_node("node-1", runs_pods=True)
+        yield control_plane
 
 
 def _tell_facts(served: ServedNamespace, pipe: Object) -> None:
