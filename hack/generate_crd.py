@@ -10,13 +10,13 @@ subresources, names) stands here. Schemas are structural, as apiextensions.k8s.i
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
+from generated_files import write_or_check
 from languagepipes_api.names import API_GROUP, API_VERSION, KIND
 from languagepipes_api.resource_model import ResourceModel
 from languagepipes_api.spec import LanguagePipe, PipeSpec
@@ -230,17 +230,9 @@ def _yaml(value: dict[str, Any]) -> str:
 
 def main() -> int:
     """Write or check the files; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Write the CRD from the models.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is not up to date")
-    checking = parser.parse_args().check
-    status = 0
-    for file, wanted in ((FILE, text()), (CHART_FILE, chart_text())):
-        if not checking:
-            file.write_text(wanted)
-        elif not file.exists() or file.read_text() != wanted:
-            print(f"{file} is not what the models say: run {sys.executable} {__file__}", file=sys.stderr)
-            status = 1
-    return status
+    return write_or_check(
+        {FILE: text(), CHART_FILE: chart_text()}, description="Write the CRD from the models.", source="the models say"
+    )
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ which Grafana: newer ones migrate what they load.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from dashboards import fleet, pipe
+from generated_files import write_or_check
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -28,18 +28,8 @@ def text(dashboard: Dashboard) -> str:
 
 def main() -> int:
     """Write or check the files; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Write the Grafana dashboards.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is not up to date")
-    checking = parser.parse_args().check
     wanted = {FOLDER / "pipe.json": text(pipe.build()), FOLDER / "fleet.json": text(fleet.build())}
-    status = 0
-    for file, content in wanted.items():
-        if not checking:
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(content, encoding="utf-8")
-        elif not file.exists() or file.read_text(encoding="utf-8") != content:
-            print(f"{file} is not what hack/dashboards says: run {sys.executable} {__file__}", file=sys.stderr)
-            status = 1
+    status = write_or_check(wanted, description="Write the Grafana dashboards.", source="hack/dashboards says")
     for file in sorted({*FOLDER.glob("*"), *wanted} - wanted.keys()):
         print(f"{file} is none of the dashboards that hack/dashboards makes: delete it", file=sys.stderr)
         status = 1

@@ -19,13 +19,14 @@ from dashboards.panels import (
     table,
     threshold_setting,
 )
-from dashboards.queries import buckets, increase, quantile, rate, total
+from dashboards.queries import buckets, highest, increase, lowest, quantile, rate, total
 
 UID = "languagepipes-fleet"
 PIPES = 'namespace=~"$namespace"'
 OPERATOR = 'namespace=~"$operator"'
 OF_PIPE = ("namespace", "pipe")
 NAME = "{{namespace}}/{{pipe}}"
+POD = "{{namespace}}/{{pod}}"
 # The alert on the operator names the operator's namespace, all others a pipe's.
 ALERTS = 'ALERTS{alertname=~"LanguagePipes.*", alertstate="firing", namespace=~"$namespace|$operator"}'
 YES_NO = {"1": ("True", "green"), "0": ("False", "red")}
@@ -62,7 +63,11 @@ def build() -> dashboard.Dashboard:
 
 def condition(name: str) -> str:
     """1 or 0 for each pipe: one operator reports it, and only during a change of the leader two."""
-    return f'max by (namespace, pipe) ({CONDITION}{{{PIPES}, condition="{name}"}})'
+    return highest(CONDITION, f'{PIPES}, condition="{name}"', *OF_PIPE)
+
+
+def first_certificate() -> str:
+    return lowest("languagepipes_operator_certificate_expiry_seconds", PIPES, *OF_PIPE)
 
 
 def overview() -> Row:
@@ -97,7 +102,7 @@ def overview() -> Row:
                 "Whether an operator pod holds the Lease. No: nothing is repaired, scaled or renewed, and pipes "
                 "that run go on; see the operator's log.",
                 "none",
-                Query(f"max({LEADER}{{{OPERATOR}}})"),
+                Query(highest(LEADER, OPERATOR)),
                 mappings={"1": ("Yes", "green"), "0": ("No", "red")},
             ),
             stat(
@@ -125,7 +130,7 @@ def overview() -> Row:
                 "Rings that were up, and are down by their End Model's own word. "
                 "Above 0 for long: that pipe's dashboard shows why.",
                 "none",
-                Query(f"max(languagepipes_operator_rings_down{{{OPERATOR}}})"),
+                Query(highest("languagepipes_operator_rings_down", OPERATOR)),
                 steps=[(1, "red")],
             ),
         ],
@@ -178,7 +183,7 @@ def pipes() -> Row:
         total("languagepipes_running_sequences", PIPES, *OF_PIPE),
         total("languagepipes_waiting_sequences", PIPES, *OF_PIPE),
         quantile(0.95, pipe.FIRST, PIPES, *OF_PIPE),
-        f"min by (namespace, pipe) (languagepipes_operator_certificate_expiry_seconds{{{PIPES}}})",
+        first_certificate(),
     ]
     return Row(
         "Pipes",
@@ -273,7 +278,7 @@ def operator() -> Row:
                 "1 for the pod that holds the Lease, 0 for those that stand by. "
                 "No 1: nobody leads; changes again and again: see the pods' restarts and the API server.",
                 "none",
-                Query(f"{LEADER}{{{OPERATOR}}}", "{{namespace}}/{{pod}}"),
+                Query(f"{LEADER}{{{OPERATOR}}}", POD),
                 top=1,
             ),
             lines(
@@ -295,21 +300,19 @@ def operator() -> Row:
                 "Pipes that wait to be reconciled",
                 "The depth of the queue. Above 0 for more than seconds: reconciles are slow, or are repeated.",
                 "short",
-                Query(
-                    total("languagepipes_operator_queue_depth", OPERATOR, "namespace", "pod"), "{{namespace}}/{{pod}}"
-                ),
+                Query(total("languagepipes_operator_queue_depth", OPERATOR, "namespace", "pod"), POD),
             ),
             lines(
                 "Memory",
                 "Resident memory of operator pods. Near the container's limit (512Mi unless set): raise `resources`.",
                 "bytes",
-                Query(f"process_resident_memory_bytes {own}", "{{namespace}}/{{pod}}"),
+                Query(f"process_resident_memory_bytes {own}", POD),
             ),
             lines(
                 "CPU",
                 "CPUs that operator pods use. High without changes of pipes: something is reconciled again and again.",
                 "short",
-                Query(f"rate(process_cpu_seconds_total[$__rate_interval]) {own}", "{{namespace}}/{{pod}}"),
+                Query(f"rate(process_cpu_seconds_total[$__rate_interval]) {own}", POD),
             ),
         ],
     )
@@ -368,18 +371,15 @@ def api_server() -> Row:
                 "Nodes with members that answered before and do not now, and rings that were up and are down. "
                 "Above 0 for long: see the nodes, and the pipes' dashboards.",
                 "short",
-                Query(f"max(languagepipes_operator_lost_nodes{{{OPERATOR}}})", "lost nodes"),
-                Query(f"max(languagepipes_operator_rings_down{{{OPERATOR}}})", "rings down"),
+                Query(highest("languagepipes_operator_lost_nodes", OPERATOR), "lost nodes"),
+                Query(highest("languagepipes_operator_rings_down", OPERATOR), "rings down"),
             ),
             lines(
                 "Certificates end in, by pipe",
                 "Until the pipe's first certificate ends, by the operator's Secrets; it is renewed 30 days before. "
                 "One that falls below: the operator may not write that Secret, see its log.",
                 "s",
-                Query(
-                    f"min by (namespace, pipe) (languagepipes_operator_certificate_expiry_seconds{{{PIPES}}})",
-                    NAME,
-                ),
+                Query(first_certificate(), NAME),
             ),
         ],
     )

@@ -72,7 +72,7 @@ def lines(
 ) -> dashboard.Panel:
     """What changes with time. bars: for events, which are counted within the time of one point. top: of the axis."""
     panel = build_timeseries.Panel().title(title).description(description).unit(unit).datasource(DATASOURCE)
-    panel.span(width).height(8).targets([_target(query, number) for number, query in enumerate(queries)])
+    panel.span(width).height(8).targets(_targets(queries))
     panel.legend(
         build.VizLegendOptions()
         .show_legend(True)
@@ -120,7 +120,7 @@ def stat(
 ) -> dashboard.Panel:
     """One number, or a few. steps: (from this value, this colour), beside `lowest`. mappings: text and colour."""
     panel = build_stat.Panel().title(title).description(description).unit(unit).datasource(DATASOURCE).no_value("–")
-    panel.span(width).height(4).targets([_target(query, number) for number, query in enumerate(queries)])
+    panel.span(width).height(4).targets(_targets(queries))
     panel.reduce_options(build.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     panel.color_mode(common.BigValueColorMode.VALUE).graph_mode(common.BigValueGraphMode.AREA)
     panel.thresholds(_thresholds(steps, lowest))
@@ -222,6 +222,10 @@ def _thresholds(steps: Sequence[tuple[float, str]], lowest: str) -> build_dashbo
     found = [dashboard.Threshold(value=None, color=lowest)]
     found += [dashboard.Threshold(value=value, color=colour) for value, colour in steps]
     return build_dashboard.ThresholdsConfig().mode(dashboard.ThresholdsMode.ABSOLUTE).steps(found)
+
+
+def _targets(queries: Iterable[Query]) -> list[build_prometheus.Dataquery]:
+    return [_target(query, number) for number, query in enumerate(queries)]
 
 
 def _target(query: Query, number: int) -> build_prometheus.Dataquery:

@@ -19,7 +19,7 @@ from dashboards.panels import (
     table,
     threshold_setting,
 )
-from dashboards.queries import buckets, increase, mean, quantile, rate, ratio, total
+from dashboards.queries import buckets, highest, increase, lowest, mean, quantile, rate, ratio, total
 
 UID = "languagepipes-pipe"
 PIPE = 'namespace="$namespace", pipe="$pipe"'
@@ -58,7 +58,7 @@ def build() -> dashboard.Dashboard:
 
 
 def overview() -> Row:
-    condition = f'languagepipes_operator_pipe_condition{{{PIPE}, condition="EndpointReady"}}'
+    accepts = highest("languagepipes_operator_pipe_condition", f'{PIPE}, condition="EndpointReady"')
     refused = increase("languagepipes_requests_total", f'{RING}, outcome="queue_full"')
     return Row(
         "Now",
@@ -68,7 +68,7 @@ def overview() -> Row:
                 "The condition EndpointReady, as the operator's leader reports it. "
                 "No: `kubectl describe lp NAME` has the reason and the remedy.",
                 "none",
-                Query(f"max({condition})"),
+                Query(accepts),
                 mappings={"1": ("Yes", "green"), "0": ("No", "red")},
             ),
             stat(
@@ -119,7 +119,7 @@ def overview() -> Row:
                 "Until the first certificate of a member ends; it is renewed 30 days before. "
                 "Less than 14 days: see LanguagePipesCertificateExpiring in the page on troubleshooting.",
                 "s",
-                Query(f"min({EXPIRY}{{{PIPE}}}) - time()"),
+                Query(f"{lowest(EXPIRY, PIPE)} - time()"),
                 steps=[(14 * DAY, "orange"), (29 * DAY, "green")],
                 lowest="red",
             ),
@@ -269,7 +269,7 @@ def ring() -> Row:
             total("languagepipes_kv_blocks_total", MEMBERS, "stage"),
         ),
         total("process_resident_memory_bytes", MEMBERS, "stage"),
-        f"min by (stage) ({EXPIRY}{{{MEMBERS}}}) - time()",
+        f"{lowest(EXPIRY, MEMBERS, 'stage')} - time()",
     ]
     end_model = {"mappings": in_colours({"0": ("End Model", "text")})["mappings"], "custom.width": 120}
     return Row(
@@ -440,7 +440,7 @@ def members() -> Row:
                 "Until the certificate that a member offers ends; it is renewed 30 days before. "
                 "One that falls below: does an operator lead, and may it write Secrets?",
                 "s",
-                Query(f"min by ({', '.join(labels)}) ({EXPIRY}{{{RING}}}) - time()", member),
+                Query(f"{lowest(EXPIRY, RING, *labels)} - time()", member),
             ),
             lines(
                 "Weights loaded",

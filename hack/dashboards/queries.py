@@ -10,6 +10,14 @@ def total(metric: str, selector: str, *by: str) -> str:
     return f"sum{_by(by)}({metric}{{{selector}}})"
 
 
+def lowest(metric: str, selector: str, *by: str) -> str:
+    return f"min{_by(by)}({metric}{{{selector}}})"
+
+
+def highest(metric: str, selector: str, *by: str) -> str:
+    return f"max{_by(by)}({metric}{{{selector}}})"
+
+
 def rate(counter: str, selector: str, *by: str) -> str:
     """A second."""
     return f"sum{_by(by)}(rate({counter}{{{selector}}}{_WINDOW}))"

@@ -104,7 +104,7 @@ class Monitoring:
                 },
             }
         )
-        # With no cluster around it, it would look for its own pod's.
+        # Without KUBECONFIG it would look for its pod's service account.
         self._processes.start(
             "prometheus-operator",
             [programs.prometheus_operator(), f"--web.listen-address=127.0.0.1:{free_port()}"],

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ eventually = functools.partial(
     every_seconds=0.1,
     not_yet=(AssertionError, httpx.HTTPError, KeyError, IndexError),
 )
+
+
+@contextmanager
+def control_plane_with_crd(folder: Path | None = None) -> Iterator[ControlPlane]:
+    """etcd, API server, scheduler and controller manager, with a node that runs nothing and says it does."""
+    with ControlPlane(folder=folder) as control_plane:
+        install_crd(control_plane)
+        control_plane.add_node("node-1", runs_pods=True)
+        yield control_plane
 
 
 def install_crd(control_plane: ControlPlane, definition: Object | None = None) -> None:

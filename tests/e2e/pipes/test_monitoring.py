@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from cluster import Cluster
-from languagepipes_api.names import TELEMETRY_PORT
+from languagepipes_api.names import LABEL_ROLE, LABEL_STAGE, TELEMETRY_PORT
 from support import dashboards
 from support.installation import Installation
 from support.kubectl import Kubectl, wait_for
@@ -58,14 +58,10 @@ def test_every_member_and_the_operator_are_scraped_with_their_labels(
         assert all(each.keys() >= {"replica"} for each in found if each["role"] != "store")
         return {(each["pod"], each["role"], each.get("stage", "")) for each in found}
 
-    labels = [pod["metadata"]["labels"] for pod in pods(smollm2)]
+    members = pods(smollm2)
     expected = {
-        (
-            pod["metadata"]["name"],
-            label["languagepipes.io/role"],
-            label.get("languagepipes.io/stage", ""),
-        )
-        for pod, label in zip(pods(smollm2), labels, strict=True)
+        (each["name"], each["labels"][LABEL_ROLE], each["labels"].get(LABEL_STAGE, ""))
+        for each in (pod["metadata"] for pod in members)
     }
     assert len(expected) == 5
     wait_for("all members scraped", lambda: up() == expected)
@@ -77,7 +73,7 @@ def test_every_member_and_the_operator_are_scraped_with_their_labels(
     # No plugin of this cluster enforces policies: what they say about these scrapes is evaluated.
     policies = smollm2.list("networkpolicy")
     scraper = Pod("prometheus", NAMESPACE, {"app.kubernetes.io/name": "prometheus"}, "198.51.100.1")
-    for pod in pods(smollm2):
+    for pod in members:
         metadata = pod["metadata"]
         member = Pod(role(pod), metadata["namespace"], metadata["labels"], pod["status"]["podIP"])
         assert allowed(policies, scraper, member, TELEMETRY_PORT), member

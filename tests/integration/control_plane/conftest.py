@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster import ControlPlane
-from support.served_namespace import ServedNamespace, install_crd
+from support.served_namespace import ServedNamespace, control_plane_with_crd
 
 HERE = Path(__file__).parent
 
@@ -23,13 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    """etcd, API server, scheduler and controller manager, with a node that runs nothing and says it does; each test
-    takes a namespace of its own.
-    """
+    """One for all; each test takes a namespace of its own."""
     kept = os.environ.get("CONTROL_PLANE_FOLDER")
-    with ControlPlane(folder=Path(kept) if kept else None) as control_plane:
-        install_crd(control_plane)
-        control_plane.add_node("node-1", runs_pods=True)
+    with control_plane_with_crd(Path(kept) if kept else None) as control_plane:
         yield control_plane
 
 

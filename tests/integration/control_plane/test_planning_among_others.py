@@ -14,7 +14,7 @@ from languagepipes_operator.observe.stored_plans import FACTS_KEY, IMAGE_KEY, PL
 from languagepipes_operator.planning import plan
 from languagepipes_operator.planning.inputs import model_inputs
 from support.planned_models import SMOLLM2
-from support.served_namespace import Object, ServedNamespace, eventually, install_crd, pipe_of
+from support.served_namespace import Object, ServedNamespace, control_plane_with_crd, eventually, pipe_of
 
 GPU = "nvidia.com/gpu"
 ON_GPUS = {"count": 2, "device": "GPU"}
@@ -23,9 +23,7 @@ ON_GPUS = {"count": 2, "device": "GPU"}
 @pytest.fixture(scope="module")
 def control_plane() -> Iterator[ControlPlane]:
     """Of their own: these operators serve all namespaces, and would see the pipes and nodes of other tests."""
-    with ControlPlane() as control_plane:
-        install_crd(control_plane)
-        control_plane.add_node("node-1", runs_pods=True)
+    with control_plane_with_crd() as control_plane:
         yield control_plane
 
 

@@ -6,8 +6,6 @@ import enum
 import itertools
 import json
 import re
-import subprocess
-import sys
 import typing
 from collections.abc import Iterator
 from typing import Any, get_args
@@ -20,7 +18,7 @@ from languagepipes_api.status import ConditionType
 from languagepipes_node.end_model.openai.errors import QueueFull
 from support.dashboards import FOLDER, NAMES, Json, load, panels, queries, series_of_variables, variables_in
 from support.exported_metrics import named_in, unknown_in
-from support.paths import ROOT
+from support.generated_files import assert_up_to_date
 
 COLUMNS = 24
 
@@ -31,14 +29,7 @@ def dashboard(request: pytest.FixtureRequest) -> Json:
 
 
 def test_the_files_are_what_the_generator_writes() -> None:
-    check = subprocess.run(
-        [sys.executable, ROOT / "hack" / "generate_dashboards.py", "--check"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert (check.returncode, check.stderr) == (0, "")
+    assert_up_to_date("generate_dashboards.py")
     assert {path.name for path in FOLDER.iterdir()} == {f"{name}.json" for name in NAMES}
 
 
