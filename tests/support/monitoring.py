@@ -164,6 +164,7 @@ class Monitoring:
         found: list[Sample] = self.get("query", query=expression)["result"]
         return found
 
-    def firing(self) -> set[str]:
-        """Names of the alerts that fire."""
-        return {each["labels"]["alertname"] for each in self.get("alerts")["alerts"] if each["state"] == "firing"}
+    def firing(self, namespace: str) -> set[str]:
+        """Names of the alerts that fire about this namespace."""
+        found = [each["labels"] for each in self.get("alerts")["alerts"] if each["state"] == "firing"]
+        return {each["alertname"] for each in found if each.get("namespace") == namespace}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -86,30 +87,41 @@ def operator(admin: Kubectl, images: Images) -> Iterator[Installation]:
 
 
 @pytest.fixture(scope="session")
-def new_namespace(admin: Kubectl) -> Iterator[Callable[[str], Kubectl]]:
-    """Makes namespaces that enforce the restricted Pod Security profile; deletes them in the end."""
-    made: list[str] = []
+def namespace(admin: Kubectl) -> Callable[[str], AbstractContextManager[Kubectl]]:
+    """Makes namespaces that enforce the restricted Pod Security profile, each for one `with`: what is left in it would
+    take processors from later tests, and their metrics and alerts would count it.
+    """
     numbers = itertools.count(1)
 
-    def make(purpose: str) -> Kubectl:
+    @contextmanager
+    def make(purpose: str) -> Iterator[Kubectl]:
         name = f"e2e-{next(numbers)}-{purpose}"
         labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
         admin.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
-        made.append(name)
-        return admin.within(name)
+        try:
+            yield admin.within(name)
+        finally:
+            admin("delete", "namespace", name, "--ignore-not-found", "--wait=false")
 
-    yield make
-    for name in made:
-        admin("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+    return make
+
+
+@pytest.fixture
+def new_namespace(namespace: Callable[[str], AbstractContextManager[Kubectl]]) -> Iterator[Callable[[str], Kubectl]]:
+    """Makes namespaces for one test."""
+    with ExitStack() as made:
+        yield lambda purpose: made.enter_context(namespace(purpose))
 
 
 @pytest.fixture(scope="session")
-def home(operator: Installation, new_namespace: Callable[[str], Kubectl], images: Images) -> Kubectl:
+def home(
+    operator: Installation, namespace: Callable[[str], AbstractContextManager[Kubectl]], images: Images
+) -> Iterator[Kubectl]:
     """The namespace of the pipe that most tests share, with its weights."""
-    kubectl = new_namespace("main")
-    fill_claim(kubectl, images)
-    kubectl.apply(pipe())
-    return kubectl
+    with namespace("main") as kubectl:
+        fill_claim(kubectl, images)
+        kubectl.apply(pipe())
+        yield kubectl
 
 
 @pytest.fixture

@@ -67,8 +67,8 @@ def test_every_member_and_the_operator_are_scraped_with_their_labels(
     wait_for("all members scraped", lambda: up() == expected)
     leads = wait_for("the operator scraped", lambda: monitoring.query("languagepipes_operator_leader == 1"))
     assert [each["metric"]["namespace"] for each in leads] == [operator.kubectl.namespace]
-    conditions = monitoring.query('languagepipes_operator_pipe_condition{pipe="smollm2", condition="Ready"}')
-    assert [each["metric"]["namespace"] for each in conditions] == [smollm2.namespace]
+    ready = f'languagepipes_operator_pipe_condition{{namespace="{smollm2.namespace}", condition="Ready"}}'
+    assert [each["metric"]["pipe"] for each in monitoring.query(ready)] == ["smollm2"]
 
     # No plugin of this cluster enforces policies: what they say about these scrapes is evaluated.
     policies = smollm2.list("networkpolicy")
@@ -80,12 +80,12 @@ def test_every_member_and_the_operator_are_scraped_with_their_labels(
 
 
 def test_an_alert_fires_by_its_cause_and_ends_with_it(smollm2: Kubectl, monitoring: Monitoring) -> None:
-    wait_for("no alert", lambda: monitoring.firing() == set())
+    wait_for("no alert", lambda: monitoring.firing(str(smollm2.namespace)) == set())
     (end_model,) = alive(smollm2, "end-model")
     smollm2("delete", "pod", end_model["metadata"]["name"], "--grace-period=0", "--force")
-    wait_for("the alert", lambda: "LanguagePipesEndpointNotReady" in monitoring.firing())
+    wait_for("the alert", lambda: "LanguagePipesEndpointNotReady" in monitoring.firing(str(smollm2.namespace)))
     wait_ready(smollm2)
-    wait_for("its end", lambda: "LanguagePipesEndpointNotReady" not in monitoring.firing())
+    wait_for("its end", lambda: "LanguagePipesEndpointNotReady" not in monitoring.firing(str(smollm2.namespace)))
 
 
 def test_every_query_of_the_dashboards_has_data(
@@ -101,7 +101,7 @@ def test_every_query_of_the_dashboards_has_data(
     # A stage is lost: the ring ends, and the next one has other KV.
     (stage,) = [pod for pod in alive(smollm2, "stage") if role(pod) == "stage-2"]
     smollm2("delete", "pod", stage["metadata"]["name"], "--grace-period=0", "--force")
-    wait_for("the alert on the ring", lambda: "LanguagePipesRingUnstable" in monitoring.firing())
+    wait_for("the alert on the ring", lambda: "LanguagePipesRingUnstable" in monitoring.firing(str(smollm2.namespace)))
     wait_ready(smollm2)
     ask()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -34,10 +35,12 @@ def gpu_nodes(our_cluster: Cluster) -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def kubectl(operator: Installation, new_namespace: Callable[[str], Kubectl], images: Images) -> Kubectl:
-    made = new_namespace("scheduling")
-    fill_claim(made, images)
-    return made
+def kubectl(
+    operator: Installation, namespace: Callable[[str], AbstractContextManager[Kubectl]], images: Images
+) -> Iterator[Kubectl]:
+    with namespace("scheduling") as made:
+        fill_claim(made, images)
+        yield made
 
 
 @pytest.fixture

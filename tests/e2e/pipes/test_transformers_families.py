@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import pytest
@@ -27,15 +28,15 @@ class World:
 @pytest.fixture(scope="module")
 def world(
     operator: Installation,
-    new_namespace: Callable[[str], Kubectl],
+    namespace: Callable[[str], AbstractContextManager[Kubectl]],
     images: Images,
     tmp_path_factory: pytest.TempPathFactory,
-) -> World:
+) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("families")
     models = {family: FamilyModel.write(family, folder / family) for family in FAMILIES}
-    kubectl = new_namespace("families")
-    copy_to_claim(kubectl, images, "families", [model.path for model in models.values()])
-    return World(kubectl, Client(kubectl, images), models)
+    with namespace("families") as kubectl:
+        copy_to_claim(kubectl, images, "families", [model.path for model in models.values()])
+        yield World(kubectl, Client(kubectl, images), models)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,6 +10,7 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,11 +149,13 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def kubectl(operator: Installation, new_namespace: Callable[[str], Kubectl], images: Images) -> Kubectl:
+def kubectl(
+    operator: Installation, namespace: Callable[[str], AbstractContextManager[Kubectl]], images: Images
+) -> Iterator[Kubectl]:
     """A namespace of its own, with weights."""
-    made = new_namespace("truth")
-    fill_claim(made, images)
-    return made
+    with namespace("truth") as made:
+        fill_claim(made, images)
+        yield made
 
 
 @pytest.fixture(scope="class")
