@@ -4,7 +4,7 @@
 
 Random weights of a small Qwen3-MoE shape. Each row is a sequence of its own with a few tokens before it, and rows
 differ, so that they take different experts. The other way is the fastest of those that torch's layers have for the
-dtype (`model.linear.candidates`, native products among them), which is what members chose by measuring before whole
+dtype (`model.choices.candidates`, native products among them), which is what members chose by measuring before whole
 steps took experts. Prints medians, their spread and the ratio.
 """
 
@@ -65,7 +65,8 @@ def main() -> None:
     from languagepipes_node.model import kernels
     from languagepipes_node.model.architecture import Architecture
     from languagepipes_node.model.batch import Batch
-    from languagepipes_node.model.linear import WHOLE, Compute, always, candidates
+    from languagepipes_node.model.choices import candidates
+    from languagepipes_node.model.linear import WHOLE, Compute, always
     from languagepipes_node.model.names import layer_parts
     from languagepipes_node.model.stack import LayerStack
     from languagepipes_node.weights.source import TensorInfo

@@ -1,4 +1,5 @@
-"""What a weights store answers at /v1/facts and /v1/progress: written by the node, read by the operator and by members.
+"""What a weights store answers at /v1/facts, /v1/progress and /v1/arithmetic/KEY: written by the node, read by the
+operator and by members.
 
 Only data: who may ask, and over which connection, is decided elsewhere. Readers ignore fields that they do not know.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 StorePhase = Literal["Resolving", "Downloading", "Verifying", "Converting", "Ready", "Failed"]
 
@@ -40,3 +41,31 @@ class StoreRefusal(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     error: Problem
+
+
+class ArithmeticChoice(BaseModel):
+    """How a member computes steps of `rows` rows and more."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    rows: int = Field(ge=1, le=1 << 20)
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="Of the activations.")
+    native: bool = Field(description="Whether products are by the node's own kernels.")
+    whole: bool = Field(description="Whether all layers of a step are one native call.")
+
+
+class ArithmeticChoices(BaseModel):
+    """What a member measured to be fastest on its machine, by number of rows, ascending from 1. Written by members at
+    /v1/arithmetic/KEY, where KEY is a SHA-256, and read there by others on such machines with such weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    choices: tuple[ArithmeticChoice, ...] = Field(min_length=1, max_length=16)
+
+    @model_validator(mode="after")
+    def _ascends(self) -> ArithmeticChoices:
+        rows = [each.rows for each in self.choices]
+        if rows[0] != 1 or rows != sorted(set(rows)):
+            raise ValueError(f"choices: rows are {rows}; they have to ascend from 1")
+        return self

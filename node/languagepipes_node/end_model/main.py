@@ -104,7 +104,7 @@ def _serve(settings: MemberSettings, state: MemberState, ready: list[Any]) -> tu
     )
     state.to_load(plan.end_model.weight_bytes)
     state.enter("loading", f"layers {plan.end_model.local_layers} and head")
-    layers.load(startup.store, state.loaded)
+    layers.load(startup.store, state.loaded, memory=startup.store)
     startup.store.close()
 
     communicator = EndModelCommunicator(

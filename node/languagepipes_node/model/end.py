@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from languagepipes_api.plan import LayerRange
 
-from languagepipes_node.model import loading, packed
+from languagepipes_node.model import choices, loading, packed
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.errors import BatchError
-from languagepipes_node.model.linear import WHOLE, Arithmetic, Compute, always, measure
+from languagepipes_node.model.linear import WHOLE, Arithmetic, Compute, always
 from languagepipes_node.model.matrix import Matrix, multiply, panels, panels_pay
 from languagepipes_node.model.names import Part, embedding_part, head_part, norm_part
-from languagepipes_node.model.quantised import QuantisedWeight, Weight, look_up, plain, rows_of
+from languagepipes_node.model.quantised import QuantisedWeight, Weight, look_up, plain, quantised, rows_of
 from languagepipes_node.model.stack import LayerStack
 from languagepipes_node.weights.source import TensorSource
 
@@ -114,7 +114,9 @@ class EndLayers:
         """Whether `back` takes the hidden states of all tokens, not of the wanted rows only."""
         return len(self._tail.layers) > 0
 
-    def load(self, source: TensorSource, progress: Callable[[int], None]) -> int:
+    def load(
+        self, source: TensorSource, progress: Callable[[int], None], *, memory: choices.Memory | None = None
+    ) -> int:
         """As LayerStack.load. A tied embedding is read and kept once."""
         loading.check(source, self._parts, quantised=self.architecture.native)
         weights = loading.allocate_targets(source, self._parts, self.dtype, self.device, "end model")
@@ -129,12 +131,19 @@ class EndLayers:
             log.info("head: arithmetic in bfloat16 by the native kernel")
         else:
             self._head = weights[head]
-        if self._measures and self._panels is None:
-            measured = min(self._head.shape[0], max(1, _MEASURED_ELEMENTS // self._head.shape[1]))
-            self._compute = measure([[rows_of(self._head, 0, measured)]], self.dtype)
+        if self._panels is None and self._measures and self.device.type == "cpu":
+            self._compute = self._chosen(memory)
             log.info("head: arithmetic in %s", self._compute)
-        done = self._local.load(source, progress, done)
-        return self._tail.load(source, progress, done)
+        done = self._local.load(source, progress, done, memory=memory)
+        return self._tail.load(source, progress, done, memory=memory)
+
+    def _chosen(self, memory: choices.Memory | None) -> Compute:
+        """The arithmetic of the head."""
+        head = self._head
+        measured = rows_of(head, 0, min(head.shape[0], max(1, _MEASURED_ELEMENTS // head.shape[1])))
+        ways = choices.candidates(self.dtype, quantised=quantised([head]))
+        subject = ["head", str(self.dtype), *head.shape, head.nbytes]
+        return choices.choose(memory, subject, ways, lambda: choices.measure([[measured]], self.dtype))
 
     def front(self, tokens: torch.Tensor, batch: Batch) -> torch.Tensor:
         """tokens: int64 [tokens], on the CPU. Returns the hidden states for stage 1, [tokens, hidden] in `dtype`.

@@ -2,7 +2,7 @@
 
 transformers builds a model of the range's layers from a sliced config; the attention function registered here owns
 keys and values, so that the layers need no cache of transformers'. Arithmetic is in the storage dtype, whatever the
-processor: `model.linear`'s choice covers native families only. Importing this module imports transformers: seconds.
+processor: `model.choices` covers native families only. Importing this module imports transformers: seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from languagepipes_node.model import attention, attention_plan, loading
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.attention_plan import Sizes
+from languagepipes_node.model.choices import Memory
 from languagepipes_node.model.errors import UnsupportedModel
 from languagepipes_node.model.kv import KvCache
 from languagepipes_node.model.layers import Attention
@@ -159,8 +160,8 @@ class FallbackLayers:
             self._held_bytes += loading.held_bytes(weights.values())
         return done
 
-    def settle(self, cache: KvCache) -> None:
-        """Nothing to measure: transformers' layers compute in the dtype at rest."""
+    def settle(self, cache: KvCache, memory: Memory | None) -> None:
+        """Nothing to choose: transformers' layers compute in the dtype at rest."""
 
     def run(self, hidden: torch.Tensor, step: Step, cache: KvCache) -> torch.Tensor:
         positions = torch.from_numpy(step.positions).to(self._device)[None]  # [1, tokens]

@@ -1,38 +1,27 @@
-"""Matrix products in which weights at rest and arithmetic may have different dtypes, and which pairing is fastest.
+"""Matrix products in which weights at rest and arithmetic may have different dtypes.
 
 `project` multiplies in the dtype of its input. Where that is the weight's own, torch's kernel for it runs; where the
 input is float32 and the weight is not, the weight is widened tile by tile into a small float32 buffer, so that a
 member never needs a float32 copy of its weights. The kernel of `model.kernels` widens in registers instead. Which of
 the three is fastest depends on the processor and on the number of rows (without AVX512-BF16, bfloat16 arithmetic is
-several times slower than float32 from a few rows on; float16 is so on most): `measure` finds out at start-up. Where the
+several times slower than float32 from a few rows on; float16 is so on most): `model.choices` finds out. Where the
 processor has bfloat16 dot products, native families' bfloat16 weights are not chosen for here: they are kept as panels
 (`model.matrix`), and every number of rows is multiplied one way.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from languagepipes_node.model import kernels
 from languagepipes_node.model.matrix import Matrix, multiply, row_major
-from languagepipes_node.model.quantised import QuantisedWeight, StackedWeight, Weight, quantised
+from languagepipes_node.model.quantised import QuantisedWeight, StackedWeight, Weight
 
 # Elements of the float32 buffer (4 MiB): large enough to hide the calls, small enough for a shared cache.
 _TILE_ELEMENTS = 1 << 20
-# Rows at which the pairings are compared; a step with a number of rows in between uses the decision below it.
-ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 128)
-_REPEATS = 5
-_BUDGET_SECONDS = 1.5
-_HOPELESS = 3.0
-_NOISE = 1.03
-_MEASURED_BYTES = 64 << 20
-_ARITHMETIC_ROWS = 16
 
 
 def project(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -139,80 +128,3 @@ class Compute:
 def always(arithmetic: Arithmetic) -> Compute:
     """The same whatever the number of rows."""
     return Compute(((1, arithmetic),))
-
-
-def candidates(storage: torch.dtype, *, quantised: bool = False) -> list[Arithmetic]:
-    """Every way to multiply by weights of this dtype on this CPU; torch's own kernel for the dtype comes first.
-
-    quantised: the weights are, and are widened to the dtype of the arithmetic.
-    """
-    ways = [Arithmetic(storage)]
-    if storage != torch.float32:
-        ways.append(Arithmetic(torch.float32))
-    if kernels.available() and not quantised:
-        ways.append(Arithmetic(torch.float32, native=True))
-    return ways
-
-
-def measure(
-    layers: Sequence[Sequence[Weight]], dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
-) -> Compute:
-    """Time every way on the weights of these layers (or of the head alone) and keep the fastest for each bucket.
-
-    A few rows read enough layers for the weights to come from memory and not from a cache, as in a real step; more
-    rows are bound by arithmetic, and one layer says it all. Takes at most about two seconds. On a GPU there is nothing
-    to choose. dtype: of the weights that are not quantised.
-    """
-    if any(not isinstance(each, Matrix) and each.device.type != "cpu" for each in layers[0]):
-        return always(Arithmetic(dtype))
-    one = list(layers[0])
-    several: list[Weight] = []
-    for weights in layers:
-        several.extend(weights)
-        if sum(weight.nbytes for weight in several) > _MEASURED_BYTES:
-            break
-    ways = candidates(dtype, quantised=any(quantised(weights) for weights in layers))
-    started = clock()
-    choices: list[tuple[int, Arithmetic]] = []
-    for rows in ROW_BUCKETS:
-        if choices and clock() - started > _BUDGET_SECONDS:
-            break  # the last decision stands for more rows
-        seconds = _seconds(several if rows < _ARITHMETIC_ROWS else one, rows, ways, clock)
-        best = min(seconds.values())
-        # The first that is as good as any: a lead within the noise changes nothing.
-        chosen = next(way for way in ways if seconds[way] <= best * _NOISE)
-        if not choices or choices[-1][1] != chosen:
-            choices.append((rows, chosen))
-        # What is this much slower is not faster at more rows either: all three read the same weights.
-        ways = [way for way in ways if seconds[way] < best * _HOPELESS]
-    return Compute(tuple(choices))
-
-
-def _seconds(
-    weights: Sequence[Weight], rows: int, ways: Sequence[Arithmetic], clock: Callable[[], float]
-) -> dict[Arithmetic, float]:
-    """The seconds that all products take, each way."""
-
-    def products(way: Arithmetic, inputs: Sequence[torch.Tensor]) -> None:
-        for x, weight in zip(inputs, weights, strict=True):
-            way.product(x, weight, None)
-
-    acts = [
-        partial(products, way, [torch.full((rows, weight.shape[1]), 0.01, dtype=way.dtype) for weight in weights])
-        for way in ways
-    ]
-    return dict(zip(ways, seconds_of(acts, clock), strict=True))
-
-
-def seconds_of(acts: Sequence[Callable[[], object]], clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """The least of a few timings of each, in turn (noise only adds, and comes in bursts); of two if they are long."""
-    best = [float("inf")] * len(acts)
-    for attempt in range(_REPEATS):
-        begin = clock()
-        for index, act in enumerate(acts):
-            start = clock()
-            act()
-            best[index] = min(best[index], clock() - start)
-        if attempt and clock() - begin > _BUDGET_SECONDS / 10:
-            break
-    return best

@@ -11,14 +11,14 @@ from typing import Protocol
 import torch
 from languagepipes_api.plan import LayerRange
 
-from languagepipes_node.model import attention, attention_plan, loading, packed, step, whole_step
+from languagepipes_node.model import attention, attention_plan, choices, loading, packed, step, whole_step
 from languagepipes_node.model.architecture import Architecture
 from languagepipes_node.model.attention_plan import Sizes
 from languagepipes_node.model.batch import Batch
 from languagepipes_node.model.errors import BatchError
 from languagepipes_node.model.kv import KvCache
 from languagepipes_node.model.layers import Attention, DecoderLayer
-from languagepipes_node.model.linear import ROW_BUCKETS, WHOLE, Arithmetic, Compute, always, measure, seconds_of
+from languagepipes_node.model.linear import WHOLE, Arithmetic, Compute, always
 from languagepipes_node.model.matrix import PANEL, Matrix, panels, panels_pay, row_major
 from languagepipes_node.model.moe import each_expert
 from languagepipes_node.model.names import Part, layer_parts
@@ -40,8 +40,8 @@ class Layers(Protocol):
 
     def load(self, source: TensorSource, progress: Callable[[int], None], done: int) -> int: ...
 
-    def settle(self, cache: KvCache) -> None:
-        """Called once, when weights and cache are there: the moment to measure what whole steps cost."""
+    def settle(self, cache: KvCache, memory: choices.Memory | None) -> None:
+        """Called once, when weights and cache are there: the moment to choose the arithmetic."""
         ...
 
     def run(self, hidden: torch.Tensor, step: Step, cache: KvCache) -> torch.Tensor: ...
@@ -92,11 +92,19 @@ class LayerStack:
         """Resident bytes of this range's weights; 0 before they are loaded."""
         return self._layers.weight_bytes
 
-    def load(self, source: TensorSource, progress: Callable[[int], None], done: int = 0) -> int:
+    def load(
+        self,
+        source: TensorSource,
+        progress: Callable[[int], None],
+        done: int = 0,
+        *,
+        memory: choices.Memory | None = None,
+    ) -> int:
         """Allocate weights and KV cache, and read this range's tensors and no other byte.
 
-        progress(`done` + resident bytes filled so far) is called after each tensor; the last sum is returned. Raises
-        WrongWeights, OutOfMemory, or WeightsError of the source.
+        progress(`done` + resident bytes filled so far) is called after each tensor; the last sum is returned.
+        memory: where it is remembered which arithmetic is fastest; without one it is measured. Raises WrongWeights,
+        OutOfMemory, or WeightsError of the source.
         """
         done = self._layers.load(source, progress, done)
         self._cache = KvCache(
@@ -108,7 +116,7 @@ class LayerStack:
             dtype=self.dtype,
             device=self.device,
         )
-        self._layers.settle(self._cache)
+        self._layers.settle(self._cache, memory)
         return done
 
     def run(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -166,6 +174,8 @@ class NativeLayers:
         self._packs = packed.packs(device) and chosen_natively
         self._native: list[LayerWeights] = []
         self._whole: WholeStep | None = None
+        # The matrices whose products are measured, by layer; until then.
+        self._products: list[list[Weight]] = []
 
     @property
     def weight_bytes(self) -> int:
@@ -189,7 +199,6 @@ class NativeLayers:
 
     def _take(self, loaded: Sequence[dict[str, Weight]]) -> None:
         """Layers in the dtype at rest."""
-        products: list[list[Weight]] = []
         for layer, weights in enumerate(loaded, self._layers.start):
             if self._served:
                 self._native.append(self._as_native(weights))
@@ -197,32 +206,29 @@ class NativeLayers:
                 continue
             self._decoders.append(DecoderLayer(self._architecture, layer, weights))
             # Experts see other numbers of rows than the step has.
-            products.append([w for name, w in weights.items() if len(w.shape) == 2 and not name.startswith("experts")])
+            self._products.append(
+                [w for name, w in weights.items() if len(w.shape) == 2 and not name.startswith("experts")]
+            )
         if self._in_panels:
             self._compute = always(WHOLE)
-        elif self._measures and products:
-            self._compute = measure(products, self._dtype)
+            self._measures = False
 
     def _take_quantised(self, loaded: Sequence[dict[str, Weight]]) -> None:
         """Layers with quantised matrices: by the native kernels for every number of rows, in whole steps if all of it
         fits these; without the kernels each matrix is widened as it is used.
         """
         self._served = self._packs and self._served and all(map(self._fits_whole_steps, loaded))
-        self._in_panels = self._served  # nothing is left to measure
         for layer, weights in enumerate(loaded, self._layers.start):
             if self._served:
                 self._native.append(self._as_native(weights))
                 continue
             taken = packed.pack_all(weights, self._architecture) if self._packs else weights
             self._decoders.append(DecoderLayer(self._architecture, layer, taken))
-        if self._served:
-            self._compute = always(WHOLE)
-        elif self._packs:
-            self._compute = always(Arithmetic(torch.float32, native=True))
+        if self._served or self._packs:
+            self._compute = always(WHOLE if self._served else Arithmetic(torch.float32, native=True))
             self._measures = False
-        elif self._measures:
-            matrices = [[w for w in weights.values() if len(w.shape) == 2] for weights in loaded]
-            self._compute = measure(matrices, self._dtype)
+        else:
+            self._products = [[w for w in weights.values() if len(w.shape) == 2] for weights in loaded]
 
     def _fits_whole_steps(self, weights: dict[str, Weight]) -> bool:
         a = self._architecture
@@ -247,12 +253,11 @@ class NativeLayers:
 
     def _as_native(self, weights: dict[str, Weight]) -> LayerWeights:
         """One layer's packed weights for whole steps; matrices that become panels are no longer what they were."""
-        in_panels = self._in_panels and panels_pay(self._dtype, self._device)
 
         def make(weight: Weight) -> Matrix:
             if not isinstance(weight, torch.Tensor):
                 return packed.pack(weight)
-            return panels(weight) if in_panels else row_major(weight)
+            return panels(weight) if self._in_panels else row_major(weight)
 
         gates, ups, downs = (tuple(map(make, each)) for each in self._mlp(weights))
         matrices = {name: make(weights[name]) for name in ("qkv", "output")}
@@ -262,15 +267,32 @@ class NativeLayers:
             return LayerWeights(matrices | {"gate": gates[0], "up": ups[0], "down": downs[0]}, vectors)
         return LayerWeights(matrices, vectors, Mixture(experts, make(weights["router"]), gates, ups, downs))
 
-    def settle(self, cache: KvCache) -> None:
+    def settle(self, cache: KvCache, memory: choices.Memory | None) -> None:
         if not len(self._layers):
             return
         if self._served:
             self._whole = WholeStep(self._architecture, self._native, self._windows, self._rope, cache, self._dtype)
-            if self._measures and not self._in_panels:
-                self._compute = self._compute.whole_below(self._rows_that_are_slower_whole(cache))
-        if self._measures:
-            log.info("layers %s: arithmetic in %s", self._layers, self._compute)
+        if self._measures and self._device.type == "cpu":
+            ways = choices.candidates(self._dtype, quantised=any(map(quantised, self._products)))
+            if self._served:
+                ways.append(WHOLE)
+            self._compute = choices.choose(memory, self._subject(), ways, partial(self._measured, cache))
+        self._products = []
+        log.info("layers %s: arithmetic in %s", self._layers, self._compute)
+
+    def _subject(self) -> list[object]:
+        """What the time of a step of these layers depends on."""
+        a = self._architecture
+        weights = [[(*each.shape, each.nbytes) for each in layer] for layer in self._products]
+        heads = (a.attention_heads, a.kv_heads, a.head_dim)
+        experts = None if a.experts is None else (a.experts.count, a.experts.top_k, a.experts.intermediate_size)
+        return ["layers", str(self._dtype), weights, heads, experts, list(self._windows), self._served]
+
+    def _measured(self, cache: KvCache) -> Compute:
+        self._compute = choices.measure(self._products, self._dtype)
+        if self._whole is None:
+            return self._compute
+        return self._compute.whole_below(self._rows_that_are_slower_whole(cache))
 
     def _rows_that_are_slower_whole(self, cache: KvCache) -> int:
         """The least number of rows from which on whole steps are not the faster ones; 1 if they never are.
@@ -281,14 +303,14 @@ class NativeLayers:
         started = time.monotonic()
         draw = torch.Generator().manual_seed(0)  # rows that differ: of a mixture they take different experts
         with torch.inference_mode():
-            for rows in ROW_BUCKETS:
+            for rows in choices.ROW_BUCKETS:
                 step = probe(rows, cache.blocks, cache.block_tokens)
                 if step is None or time.monotonic() - started > _MEASURING_SECONDS:
                     break
                 hidden = torch.randn((rows, self._architecture.hidden_size), generator=draw).to(self._dtype)
                 arithmetic = self._compute.for_rows(rows)
                 ways = (WHOLE, arithmetic)
-                seconds = seconds_of([partial(self._run_by, way, hidden, step, cache) for way in ways])
+                seconds = choices.seconds_of([partial(self._run_by, way, hidden, step, cache) for way in ways])
                 if seconds[0] > seconds[1]:
                     break
                 faster_below = 2 * rows

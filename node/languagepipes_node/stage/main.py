@@ -68,7 +68,7 @@ def _serve(settings: MemberSettings, state: MemberState) -> None:
     )
     state.to_load(assignment.weight_bytes)
     state.enter("loading", f"layers {assignment.layers}")
-    stack.load(startup.store, state.loaded)
+    stack.load(startup.store, state.loaded, memory=startup.store)
     startup.store.close()
     metrics.KV_BLOCKS_TOTAL.set(plan.kv_blocks)
 

@@ -5,6 +5,7 @@
     root/partial/KEY         a download in progress, locked by whoever writes it
     root/converted/KEY/      a GGUF file as safetensors (weights.gguf_convert.converted_name)
     root/digests.json        SHA-256 of local GGUF files by path, size and time
+    root/arithmetic.json     what members measured to be fastest (store.arithmetic); without it they measure again
 
 A file reaches blobs/ by rename after its hash was checked, so every file there is complete. Knows no network.
 """
@@ -33,6 +34,7 @@ class Cache:
         self.root = root
         self.blobs, self.partial, self.converted = root / "blobs", root / "partial", root / "converted"
         self._pins = root / "pins"
+        self.arithmetic = root / "arithmetic.json"
         try:
             for directory in (self.blobs, self.partial, self.converted, self._pins):
                 directory.mkdir(parents=True, exist_ok=True)

@@ -121,6 +121,7 @@ def _try_download(
             hub_trusted=trusted,
         )
         cache = Cache(settings.cache_dir or default_cache_dir())
+        store_state.arithmetic.keep_in(cache.arithmetic)
     except Exception as error:
         if not isinstance(error, WeightsError):  # a fault of ours; the store stays up and reports it
             log.exception("the store cannot start")

@@ -1,4 +1,4 @@
-"""The store's HTTPS server: facts, progress, index and byte ranges, for members of this pipe alone.
+"""The store's HTTPS server: facts, progress, index, byte ranges, what was measured; for members of this pipe alone.
 
 A thread a connection, blocking TLS, memory-mapped slices. The handshake runs in that thread under a deadline, so a
 silent stranger never holds up the accept loop, and the number of connections is bounded. Why this and not uvicorn or
@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from languagepipes_api.names import Identity
-from languagepipes_api.store_answers import Problem, StoreRefusal
+from languagepipes_api.store_answers import ArithmeticChoices, Problem, StoreRefusal
+from pydantic import ValidationError
 
 from languagepipes_node import metrics
 from languagepipes_node.net.addresses import address_family, split_address
@@ -39,6 +40,8 @@ RETRY_AFTER_SECONDS = 1
 MAX_CONNECTIONS = 256
 _SEND_BYTES = 4 * 1024 * 1024
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
+_ARITHMETIC = re.compile(r"/v1/arithmetic/([0-9a-f]{64})")
+_MAX_PUT_BYTES = 4096
 _SUFFIX_RANGE = re.compile(r"bytes=-(\d{1,18})")
 
 
@@ -122,20 +125,42 @@ class _Exchange(BaseHTTPRequestHandler):
         super().__init__(connection, address, server)
 
     def do_GET(self) -> None:
+        if self._is_ours():
+            try:
+                self._answer()
+            except WeightsError as error:
+                if error.retriable:
+                    self._send_error(503, error.reason, str(error))
+                else:
+                    self._send_error(500, error.reason, str(error))
+
+    def do_PUT(self) -> None:
+        if not self._is_ours():
+            return
+        arithmetic = _ARITHMETIC.fullmatch(self.path)
+        length = self.headers.get("Content-Length", "")
+        if arithmetic is None or not length.isdecimal() or not 0 < int(length) <= _MAX_PUT_BYTES:
+            self.close_connection = True  # its body is not read
+            self._send_error(400, "WrongRequest", f"only /v1/arithmetic/SHA256 is put, in 1 to {_MAX_PUT_BYTES} bytes")
+            return
+        body = self.rfile.read(int(length))
         try:
-            self._answer()
-        except WeightsError as error:
-            if error.retriable:
-                self._send_error(503, error.reason, str(error))
-            else:
-                self._send_error(500, error.reason, str(error))
+            choices = ArithmeticChoices.model_validate_json(body)
+        except ValidationError as error:
+            self._send_error(400, "WrongRequest", f"these are no choices of arithmetic: {error.errors()[0]['msg']}")
+            return
+        self._send_json(self.server.store_state.arithmetic.put(arithmetic[1], choices).model_dump())
+
+    def _is_ours(self) -> bool:
+        """Whether the peer is a member of this pipe; else 403 is sent."""
+        ours = self.server.identity
+        if (self._peer.namespace, self._peer.pipe) == (ours.namespace, ours.pipe):
+            return True
+        self.close_connection = True
+        self._send_error(403, "WrongPipe", f"this store belongs to {ours.namespace}/{ours.pipe}")
+        return False
 
     def _answer(self) -> None:
-        ours = self.server.identity
-        if (self._peer.namespace, self._peer.pipe) != (ours.namespace, ours.pipe):
-            self.close_connection = True
-            self._send_error(403, "WrongPipe", f"this store belongs to {ours.namespace}/{ours.pipe}")
-            return
         store_state, path = self.server.store_state, unquote(urlsplit(self.path).path)
         if path == "/v1/progress":
             self._send_json(store_state.progress().model_dump())
@@ -151,8 +176,15 @@ class _Exchange(BaseHTTPRequestHandler):
                 self._send_body(200, store_state.index_json, "application/json")
         elif path.startswith("/v1/files/"):
             self._send_file(path.removeprefix("/v1/files/"))
+        elif arithmetic := _ARITHMETIC.fullmatch(path):
+            choices = store_state.arithmetic.get(arithmetic[1])
+            if choices is None:
+                self._send_error(404, "NotFound", "no member has measured this yet")
+            else:
+                self._send_json(choices.model_dump())
         else:
-            self._send_error(404, "NotFound", "there are /v1/facts, /v1/progress, /v1/index and /v1/files/NAME")
+            known = "/v1/facts, /v1/progress, /v1/index, /v1/files/NAME and /v1/arithmetic/SHA256"
+            self._send_error(404, "NotFound", f"there are {known}")
 
     def _is_as_asked(self, store_state: StoreState) -> bool:
         """Whether this is the revision of If-Match, if one is asked for; else 412 is sent."""
@@ -230,6 +262,8 @@ class _Exchange(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if status == 503:
             self.send_header("Retry-After", str(RETRY_AFTER_SECONDS))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 

@@ -14,6 +14,7 @@ from languagepipes_api.facts import ModelFacts
 from languagepipes_api.plan import Quantization, weights_revision
 from languagepipes_api.store_answers import Problem, StorePhase, StoreProgress
 
+from languagepipes_node.store.arithmetic import RememberedArithmetic
 from languagepipes_node.weights.errors import WeightsError
 from languagepipes_node.weights.index import WeightsIndex
 
@@ -33,6 +34,7 @@ class StoreState:
     index: WeightsIndex | None = None
     index_json: bytes = b""
     paths: Mapping[str, Path] = field(default_factory=dict)
+    arithmetic: RememberedArithmetic = field(default_factory=RememberedArithmetic)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def put(self, name: str, path: Path) -> None:

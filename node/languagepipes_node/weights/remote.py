@@ -21,13 +21,14 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 from languagepipes_api.facts import ModelFacts
+from languagepipes_api.store_answers import ArithmeticChoices
 
 from languagepipes_node.net.addresses import split_address
 from languagepipes_node.net.dialling import connect
 from languagepipes_node.net.errors import TlsError
 from languagepipes_node.net.tls import TlsFiles, peer_identity
 from languagepipes_node.weights.directory import exactly, row_range
-from languagepipes_node.weights.errors import StoreFailed, StoreRefused, StoreUnavailable
+from languagepipes_node.weights.errors import StoreFailed, StoreRefused, StoreUnavailable, WeightsError
 from languagepipes_node.weights.index import MAX_JSON_BYTES, IndexEntry, WeightsIndex
 from languagepipes_node.weights.source import TensorInfo
 
@@ -126,6 +127,25 @@ class StoreClient:
         self._read_range(name, 0, memoryview(data))
         return bytes(data)
 
+    def arithmetic(self, key: str) -> ArithmeticChoices | None:
+        """What a member measured under this key, a SHA-256 in hexadecimal (`model.choices`); one attempt. None if none
+        did, or the store is away or of a version that remembers nothing.
+        """
+        return self._exchange_arithmetic("GET", key)
+
+    def remember_arithmetic(self, key: str, choices: ArithmeticChoices) -> ArithmeticChoices | None:
+        """One attempt. Returns what the store remembers from now on; None as above."""
+        return self._exchange_arithmetic("PUT", key, choices.model_dump_json().encode())
+
+    def _exchange_arithmetic(self, method: str, key: str, body: bytes | None = None) -> ArithmeticChoices | None:
+        try:
+            response = self._request(f"/v1/arithmetic/{key}", {}, method=method, body=body)
+            return ArithmeticChoices.model_validate_json(response.read(MAX_JSON_BYTES))
+        except (OSError, http.client.HTTPException, WeightsError, ValueError) as error:
+            log.debug("%s: nothing is remembered of %s: %s", self._address, key, error)
+            self.close()
+            return None
+
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
@@ -216,10 +236,12 @@ class StoreClient:
             self._sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 - spreads members out, no secret
             pause = min(pause * 1.6, _LONGEST_PAUSE_SECONDS)
 
-    def _request(self, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def _request(
+        self, path: str, headers: dict[str, str], *, method: str = "GET", body: bytes | None = None
+    ) -> http.client.HTTPResponse:
         if self._connection is None:
             self._connection = _StoreConnection(self._host, self._port, self._tls, self._pipe)
-        self._connection.request("GET", path, headers=self._condition | headers)
+        self._connection.request(method, path, body, headers=self._condition | headers)
         response = self._connection.getresponse()
         if response.status in (200, 206):
             return response

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import shutil
 import socket
@@ -10,7 +9,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +26,7 @@ from languagepipes_node.weights.remote import StoreClient
 from languagepipes_operator.certificates.authority import new_ca
 from support.filled_store import fill
 from support.llama_files import LAYERS, repository, tensors
+from support.store_connections import raw_connection
 from support.store_members import END_MODEL, STAGE, STORE, TlsFor
 
 Serve = Callable[[StoreState], StoreServer]
@@ -69,15 +68,6 @@ def serve(tls_for: TlsFor) -> Iterator[Callable[..., StoreServer]]:
 def client_of(server: StoreServer, tls: TlsFiles, **settings) -> StoreClient:
     settings.setdefault("patience_seconds", 0)
     return StoreClient(f"127.0.0.1:{server.port}", tls, **settings)
-
-
-@contextmanager
-def raw_connection(server: StoreServer, tls: TlsFiles) -> Iterator[http.client.HTTPSConnection]:
-    connection = http.client.HTTPSConnection("127.0.0.1", server.port, context=tls.client_context(), timeout=10)
-    try:
-        yield connection
-    finally:
-        connection.close()
 
 
 def layer_names(client: StoreClient, layers: range) -> list[str]:

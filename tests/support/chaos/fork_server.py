@@ -139,10 +139,10 @@ def _compute_in_float32() -> None:
     (see comparison.py). A bound as wide as that would hide a lost key.
     """
     import torch
-    from languagepipes_node.model import attention_plan, linear
+    from languagepipes_node.model import attention_plan, choices
 
-    every = linear.candidates
-    linear.candidates = lambda storage, **more: [way for way in every(storage, **more) if way.dtype == torch.float32]
+    every = choices.candidates
+    choices.candidates = lambda storage, **more: [way for way in every(storage, **more) if way.dtype == torch.float32]
     attention_plan.quick_products = lambda dtype, device: False
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from languagepipes_node.model.batch import Batch
-from languagepipes_node.model.linear import WHOLE, Arithmetic, always, candidates
+from languagepipes_node.model.choices import candidates
+from languagepipes_node.model.linear import WHOLE, Arithmetic, always
 from support.models import ParityModel
 from support.replica import MEASURED, SPLITS, Replica, Running
 
