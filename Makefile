@@ -76,6 +76,7 @@ lint: install ## Check style and formatting
 types: install ## Check types (mypy, strict)
 	$(call say,mypy --strict)
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file hack/mypy.ini hack/*.py benchmarks/*.py
 
 .PHONY: contracts
 contracts: install ## Check which package may import which

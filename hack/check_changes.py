@@ -19,15 +19,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from cluster import Cluster, programs  # noqa: E402
+from cluster.build import build_metrics_server  # noqa: E402
 from support.built_images import archives, tags  # noqa: E402
 from support.installation import Installation  # noqa: E402
 from support.kubectl import Kubectl, wait_for  # noqa: E402
+from support.resource_metrics import ResourceMetrics  # noqa: E402
 from support.serving import MODEL_FILE, SMALL, Client, Images, fill_claim, pipe, wait_condition, wait_ready  # noqa: E402
 from support.streams import MEMBERS, failures, members, replicas, rolled_out, said_to, stores, streams  # noqa: E402
 
@@ -112,6 +115,42 @@ def scale(scene: Scene) -> None:
     scene.finished()
 
 
+def autoscaled(scene: Scene) -> None:
+    """1 → 2 → 1 by a HorizontalPodAutoscaler: what each End Model uses is more than its target, then less."""
+    horizontal = {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "smollm2"},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "languagepipes.io/v1alpha1", "kind": "LanguagePipe", "name": "smollm2"},
+            "minReplicas": 1,
+            "maxReplicas": 2,
+            "metrics": [cpu_of_each("1m")],
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
+        },
+    }
+    admin = replace(scene.kubectl, namespace=None)
+    with TemporaryDirectory() as folder, ResourceMetrics(admin, scene.cluster, Path(folder)):
+        scene.kubectl.apply(horizontal)
+        wait_for("two replicas by the autoscaler", lambda: asked(scene) == 2, timeout_seconds=LIMIT_SECONDS)
+        scene.finished(2)
+        horizontal["spec"] |= {"metrics": [cpu_of_each("1k")]}  # type: ignore[operator]
+        scene.kubectl.apply(horizontal)
+        wait_for("one replica by the autoscaler", lambda: asked(scene) == 1, timeout_seconds=LIMIT_SECONDS)
+        scene.finished()
+        scene.kubectl("delete", "hpa", "smollm2")
+
+
+def cpu_of_each(quantity: str) -> dict[str, Any]:
+    target = {"type": "AverageValue", "averageValue": quantity}
+    return {"type": "Resource", "resource": {"name": "cpu", "target": target}}
+
+
+def asked(scene: Scene) -> int:
+    """How many replicas the spec asks for."""
+    return int(scene.kubectl.get("lp", "smollm2")["spec"].get("replicas", 1))
+
+
 def split(scene: Scene) -> None:
     scene.apply(stages={**STAGES, "count": 3})
     scene.finished()
@@ -156,7 +195,8 @@ def drain(scene: Scene) -> None:
 
 
 CHANGES: dict[str, Callable[[Scene], None]] = {
-    each.__name__: each for each in (source, template, server, upgrade, image, scale, split, killed, undo, drain, dtype)
+    each.__name__: each
+    for each in (source, template, server, upgrade, image, scale, autoscaled, split, killed, undo, drain, dtype)
 }
 # By change, how many texts a question may have got. On processors that do not multiply bfloat16, a sequence's numbers
 # in it depend on which others share its steps, so there is no bound.
@@ -170,6 +210,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=CHANGES, help="these changes, in this order")
     parser.add_argument("--logs", type=Path, help="keep the cluster's and the operator's logs here")
     options = parser.parse_args()
+    changes = options.only or list(CHANGES)
+    if "autoscaled" in changes:
+        build_metrics_server()
     images = Images(**tags())
     newer = replace(images, node=f"languagepipes-node:{NEW_TAG}", operator=f"languagepipes-operator:{NEW_TAG}")
     with Cluster(images=list(archives().values()), keep_logs=options.logs) as cluster:
@@ -179,7 +222,7 @@ def main() -> int:
         scene = start(cluster, images, newer)
         print("| change | requests | failed | seconds | longest gap of a stream | texts a question |", flush=True)
         print("| --- | --- | --- | --- | --- | --- |", flush=True)
-        good = [check(scene, name, options.streams) for name in options.only or CHANGES]
+        good = [check(scene, name, options.streams) for name in changes]
         if options.logs:
             (options.logs / "operator.log").write_text(scene.operator.logs())
     return 0 if all(good) else 1

@@ -57,6 +57,12 @@ def build(say: Callable[[str], None] = print) -> Path:
     return folder
 
 
+def build_metrics_server(say: Callable[[str], None] = print) -> None:
+    """What horizontal autoscaling reads; only hack/check_changes.py has it. Raises as above."""
+    module = f"sigs.k8s.io/metrics-server/cmd/metrics-server@{programs.METRICS_SERVER}"
+    _make(programs.metrics_server_folder(), {"metrics-server": lambda path: _install(module, path)}, say)
+
+
 def _make(folder: Path, steps: Mapping[str, Callable[[Path], None]], say: Callable[[str], None]) -> None:
     """Take each step whose program is not in the folder yet."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ LOCAL_PATH_PROVISIONER = "github.com/rancher/local-path-provisioner@v0.0.30"
 # Of Prometheus, kept in a folder of its own: neither needs the other's versions.
 PROMETHEUS, PROMETHEUS_PROGRAM = "v0.316.0", "v3.16.0"  # of the module; what the program calls itself
 PROMETHEUS_OPERATOR = "v0.85.0"
+METRICS_SERVER = "v0.9.0"
 
 
 def cache() -> Path:
@@ -43,6 +44,11 @@ def prometheus_folder() -> Path:
 def prometheus_operator_folder() -> Path:
     """Where the Prometheus operator of this version and its CRDs are kept, whether or not they are there."""
     return cache() / "prometheus-operator" / PROMETHEUS_OPERATOR
+
+
+def metrics_server_folder() -> Path:
+    """Where the metrics-server of this version is kept, whether or not it is there."""
+    return cache() / "metrics-server" / METRICS_SERVER
 
 
 def cluster() -> Path:
@@ -82,6 +88,11 @@ def prometheus_operator() -> Path:
 def prometheus_operator_crds() -> Path:
     """A folder of files, one for each CRD of monitoring.coreos.com."""
     return _built("crds", prometheus_operator_folder())
+
+
+def metrics_server() -> Path:
+    """Only `build.build_metrics_server` makes it."""
+    return _built("metrics-server", metrics_server_folder())
 
 
 def kubectl() -> Path:

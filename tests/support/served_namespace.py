@@ -26,6 +26,7 @@ from support.metrics_page import metric
 from support.paths import CRD
 
 Object = dict[str, Any]
+Objects = list[Object]
 PIPES = "/apis/languagepipes.io/v1alpha1/namespaces/{namespace}/languagepipes"
 COLLECTIONS = {
     "Deployment": "/apis/apps/v1/namespaces/{namespace}/deployments",
@@ -184,11 +185,11 @@ class ServedNamespace:
     def get(self, kind: str, name: str) -> Object:
         return self.api.get(self.path(kind, name))
 
-    def list(self, kind: str, *, labels: str = _OURS, namespace: str | None = None) -> list[Object]:
+    def list(self, kind: str, *, labels: str = _OURS, namespace: str | None = None) -> Objects:
         items = self.api.get(self.path(kind, namespace=namespace), labelSelector=labels)["items"]
         return [{"kind": kind, **item} for item in items]
 
-    def children(self, *kinds: str, namespace: str | None = None) -> list[Object]:
+    def children(self, *kinds: str, namespace: str | None = None) -> Objects:
         """Objects of ours, of those kinds or of all kinds that a pipe may have."""
         return [item for kind in kinds or CHILD_KINDS for item in self.list(kind, namespace=namespace)]
 

@@ -12,6 +12,7 @@ from typing import Any
 from support.greedy import QUESTIONS
 from support.kubectl import Kubectl, wait_for
 from support.serving import wait_condition, wait_ready
+from support.waiting import PATIENCE_SECONDS
 
 STREAMS = 8
 REPLICA = "languagepipes.io/chain"
@@ -115,11 +116,11 @@ def members(kubectl: Kubectl) -> dict[str, str]:
     return {each["name"]: each["uid"] for each in pods if "deletionTimestamp" not in each}
 
 
-def rolled_out(kubectl: Kubectl, count: int = 1) -> dict[str, Any]:
+def rolled_out(kubectl: Kubectl, count: int = 1, *, timeout_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
     """The status once nothing is left to do."""
-    status: dict[str, Any] = wait_ready(kubectl)["status"]
-    wait_condition(kubectl, "Progressing", "False", reason="Complete")
-    wait_for(f"{count} replicas", lambda: len(replicas(kubectl)) == count)
+    status: dict[str, Any] = wait_ready(kubectl, timeout_seconds=timeout_seconds)["status"]
+    wait_condition(kubectl, "Progressing", "False", reason="Complete", timeout_seconds=timeout_seconds)
+    wait_for(f"{count} replicas", lambda: len(replicas(kubectl)) == count, timeout_seconds=timeout_seconds)
     return status
 
 
