@@ -74,9 +74,7 @@ class Operator:
         self._reachability = Reachability(metrics, self._caches.pods, self._node_changed)
         ask = partial(ask_member, http)
         self._rings = RingProbe(metrics, ask, self._caches.pods, self._changed, self._expects_ring)
-        self._loads = LoadProbe(
-            ask, self.pipes.all, partial(self._caches.children, POD), desired_replicas, self._changed
-        )
+        self._loads = LoadProbe(ask, self.pipes, partial(self._caches.children, POD), desired_replicas, self._changed)
         observer = Observer(kube, self._caches, self._stores, self._reachability, self._rings, self._loads, http)
         applier = Applier(writing, self._caches)
         self._reconciler = Reconciler(

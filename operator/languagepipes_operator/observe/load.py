@@ -23,10 +23,13 @@ from pydantic import ValidationError
 from languagepipes_operator.kube.informer import ObjectKey, key_of
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import is_active, is_ready, label
+from languagepipes_operator.observe.pipes import Pipes
 
 TICK_SECONDS = 1.0
 # Each End Model is asked once in so many ticks; that of an idle pipe at each, since somebody may wait there.
 PERIOD_TICKS = 3
+# Which pipes are autoscaled is looked up once in so many ticks: hundreds may be there that are not.
+_LISTING_TICKS = 5
 # A Ready End Model that did not answer so many first questions cannot be asked.
 _QUESTIONS_THAT_COUNT = 5
 
@@ -78,15 +81,15 @@ class _Watched:
 
 
 class LoadProbe:
-    """ask: for the /status of the member at that address, None without an answer. pipes: all, as last read. pods: of
-    one pipe, as cached. on_change: called with a pipe whose number of replicas is another one now, or whose End Models
-    cannot be asked any more, or again.
+    """ask: for the /status of the member at that address, None without an answer. pods: of one pipe, as cached.
+    on_change: called with a pipe whose number of replicas is another one now, or whose End Models cannot be asked any
+    more, or again.
     """
 
     def __init__(
         self,
         ask: Callable[[str], Awaitable[MemberStatus | None]],
-        pipes: Callable[[], Iterable[Manifest]],
+        pipes: Pipes,
         pods: Callable[[ObjectKey], Iterable[Manifest]],
         decide: Decide,
         on_change: Callable[[ObjectKey], None],
@@ -98,6 +101,7 @@ class LoadProbe:
         self._on_change = on_change
         self._watched: dict[ObjectKey, _Watched] = {}
         self._asking: set[str] = set()
+        self._autoscaled: list[ObjectKey] = []
 
     def desired(self, raw: Manifest, *, existing: int, now: datetime) -> int | None:
         """The number of replicas now; None for a pipe without autoscaling. While a pipe is paused it stays."""
@@ -128,7 +132,10 @@ class LoadProbe:
 
     def _look(self, tick: int, group: asyncio.TaskGroup) -> None:
         now = datetime.now(UTC)
-        pipes = {key_of(raw): raw for raw in self._pipes() if (raw.get("spec") or {}).get("autoscaling")}
+        if tick % _LISTING_TICKS == 0:
+            self._autoscaled = [key_of(raw) for raw in self._pipes.all() if _is_autoscaled(raw)]
+        found = ((key, self._pipes.get(key)) for key in self._autoscaled)
+        pipes = {key: raw for key, raw in found if raw is not None and _is_autoscaled(raw)}
         for key in self._watched.keys() - pipes.keys():
             del self._watched[key]
         for key, raw in pipes.items():
@@ -186,7 +193,11 @@ def desired_in(raw: Manifest) -> int | None:
 
 def is_idle(raw: Manifest) -> bool:
     """Whether its stages are stopped because no request needs them, or are about to be."""
-    return bool((raw.get("spec") or {}).get("autoscaling")) and desired_in(raw) == 0
+    return _is_autoscaled(raw) and desired_in(raw) == 0
+
+
+def _is_autoscaled(raw: Manifest) -> bool:
+    return bool((raw.get("spec") or {}).get("autoscaling"))
 
 
 def _is_asked(pod: Manifest) -> bool:

@@ -51,9 +51,9 @@ def test_it_is_looked_at_again_and_each_look_puts_its_status_right() -> None:
             stores = Stores(metrics, lambda key: None)
             reachability = Reachability(metrics, caches.pods, lambda node: None)
             rings = RingProbe(metrics, ask, caches.pods, lambda key: None)
-            loads = LoadProbe(ask, lambda: (), lambda key: (), desired_replicas, lambda key: None)
-            observer = Observer(kube, caches, stores, reachability, rings, loads, http)
             pipes = Pipes({KEY: [newer]}, lambda key: None)
+            loads = LoadProbe(ask, pipes, lambda key: (), desired_replicas, lambda key: None)
+            observer = Observer(kube, caches, stores, reachability, rings, loads, http)
             reconcile = Reconciler(
                 kube, pipes, observer, Applier(kube, caches), stores, settings(), metrics, caches.reservations
             )

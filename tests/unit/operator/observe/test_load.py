@@ -16,6 +16,7 @@ from languagepipes_operator.decide.autoscaling import desired_replicas
 from languagepipes_operator.kube.informer import ObjectKey
 from languagepipes_operator.observe import load as load_module
 from languagepipes_operator.observe.load import LoadProbe, _Watched, autoscaling_of
+from languagepipes_operator.observe.pipes import Pipes
 
 PIPE = ObjectKey("models", "smol")
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -61,7 +62,11 @@ class Scene:
         self.questions = 0
         self.changed: list[ObjectKey] = []
         self.probe = LoadProbe(
-            self._answer, lambda: [self.raw], lambda _: self.pods, desired_replicas, self.changed.append
+            self._answer,
+            Pipes({PIPE: [self.raw]}, lambda key: None),
+            lambda _: self.pods,
+            desired_replicas,
+            self.changed.append,
         )
 
     async def _answer(self, host: str) -> MemberStatus | None:
