@@ -20,6 +20,7 @@ ConditionType = Literal[
     "EndpointReady",
     "Progressing",
     "Degraded",
+    "Stalled",
     "ScalingActive",
 ]
 Phase = Literal[
@@ -115,7 +116,7 @@ class RevisionEntry(StatusModel):
     )
     outcome: RevisionOutcome = Field(
         description="Complete once every replica ran it and was ready; Superseded where another was asked for before "
-        "that, and Undone where that was an earlier one."
+        "that, and Undone where that was an earlier one. Later versions may have others."
     )
     completed_at: datetime | None = Field(default=None, description="When it was complete.")
     spec: Annotated[str, Field(max_length=16384)] | None = Field(
@@ -128,12 +129,14 @@ class RevisionEntry(StatusModel):
 class LanguagePipeStatus(StatusModel):
     """What was observed. Written by the operator alone."""
 
-    observed_generation: Annotated[int, Field(ge=0)] | None = Field(
+    observed_generation: Annotated[int, Field(ge=-1)] | None = Field(
         default=None,
-        description="The generation of the spec that this status speaks of.",
+        description="The generation of the spec that this status speaks of; -1 until the operator has seen the pipe.",
         json_schema_extra={"format": "int64"},
     )
-    phase: Phase | None = Field(default=None, description="One word for people; conditions decide.")
+    phase: Phase | None = Field(
+        default=None, description="One word for people; conditions decide. Later versions may have others."
+    )
     url: Annotated[str, Field(max_length=512)] | None = Field(
         default=None, description="The OpenAI API's base URL inside the cluster."
     )

@@ -11,7 +11,7 @@ from types import TracebackType
 from cluster import Cluster, programs
 from cluster.processes import ProcessGroup
 
-from support.kubectl import Kubectl, wait_for
+from support.kubectl import Kubectl
 from support.ports import free_port
 
 NAMESPACE = "kube-system"
@@ -46,7 +46,7 @@ class ResourceMetrics:
         leaf = self._control_plane.client(NAME, common_name=NAME, organization="system:masters")
         kubeconfig = self._control_plane.write_kubeconfig(self._folder / f"{NAME}.kubeconfig", leaf)
         address, port = self._control_plane.address, free_port()
-        self._processes.start(
+        server = self._processes.start(
             NAME,
             [
                 programs.metrics_server(),
@@ -57,6 +57,7 @@ class ResourceMetrics:
                 f"--kubelet-certificate-authority={self._control_plane.authority.certificate}",
                 "--kubelet-preferred-address-types=InternalIP",
                 "--metric-resolution=10s",
+                "--kubelet-request-timeout=5s",
             ],
         )
         metadata = {"name": NAME, "namespace": NAMESPACE}
@@ -103,4 +104,9 @@ class ResourceMetrics:
             },
         )
         path = "/apis/metrics.k8s.io/v1beta1/nodes"
-        wait_for("figures of nodes", lambda: '"cpu"' in self._kubectl.run("get", "--raw", path).stdout)
+        self._processes.wait_until(
+            lambda: '"cpu"' in self._kubectl.run("get", "--raw", path).stdout,
+            what="figures of nodes",
+            timeout_seconds=120,
+            blame=server,
+        )

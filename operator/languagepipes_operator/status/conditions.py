@@ -31,7 +31,7 @@ from languagepipes_operator.status.scaling import scaling_active
 
 ORDER: tuple[ConditionType, ...] = (
     "Ready", "Planned", "WeightsAvailable", "StagesReady", "EndpointReady", "Progressing", "Degraded",
-    "ScalingActive",
+    "Stalled", "ScalingActive",
 )  # fmt: skip
 
 # A ring that is not up for longer than this after its last stage became ready counts as down.
@@ -41,21 +41,24 @@ _JOIN = timedelta(seconds=10)
 def states_of(
     snapshot: Snapshot, outcome: Outcome, found: Diagnosis, before: Mapping[str, Any], *, url: str | None
 ) -> dict[ConditionType, ConditionState]:
-    """All; ScalingActive with autoscaling alone. before: the status as last read. url: the pipe's, once there is a
-    Service.
+    """All; ScalingActive with autoscaling alone, Stalled where it holds. before: the status as last read. url: the
+    pipe's, once there is a Service.
     """
     weights = _weights_available(snapshot, found, before)
     stages = _idle() if outcome.idle else _stages_ready(snapshot, found, weights)
     ready = _ready(snapshot, outcome, found, weights, stages, before)
     scaling = scaling_active(snapshot)
+    progressing = _progressing(snapshot, outcome, found, ready, before)
+    stalled = _stalled(snapshot, ready, progressing)
     return {
         "Ready": ready,
         "Planned": _planned(outcome, found, weights),
         "WeightsAvailable": weights,
         "StagesReady": stages,
         "EndpointReady": _endpoint_ready(found, ready, url),
-        "Progressing": _progressing(snapshot, outcome, found, ready, before),
+        "Progressing": progressing,
         "Degraded": _degraded(snapshot, found, ready, before),
+        **({} if stalled is None else {"Stalled": stalled}),
         **({} if scaling is None else {"ScalingActive": scaling}),
     }
 
@@ -311,6 +314,24 @@ def _progressing(
     if first is not None and not first.waits:
         return ConditionState("False", ready.reason, ready.message)
     return ConditionState("True", ready.reason, ready.message)
+
+
+def _stalled(snapshot: Snapshot, ready: ConditionState, progressing: ConditionState) -> ConditionState | None:
+    """As kstatus (sigs.k8s.io/cli-utils, pkg/kstatus) defines it: True where the operator waits for somebody to change
+    something, and else not there. A replica that recovers is none, nor a node that the cluster autoscaler is to add.
+    """
+    if ready.status == "True" or ready.reason == "ScaledToZero" or progressing.status == "True":
+        return None
+    if progressing.reason in ("Complete", "Paused"):
+        return None
+    if progressing.reason == "Unschedulable" and snapshot.pipe.spec.placement.allow_pending:
+        return None
+    return stalled(progressing.reason, see="Progressing" if progressing.reason != ready.reason else "Ready")
+
+
+def stalled(reason: str, *, see: ConditionType) -> ConditionState:
+    """see: the condition whose message has the remedy; it is not repeated."""
+    return ConditionState("True", reason, f"nothing goes on until this is mended: see the condition {see}")
 
 
 def _degraded(snapshot: Snapshot, found: Diagnosis, ready: ConditionState, before: Mapping[str, Any]) -> ConditionState:

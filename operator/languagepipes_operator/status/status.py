@@ -19,7 +19,7 @@ from languagepipes_operator.observe.ownership import Member
 from languagepipes_operator.observe.snapshot import Snapshot
 from languagepipes_operator.status.amounts import of_bytes
 from languagepipes_operator.status.condition_state import ConditionState
-from languagepipes_operator.status.conditions import ORDER, condition_of, states_of
+from languagepipes_operator.status.conditions import ORDER, condition_of, stalled, states_of
 from languagepipes_operator.status.diagnosis import Diagnosis, diagnose
 from languagepipes_operator.status.failures import bounded
 from languagepipes_operator.status.history import history_of
@@ -99,8 +99,13 @@ def unreadable_status(
     )
     refused = ConditionState("False", "InvalidSpec", message)
     kept = {condition["type"]: dict(condition) for condition in before.get("conditions") or ()}
-    for kind in ("Ready", "Planned"):
-        kept[kind] = condition_of(kind, refused, before, generation=generation, now=now).model_dump(
+    found: dict[ConditionType, ConditionState] = {
+        "Ready": refused,
+        "Planned": refused,
+        "Stalled": stalled("InvalidSpec", see="Ready"),
+    }
+    for kind, state in found.items():
+        kept[kind] = condition_of(kind, state, before, generation=generation, now=now).model_dump(
             mode="json", by_alias=True, exclude_none=True
         )
     return {

@@ -88,6 +88,10 @@ def bounds(kind: Any, metadata: list[Any]) -> dict[str, Any]:
     return found
 
 
+# Later versions may have other words there; clients made from this schema must go on.
+OPEN = ("status.phase", "status.history.outcome")
+
+
 def test_every_field_has_the_models_type_bounds_enum_default_and_description(crd: Json) -> None:
     names = {str: "string", int: "integer", bool: "boolean", datetime: "string"}
     for path, field, schema in everything(crd):
@@ -96,6 +100,10 @@ def test_every_field_has_the_models_type_bounds_enum_default_and_description(crd
             assert schema["x-kubernetes-int-or-string"] is True
             continue
         assert schema["description"] == field.description, path
+        if path in OPEN:
+            assert (schema["type"], "enum" in schema) == ("string", False), path
+            assert max(map(len, get_args(kind))) < schema["maxLength"], path
+            continue
         written = {key: schema[key] for key in schema if key.startswith(("min", "max", "pattern"))}
         assert written == bounds(kind, metadata), path
         if get_origin(kind) is Literal:

@@ -119,9 +119,10 @@ def test_a_replica_short_is_degraded_and_still_answers() -> None:
         "EndpointReady": "True",
         "Progressing": "False",
         "Degraded": "True",
+        "Stalled": "True",
     }
     assert status["phase"] == "Degraded"
-    assert triple(status, "Ready")[1] == "OOMKilled"
+    assert triple(status, "Ready")[1] == triple(status, "Stalled")[1] == "OOMKilled"
     assert "stage stage-2 of replica 1" in triple(status, "Ready")[2]
     assert triple(status, "Degraded")[2].startswith("1 of 2 replicas is ready: ")
     assert (status["stagesReady"], status["readyReplicas"]) == ("2/3", 1)

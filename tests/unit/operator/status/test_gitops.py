@@ -40,7 +40,8 @@ def seen(cluster: ClusterState, previous: dict[str, Any] | None = None) -> Resou
 
 
 def not_reported() -> Resource:
-    return resource(ClusterState.ready(), None)
+    """As the CRD has it by default."""
+    return resource(ClusterState.ready(), {"observedGeneration": -1})
 
 
 def starting() -> Resource:
@@ -159,7 +160,7 @@ class Case:
 
 
 CASES = [
-    Case(not_reported, "Progressing", "not reported on the pipe yet", "Current", "InProgress"),
+    Case(not_reported, "Progressing", "not reported on the pipe yet", "InProgress", "InProgress"),
     Case(starting, "Progressing", "not ready yet", "InProgress", "InProgress"),
     Case(ready, "Healthy", "ring health check passed", "Current", "Current"),
     Case(scaled_to_zero, "Healthy", "spec.replicas is 0", "Current", "Current"),
@@ -167,18 +168,18 @@ CASES = [
     Case(is_idle, "Healthy", "the stages are stopped", "Current", "Current"),
     Case(waking, "Progressing", "a request came", "InProgress", "InProgress"),
     Case(scaling_up, "Healthy", "autoscaling asks for them", "Current", "Current"),
-    Case(refused_at_first, "Degraded", REFUSAL.message, "InProgress", "Failed"),
-    Case(refused_change, "Degraded", REFUSAL.message, "InProgress", "Failed"),
+    Case(refused_at_first, "Degraded", REFUSAL.message, "Failed", "Failed"),
+    Case(refused_change, "Degraded", REFUSAL.message, "Failed", "Failed"),
     Case(rolling_out, "Progressing", "not ready yet", "InProgress", "InProgress"),
-    Case(past_the_deadline, "Degraded", "was not ready within 900 s", "InProgress", "Failed"),
+    Case(past_the_deadline, "Degraded", "was not ready within 900 s", "Failed", "Failed"),
     Case(a_stage_is_lost, "Degraded", "0 of 1 replicas are ready", "InProgress", "InProgress"),
-    Case(no_room, "Degraded", "too little free memory", "InProgress", "Failed"),
+    Case(no_room, "Degraded", "too little free memory", "Failed", "Failed"),
     Case(no_room_yet, "Progressing", "too little free memory", "InProgress", "InProgress"),
     Case(paused, "Suspended", "changes no object of the pipe", "Current", "Current"),
     Case(paused_and_edited, "Suspended", "a new plan is made", "InProgress", "InProgress"),
     Case(deleted, "Progressing", "is being deleted", "Terminating", "Current"),
     Case(edited_and_not_seen, "Progressing", "has not seen the last change", "InProgress", "InProgress"),
-    Case(not_readable, "Degraded", "spec.stages: unknown field", "InProgress", "Failed"),
+    Case(not_readable, "Degraded", "spec.stages: unknown field", "Failed", "Failed"),
 ]
 
 
