@@ -373,6 +373,15 @@ def test_who_may_edit_a_namespace_makes_and_scales_pipes_there_and_who_may_view_
     assert "deleted" in as_user("adminer", "-n", "team-a", "delete", "languagepipe/qwen3")
 
 
+def test_a_pipe_that_no_operator_has_seen_says_so(cluster: Cluster, wide: str) -> None:
+    """Else tools that follow kstatus, as Flux and kpt do, would call it current."""
+    pipes = "/apis/languagepipes.io/v1alpha1/namespaces/team-b/languagepipes"
+    metadata = {**PIPE["metadata"], "name": "unseen"}
+    cluster.api.create(pipes, {**PIPE, "metadata": metadata, "status": {"phase": "Ready"}})
+    assert cluster.api.get(f"{pipes}/unseen")["status"] == {"observedGeneration": -1}
+    cluster.api.delete(f"{pipes}/unseen")
+
+
 def test_an_upgrade_changes_the_release_and_an_uninstall_keeps_the_definition_and_the_pipes(
     cluster: Cluster, wide: str
 ) -> None:
