@@ -31,6 +31,7 @@ OF_REPLICA = "replica {{replica}}"
 
 FIRST = "languagepipes_time_to_first_token_seconds"
 BETWEEN = "languagepipes_time_between_tokens_seconds"
+LAST = "languagepipes_time_to_last_token_seconds"
 EXPIRY = "languagepipes_certificate_expiry_timestamp_seconds"
 DAY = 86_400
 
@@ -194,6 +195,22 @@ def latency() -> Row:
                 "Too long: fewer sequences at a time, or repair the slowest member or hop.",
                 "s",
                 *(Query(quantile(share, BETWEEN, RING), name) for share, name in shares),
+                width=12,
+            ),
+            heat_map(
+                "Time to last token",
+                "From a request's admission to the end of its answer; a stronger colour is more answers. "
+                "It is long for long answers: compare it with the time between tokens.",
+                "s",
+                buckets(LAST, RING),
+                width=12,
+            ),
+            lines(
+                "Time to last token, by share of answers",
+                "Within this time that share of answers is complete. "
+                "Too long: add replicas where requests wait, or bound `max_tokens`.",
+                "s",
+                *(Query(quantile(share, LAST, RING), name) for share, name in shares),
                 width=12,
             ),
         ],

@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 _TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5)
 _FIRST_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_LAST_TOKEN_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
 _HOP_SECONDS = (0.00005, 0.0001, 0.00015, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1)
 
 # Every role's
@@ -26,6 +27,11 @@ TIME_TO_FIRST_TOKEN = Histogram(
 )
 TIME_BETWEEN_TOKENS = Histogram(
     "languagepipes_time_between_tokens_seconds", "Between two tokens of one request.", buckets=_TOKEN_SECONDS
+)
+TIME_TO_LAST_TOKEN = Histogram(
+    "languagepipes_time_to_last_token_seconds",
+    "From admission to the last token of an answer that was completed.",
+    buckets=_LAST_TOKEN_SECONDS,
 )
 PROMPT_TOKENS = Counter("languagepipes_prompt_tokens", "Prompt tokens of admitted requests.")
 GENERATED_TOKENS = Counter("languagepipes_generated_tokens", "Tokens sampled.")
@@ -79,7 +85,7 @@ STORE_TOTAL_BYTES = Gauge("languagepipes_store_total_bytes", "Bytes to fetch.")
 STORE_SERVED_BYTES = Counter("languagepipes_store_served_bytes", "Bytes of weights served, by member.", ["member"])
 
 _OF_END_MODEL = (
-    REQUESTS, TIME_TO_FIRST_TOKEN, TIME_BETWEEN_TOKENS, PROMPT_TOKENS, GENERATED_TOKENS,
+    REQUESTS, TIME_TO_FIRST_TOKEN, TIME_BETWEEN_TOKENS, TIME_TO_LAST_TOKEN, PROMPT_TOKENS, GENERATED_TOKENS,
     PREFIX_CACHE_QUERIED_TOKENS, PREFIX_CACHE_HIT_TOKENS, PREFIX_CACHE_BLOCKS,
     DRAFTS, DRAFTED_TOKENS, ACCEPTED_TOKENS,
     RUNNING_SEQUENCES, WAITING_SEQUENCES, PREEMPTIONS, REPLAYS, RECOMPUTED_TOKENS, REQUESTS_WAITED, RING_DOWN_SECONDS,

@@ -31,6 +31,7 @@ COUNTERS: dict[str, Counter] = {
 HISTOGRAMS: dict[str, Histogram] = {
     "vllm:time_to_first_token_seconds": metrics.TIME_TO_FIRST_TOKEN,
     "vllm:inter_token_latency_seconds": metrics.TIME_BETWEEN_TOKENS,
+    "vllm:e2e_request_latency_seconds": metrics.TIME_TO_LAST_TOKEN,
 }
 KV_USAGE = "vllm:kv_cache_usage_perc"
 CACHE_CONFIG = "vllm:cache_config_info"

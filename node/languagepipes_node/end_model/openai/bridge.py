@@ -80,13 +80,14 @@ class SequenceRequest:
 
 
 class _Route:
-    """Where one sequence's outputs go: which exchange, which of its choices, and when its last token came."""
+    """Where one sequence's outputs go: which exchange, which of its choices; when it came, and its last token."""
 
-    __slots__ = ("exchange", "index", "since", "started")
+    __slots__ = ("admitted", "exchange", "index", "since", "started")
 
     def __init__(self, exchange: Exchange, index: int, now: float) -> None:
         self.exchange = exchange
         self.index = index
+        self.admitted = now
         self.since = now
         self.started = False
 
@@ -240,8 +241,12 @@ class EngineBridge:
             raise
         return exchange
 
-    def _cancel(self, request_id: int) -> None:
-        if self._routes.pop(request_id, None) is not None:
+    def _cancel(self, request_id: int, *, complete: bool) -> None:
+        """complete: the answer is, without the tokens that are not computed any more."""
+        route = self._routes.pop(request_id, None)
+        if route is not None:
+            if complete:
+                metrics.TIME_TO_LAST_TOKEN.observe(time.perf_counter() - route.admitted)
             self.engine.submit(Cancellation(request_id))
 
     def _dispatch(self, outputs: Sequence[EngineOutput]) -> None:
@@ -261,6 +266,8 @@ class EngineBridge:
                     route.started = True
                 route.since = now
                 ended = output.finish is not None
+                if ended:
+                    metrics.TIME_TO_LAST_TOKEN.observe(now - route.admitted)
             else:
                 ended = True
             if ended:
@@ -302,9 +309,12 @@ class Exchange:
 
     def cancel(self, index: int) -> None:
         """Stop choice `index`: its text hit a stop string."""
+        self._cancel(index, complete=True)
+
+    def _cancel(self, index: int, *, complete: bool) -> None:
         request_id = self._request_ids.pop(index, None)
         if request_id is not None:
-            self._bridge._cancel(request_id)
+            self._bridge._cancel(request_id, complete=complete)
 
     def disconnect(self) -> None:
         """The client is gone: stop computing for it at once, and wake whoever waits in `take`."""
@@ -315,7 +325,7 @@ class Exchange:
     def close(self) -> None:
         """Cancel every choice that has not ended."""
         for index in list(self._request_ids):
-            self.cancel(index)
+            self._cancel(index, complete=False)
 
     def _put(self, index: int, output: EngineOutput) -> None:
         if isinstance(output, Failure) or (isinstance(output, TokenOutput) and output.finish is not None):

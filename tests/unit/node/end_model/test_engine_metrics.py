@@ -17,6 +17,7 @@ _COUNTED = (
     "languagepipes_generated_tokens_total",
     "languagepipes_time_to_first_token_seconds_count",
     "languagepipes_time_between_tokens_seconds_count",
+    "languagepipes_time_to_last_token_seconds_count",
 )
 
 
@@ -53,4 +54,22 @@ def test_every_token_and_every_wait_is_counted_once(make_rig: MakeRig) -> None:
     request = SequenceRequest((3, 1, 4, 1, 5), 8, GREEDY, frozenset(), None)
     assert asyncio.run(finish(bridge, rig.engine, request)) == 8
     after = counts()
-    assert [after[name] - before[name] for name in _COUNTED] == [5, 8, 1, 7]
+    assert [after[name] - before[name] for name in _COUNTED] == [5, 8, 1, 7, 1]
+
+
+def test_an_answer_counts_as_complete_if_a_stop_string_ended_it_and_not_if_the_client_left(make_rig: MakeRig) -> None:
+    bridge = EngineBridge()
+    rig = make_rig()
+    rig.engine._deliver = bridge.deliver
+    bridge.attach(rig.engine)
+    request = SequenceRequest((3, 1, 4, 1, 5), 8, GREEDY, frozenset(), None)
+
+    async def begin(*, stopped: bool) -> None:
+        with bridge.open([request]) as exchange:
+            if stopped:
+                exchange.cancel(0)
+
+    before = counts()["languagepipes_time_to_last_token_seconds_count"]
+    asyncio.run(begin(stopped=True))
+    asyncio.run(begin(stopped=False))
+    assert counts()["languagepipes_time_to_last_token_seconds_count"] == before + 1
