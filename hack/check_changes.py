@@ -6,7 +6,7 @@
 Streams go through the pipe's Service from a client's pod, half on kept connections: before, during and after each
 change. Prints a Markdown table, one row a change: requests, how many failed, seconds from the change to the end of its
 rollout, and the longest time in which a stream got no text. Greedy answers must be the same throughout (a change of
-dtype may bring other texts to each question). Exit 1 if a request failed or a change did not end.
+dtype or quantization may bring other texts to each question). Exit 1 if a request failed or a change did not end.
 tests/e2e/pipes has some of these with eight streams in CI; these are too slow for it.
 """
 
@@ -74,6 +74,11 @@ def source(scene: Scene) -> None:
 
 def dtype(scene: Scene) -> None:
     scene.apply(model={**scene.spec.get("model", {}), "dtype": "bfloat16"})
+    scene.finished()
+
+
+def quantization(scene: Scene) -> None:
+    scene.apply(model={**scene.spec.get("model", {}), "quantization": "int8"})
     scene.finished()
 
 
@@ -196,11 +201,14 @@ def drain(scene: Scene) -> None:
 
 CHANGES: dict[str, Callable[[Scene], None]] = {
     each.__name__: each
-    for each in (source, template, server, upgrade, image, scale, autoscaled, split, killed, undo, drain, dtype)
+    for each in (
+        *(source, template, server, upgrade, image, scale, autoscaled, split, killed, undo, drain),
+        *(dtype, quantization),
+    )
 }
 # By change, how many texts a question may have got. On processors that do not multiply bfloat16, a sequence's numbers
 # in it depend on which others share its steps, so there is no bound.
-TEXTS = {"dtype": sys.maxsize}
+TEXTS = {"dtype": sys.maxsize, "quantization": sys.maxsize}
 
 
 def main() -> int:
@@ -224,6 +232,7 @@ def main() -> int:
         print("| --- | --- | --- | --- | --- | --- |", flush=True)
         good = [check(scene, name, options.streams) for name in changes]
         if options.logs:
+            options.logs.mkdir(parents=True, exist_ok=True)
             (options.logs / "operator.log").write_text(scene.operator.logs())
     return 0 if all(good) else 1
 

@@ -27,6 +27,7 @@ ETCD_PORT = 2379
 ETCD_PEER_PORT = 2380
 CONTROLLER_MANAGER_PORT = 10257
 SCHEDULER_PORT = 10259
+FRONT_PROXY = "front-proxy-client"
 SERVICE_CIDR = "198.18.248.0/22"
 START_SECONDS = 90.0
 ALLOCATABLE = {"cpu": "8", "memory": "32Gi", "pods": "110", "ephemeral-storage": "100Gi"}
@@ -181,6 +182,7 @@ class ControlPlane:
         hosts = (self.address, first, "localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
         serving = self.authority.issue("kube-apiserver", common_name="kube-apiserver", hosts=hosts)
         kubelet_client = self.client("kubelet-client", common_name="kubelet-client", organization="system:masters")
+        front_proxy = self.client("front-proxy", common_name=FRONT_PROXY)
         self._api_server = self.processes.start(
             "kube-apiserver",
             [
@@ -196,6 +198,14 @@ class ControlPlane:
                 f"--kubelet-client-certificate={kubelet_client.certificate}",
                 f"--kubelet-client-key={kubelet_client.key}",
                 f"--kubelet-certificate-authority={self.authority.certificate}",
+                # Who asks is told to API servers behind this one (metrics-server) in headers that they take from it.
+                f"--proxy-client-cert-file={front_proxy.certificate}",
+                f"--proxy-client-key-file={front_proxy.key}",
+                f"--requestheader-client-ca-file={self.authority.certificate}",
+                f"--requestheader-allowed-names={FRONT_PROXY}",
+                "--requestheader-username-headers=X-Remote-User",
+                "--requestheader-group-headers=X-Remote-Group",
+                "--requestheader-extra-headers-prefix=X-Remote-Extra-",
                 "--kubelet-preferred-address-types=InternalIP",
                 "--service-account-issuer=https://kubernetes.default.svc",
                 f"--service-account-signing-key-file={self._service_account_key}",

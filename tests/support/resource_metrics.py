@@ -84,24 +84,6 @@ class ResourceMetrics:
                     "versionPriority": 100,
                 },
             },
-            # The API server forwards without a client certificate of a front proxy.
-            {
-                "apiVersion": "rbac.authorization.k8s.io/v1",
-                "kind": "ClusterRoleBinding",
-                "metadata": {"name": f"{NAME}-for-all"},
-                "roleRef": {
-                    "apiGroup": "rbac.authorization.k8s.io",
-                    "kind": "ClusterRole",
-                    "name": f"{NAME}-read",
-                },
-                "subjects": [{"kind": "User", "name": "system:anonymous", "apiGroup": "rbac.authorization.k8s.io"}],
-            },
-            {
-                "apiVersion": "rbac.authorization.k8s.io/v1",
-                "kind": "ClusterRole",
-                "metadata": {"name": f"{NAME}-read"},
-                "rules": [{"apiGroups": ["metrics.k8s.io"], "resources": ["*"], "verbs": ["get", "list"]}],
-            },
         )
         path = "/apis/metrics.k8s.io/v1beta1/nodes"
         self._processes.wait_until(
