@@ -41,7 +41,7 @@ PRINTER_COLUMNS = (
 )
 
 # What JSON Schema has and structural schemas have not, or what closed models say and the API server does by pruning.
-_DROPPED = ("title", "const")
+_DROPPED = ("title",)
 _KEPT_ORDER = (
     "description",
     "type",
@@ -155,6 +155,8 @@ def _structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
         node = {**_structural(variants[0], definitions), **node}
     for key in _DROPPED:
         node.pop(key, None)
+    if "const" in node:
+        node["enum"] = [node.pop("const")]
     if node.get("default", ...) is None or node.get("default", ...) == []:
         node.pop("default", None)
     # Of a map it is the schema of the values.

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from languagepipes_api.names import API_GROUP, LABEL_MANAGED_BY
 from languagepipes_api.resource_model import ObjectName, ResourceModel, ResourceQuantity, Rule
+from languagepipes_api.volumes import VOLUMES_RULES, MayBeMissing, VolumeMount, VolumeSpec
 
 KEY_MAX_LENGTH = 317  # a DNS subdomain of 253, a slash, a name of 63
 _MAP_MAX = 16
@@ -27,9 +28,6 @@ ResourceMap = Annotated[dict[str, ResourceQuantity], Field(max_length=_MAP_MAX)]
 # Kubernetes takes 256 KiB of all annotations together.
 AnnotationMap = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=_MAP_MAX)]
 Weight = Annotated[int, Field(ge=1, le=100)]
-MayBeMissing = Annotated[
-    bool | None, Field(description="Whether the pod starts without it; false, if absent: it waits until there is one.")
-]
 
 # What the API server asks of the key of a label or annotation: [PREFIX/]NAME, PREFIX a DNS subdomain.
 _QUALIFIED_PATTERN = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
@@ -406,6 +404,12 @@ class StoreTemplate(ResourceModel):
     env_from: Annotated[tuple[VariablesSpec, ...], Field(max_length=8, strict=False)] = Field(
         default=(), description="Further ones from Secrets and ConfigMaps. The operator's and those of env win."
     )
+    volumes: Annotated[tuple[VolumeSpec, ...], Field(max_length=8, strict=False)] = Field(
+        default=(), description="Further volumes of the pod: files, a folder, a claim, or what a CSI driver gives."
+    )
+    volume_mounts: Annotated[tuple[VolumeMount, ...], Field(max_length=8, strict=False)] = Field(
+        default=(), description="Where the container sees them. The operator's own files are not to be hidden."
+    )
     node_selector: LabelMap = Field(default_factory=dict, description="Labels that the node must have.")
     tolerations: Annotated[tuple[TolerationSpec, ...], Field(max_length=16, strict=False)] = Field(
         default=(), description="Taints that keep the pod away no longer."
@@ -446,6 +450,7 @@ class StoreTemplate(ResourceModel):
             "s.name))",
             "imagePullSecrets",
         ),
+        *VOLUMES_RULES,
     )
 
     def pod_fields(self) -> dict[str, object]:

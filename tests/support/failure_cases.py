@@ -234,6 +234,16 @@ PULL_ERROR = f'failed to pull and unpack image "{IMAGE}": failed to resolve refe
 GATED = "hf://meta-llama/Llama-3.1-8B is gated: accept its terms and set spec.model.tokenSecretRef"
 TOKEN = {"model": {"source": "hf://a/b", "tokenSecretRef": {"name": "hf", "key": "token"}}}
 KEYS = {"server": {"apiKeysSecretRef": {"name": "keys"}}}
+VOLUMES = {
+    "endModel": {
+        "template": {
+            "volumes": [
+                {"name": "ca", "configMap": {"name": "corporate"}},
+                {"name": "vault", "secret": {"secretName": "vault"}},
+            ]
+        }
+    }
+}
 
 CASES = (
     Case(
@@ -404,6 +414,22 @@ CASES = (
         ("Secret hf has no key token", "spec.model.tokenSecretRef.key"),
         spec=TOKEN,
         also="WeightsAvailable",
+    ),
+    Case(
+        "no Secret of a template's volume",
+        mount_fails("end-model", 'MountVolume.SetUp failed for volume "vault" : secret "vault" not found'),
+        "MissingSecret",
+        ("the End Model", "Secret vault", "spec.endModel.template.volumes", "create it"),
+        spec=VOLUMES,
+        also="EndpointReady",
+    ),
+    Case(
+        "no ConfigMap of a template's volume",
+        mount_fails("end-model", 'MountVolume.SetUp failed for volume "ca" : configmap "corporate" not found'),
+        "CreateContainerConfigError",
+        ("the End Model", "ConfigMap corporate", "spec.endModel.template.volumes", "create it"),
+        spec=VOLUMES,
+        also="EndpointReady",
     ),
     Case(
         "a leaf that is not made yet",

@@ -377,7 +377,8 @@ WRONG = (
         "spec: {store: {template: {affinity: {}}}}",
         (
             "spec.store.template.affinity: unknown field; known here: resources, labels, annotations, env, envFrom, "
-            "nodeSelector, tolerations, priorityClassName, runtimeClassName, schedulerName, serviceAccountName, "
+            "volumes, volumeMounts, nodeSelector, "
+            "tolerations, priorityClassName, runtimeClassName, schedulerName, serviceAccountName, "
             "imagePullSecrets",
         ),
     ),
@@ -409,10 +410,48 @@ WRONG = (
     ),
     _template("nodeselector: {}", "nodeselector: unknown field; did you mean nodeSelector?"),
     _template(
-        "volumes: []",
-        "volumes: unknown field; known here: resources, labels, annotations, env, envFrom, nodeSelector, tolerations, "
+        "initContainers: []",
+        "initContainers: unknown field; known here: resources, labels, annotations, env, envFrom, volumes, "
+        "volumeMounts, nodeSelector, tolerations, "
         "priorityClassName, runtimeClassName, schedulerName, serviceAccountName, imagePullSecrets, affinity, "
         "topologySpreadConstraints",
+    ),
+    _template(
+        "volumes: [{name: a, hostPath: {path: /}}]",
+        "volumes[0].hostPath: unknown field; known here: name, configMap, secret, emptyDir, persistentVolumeClaim, csi",
+    ),
+    _template(
+        "volumes: [{name: a, emptyDir: {}, secret: {secretName: s}}]",
+        "volumes[0]: a volume has exactly one of configMap, secret, emptyDir, persistentVolumeClaim and csi",
+    ),
+    _template(
+        "volumes: [{name: a}]",
+        "volumes[0]: a volume has exactly one of configMap, secret, emptyDir, persistentVolumeClaim and csi",
+    ),
+    _template(
+        "volumes: [{name: tls, emptyDir: {}}]",
+        "volumes[0].name: 'tls': the operator has a volume of that name (cache, hub-ca, keys, model, plan, tls, tmp, "
+        "token): choose another",
+    ),
+    _template(
+        "volumes: [{name: a, emptyDir: {}}, {name: a, emptyDir: {medium: Memory}}]",
+        "volumes: volumes has a name twice: choose another for one",
+    ),
+    _template(
+        "volumeMounts: [{name: a, mountPath: /a}]",
+        "volumeMounts: volumeMounts names a volume that is not in volumes of this template",
+    ),
+    _template(
+        "volumes: [{name: a, emptyDir: {}}], volumeMounts: [{name: a, mountPath: /a}, {name: a, mountPath: /a}]",
+        "volumeMounts: volumeMounts mounts two volumes at one mountPath: choose another for one",
+    ),
+    *(
+        _template(
+            f"volumes: [{{name: a, emptyDir: {{}}}}], volumeMounts: [{{name: a, mountPath: {path}}}]",
+            f"volumeMounts[0].mountPath: '{path}': the operator's files are there (/etc/languagepipes, "
+            "/var/lib/languagepipes, /tmp), or the image's (/opt/languagepipes): choose another folder",
+        )
+        for path in ("/tmp", "/etc", "/etc/languagepipes/tls", "/opt/languagepipes")
     ),
     _template(
         "imagePullSecrets: [{name: a}, {name: b}, {name: a}]",

@@ -15,6 +15,7 @@ from languagepipes_api.member_settings import MemberSettings
 from languagepipes_api.names import LABEL_REPLICA, TELEMETRY_PORT
 
 from languagepipes_operator import names
+from languagepipes_operator.children import quantities
 from languagepipes_operator.children.labels import metadata, ring_selector
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.snapshot import Snapshot
@@ -137,7 +138,7 @@ def pod_spec(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_container(container, files, template)],
-        "volumes": [file.volume for file in files],
+        "volumes": [*(file.volume for file in files), *map(_volume, template.get("volumes", ()))],
         "tolerations": tolerations(template.get("tolerations", ())),
         **placement,
     }
@@ -206,6 +207,20 @@ def _variables(ours: Mapping[str, str], asked: Sequence[Mapping[str, Any]]) -> l
     return found
 
 
+def _volume(asked: Mapping[str, Any]) -> Volume:
+    """A template's volume, as it is read back."""
+    ((kind, source),) = ((key, value) for key, value in asked.items() if key != "name")
+    source = _writable({key: value for key, value in source.items() if value not in ([], {})})
+    if "sizeLimit" in source:
+        source["sizeLimit"] = quantities.canonical(source["sizeLimit"])
+    return {"name": asked["name"], kind: source}
+
+
+def _writable(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """`readOnly: false` would not be read back."""
+    return {key: value for key, value in asked.items() if (key, value) != ("readOnly", False)}
+
+
 def _container(container: Container, files: Sequence[Files], template: Mapping[str, Any]) -> Manifest:
     settings = container.settings
     environment = {"HOME": str(names.TMP_DIR), **container.environment, **settings.to_environment()}
@@ -233,7 +248,7 @@ def _container(container: Container, files: Sequence[Files], template: Mapping[s
         "readinessProbe": _probe("/readyz", period=2, failures=2, timeout=3),
         "terminationMessagePath": "/dev/termination-log",
         "terminationMessagePolicy": "File",
-        "volumeMounts": [file.mount for file in files],
+        "volumeMounts": [*(file.mount for file in files), *map(_writable, template.get("volumeMounts", ()))],
         **({"lifecycle": container.lifecycle} if container.lifecycle else {}),
     }
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from languagepipes_api.spec import PipeSpec
+from languagepipes_api.template import StoreTemplate
 
 from languagepipes_operator.kube.kinds import Manifest
 from languagepipes_operator.observe.ownership import (
@@ -114,7 +115,7 @@ def missing_reference(member: Member, said: str, spec: PipeSpec) -> Failure | No
         )
     config_map = _CONFIG_MAP_MISSING.search(said)
     if config_map:
-        field = _variables_field(config_map[1], spec, of_secret=False)
+        field = _template_field(config_map[1], spec, of_secret=False)
         if field:
             return failure(
                 "CreateContainerConfigError",
@@ -147,11 +148,19 @@ def _secret_field(name: str, spec: PipeSpec) -> str:
         return "spec.model.tokenSecretRef"
     if keys is not None and keys.name == name:
         return "spec.server.apiKeysSecretRef"
-    return _variables_field(name, spec, of_secret=True)
+    return _template_field(name, spec, of_secret=True)
 
 
-def _variables_field(name: str, spec: PipeSpec, *, of_secret: bool) -> str:
-    """The field of a template that takes variables from that Secret or ConfigMap, or ""."""
+def _mounted_secrets(template: StoreTemplate) -> set[str]:
+    return {each.secret.secret_name for each in template.volumes if each.secret is not None}
+
+
+def _mounted_config_maps(template: StoreTemplate) -> set[str]:
+    return {each.config_map.name for each in template.volumes if each.config_map is not None}
+
+
+def _template_field(name: str, spec: PipeSpec, *, of_secret: bool) -> str:
+    """The field of a template that names that Secret or ConfigMap, or ""."""
     for field, template in spec.templates.items():
         sources = [variable.value_from for variable in template.env if variable.value_from is not None]
         keys = [one.secret_key_ref if of_secret else one.config_map_key_ref for one in sources]
@@ -160,6 +169,8 @@ def _variables_field(name: str, spec: PipeSpec, *, of_secret: bool) -> str:
             return f"spec.{field}.env"
         if any(one is not None and one.name == name for one in wholes):
             return f"spec.{field}.envFrom"
+        if name in (_mounted_secrets(template) if of_secret else _mounted_config_maps(template)):
+            return f"spec.{field}.volumes"
     return ""
 
 

@@ -38,6 +38,19 @@ TEMPLATE: dict[str, Any] = {
         {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k", "optional": True}}},
     ],
     "envFrom": [{"prefix": "TEAM_", "configMapRef": {"name": "team"}}, {"secretRef": {"name": "s"}}],
+    "volumes": [
+        {"name": "ca", "configMap": {"name": "corporate", "items": [{"key": "ca.crt", "path": "certs/ours.crt"}]}},
+        {"name": "key", "secret": {"secretName": "s", "optional": False}},
+        {"name": "fast", "emptyDir": {"medium": "Memory", "sizeLimit": "1024Mi"}},
+        {"name": "disk", "emptyDir": {}},
+        {"name": "data", "persistentVolumeClaim": {"claimName": "c", "readOnly": False}},
+        {"name": "vault", "csi": {"driver": "secrets-store.csi.k8s.io", "volumeAttributes": {"a": ""}}},
+    ],
+    "volumeMounts": [
+        {"name": "ca", "mountPath": "/etc/ssl/ours", "readOnly": True},
+        {"name": "fast", "mountPath": "/fast", "readOnly": False, "subPath": "a/.b"},
+        *({"name": name, "mountPath": f"/mnt/{name}"} for name in ("key", "disk", "data", "vault")),
+    ],
     "schedulerName": "volcano",
     "serviceAccountName": "reader",
 }
@@ -57,7 +70,8 @@ PIPES: dict[str, dict[str, Any]] = {
     },
     "a store of its own": {
         "store": {"ephemeralStorage": "1024Mi", "template": {key: TEMPLATE[key] for key in (
-            "resources", "nodeSelector", "labels", "annotations", "env", "envFrom", "serviceAccountName")}},
+            "resources", "nodeSelector", "labels", "annotations", "env", "envFrom", "volumes", "volumeMounts",
+            "serviceAccountName")}},
     },
     "a volume": {"source": "pvc://models/qwen3/model.gguf"},
     "a mirror": {"source": "https://models.mirrors.svc:8443/qwen3"},

@@ -69,6 +69,15 @@ GOOD_CHANGES = [
             {name: C, valueFrom: {configMapKeyRef: {name: c, key: k}}},
             {name: D, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}],
       envFrom: [{secretRef: {name: s}}, {prefix: A_, configMapRef: {name: c, optional: false}}]}}}""",
+    """spec: {endModel: {template: {
+      volumes: [{name: ca, configMap: {name: corporate, items: [{key: ca.crt, path: certs/ours.crt}], optional: true}},
+                {name: s, secret: {secretName: s.b}}, {name: fast, emptyDir: {medium: Memory, sizeLimit: 512Mi}},
+                {name: data, persistentVolumeClaim: {claimName: c, readOnly: true}},
+                {name: vault, csi: {driver: secrets-store.csi.k8s.io, readOnly: true,
+                                    volumeAttributes: {secretProviderClass: keys}, nodePublishSecretRef: {name: n}}}],
+      volumeMounts: [{name: ca, mountPath: /etc/ssl/ours, readOnly: true},
+                     {name: s, mountPath: /opt/.keys, subPath: a/.b}, {name: s, mountPath: /tmpx}]}}}""",
+    "spec: {store: {template: {volumes: [{name: a, emptyDir: {}}], volumeMounts: [{name: a, mountPath: /a}]}}}",
     """spec: {endModel: {template: {affinity: {nodeAffinity: {
       requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [
         {matchExpressions: [{key: a, operator: NotIn, values: [b, c]}, {key: cores, operator: Gt, values: ['8']}]},

@@ -308,9 +308,38 @@ def test_the_templates_variables_stand_behind_ours_in_their_order() -> None:
     assert "envFrom" not in plain
 
 
+def test_the_templates_volumes_stand_behind_ours_as_they_are_read_back() -> None:
+    volumes = [
+        {"name": "ca", "configMap": {"name": "corporate", "items": []}},
+        {"name": "fast", "emptyDir": {"medium": "Memory", "sizeLimit": "1024Mi"}},
+        {"name": "data", "persistentVolumeClaim": {"claimName": "c", "readOnly": False}},
+    ]
+    mounts = [
+        {"name": "ca", "mountPath": "/etc/ssl/ours", "readOnly": True},
+        {"name": "fast", "mountPath": "/fast", "readOnly": False},
+    ]
+
+    stage, plain = stage_of({"volumes": volumes, "volumeMounts": mounts}), stage_of({})
+
+    # What the API server writes otherwise, or leaves out, would be drift for ever.
+    ours = plain["spec"]["template"]["spec"]["volumes"]
+    assert stage["spec"]["template"]["spec"]["volumes"] == [
+        *ours,
+        {"name": "ca", "configMap": {"name": "corporate"}},
+        {"name": "fast", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+        {"name": "data", "persistentVolumeClaim": {"claimName": "c"}},
+    ]
+    assert container_of(stage)["volumeMounts"] == [
+        *container_of(plain)["volumeMounts"],
+        mounts[0],
+        {"name": "fast", "mountPath": "/fast"},
+    ]
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        {"volumes": [{"name": "a", "emptyDir": {}}]},
         {"labels": {"a": "b"}},
         {"annotations": {"a": "b"}},
         {"env": [{"name": "A", "value": "b"}]},
