@@ -9,6 +9,7 @@ import json
 import os
 import re
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -139,6 +140,12 @@ CASES = {
         r"stage stage-1: its pod is refused \(no PriorityClass with name absent was found\): create the class, or "
         r"correct priorityClassName in its template",
     ),
+    "no-such-files": Case(
+        {"stages": one_stage(volumes=[{"name": "ca", "configMap": {"name": "absent"}}])},
+        "CreateContainerConfigError",
+        r"stage stage-1: spec\.stages\.template\.volumes names the ConfigMap absent, which does not exist in the "
+        r"pipe's namespace: create it, or correct the field",
+    ),
     "no-such-runtime": Case(
         {"stages": one_stage(runtimeClassName="absent")},
         "MissingRuntimeClass",
@@ -197,23 +204,50 @@ class TestSideBySide:
         assert_told(failing, name, CASES[name].reason, CASES[name].message)
 
 
-def test_a_stage_that_takes_more_memory_than_its_limit(kubectl: Kubectl) -> None:
-    kubectl.apply(light("out-of-memory"))
-    wait_ready(kubectl, "out-of-memory")
-    try:
-        pod = kubectl.list("pods", "languagepipes.io/pipe=out-of-memory,languagepipes.io/role=stage")[0]
-        limit = pod["spec"]["containers"][0]["resources"]["limits"]["memory"]
-        kubectl.run("exec", pod["metadata"]["name"], "--", "python", "-c", ALLOCATE)
-        assert_told(
-            kubectl,
-            "out-of-memory",
-            "OOMKilled",
-            rf"stage stage-1: its container needed more than its memory limit of {re.escape(limit)}, and the kernel "
-            r"stopped it: raise memory in its template, or use more stages or a shorter spec\.model\.maxContextLength",
-            seconds=30,
-        )
-    finally:
-        kubectl("delete", "lp", "out-of-memory", "--wait=true", "--timeout=110s")
+@pytest.fixture(scope="module")
+def running(kubectl: Kubectl) -> Iterator[str]:
+    """A pipe that is Ready, with volumes of its own in its stage."""
+    kubectl.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "words"}, "data": {"first": "hello", "b": "c"}}
+    )
+    volumes = [
+        {"name": "words", "configMap": {"name": "words", "items": [{"key": "first", "path": "in/word"}]}},
+        {"name": "scratch", "emptyDir": {"medium": "Memory", "sizeLimit": "1024Ki"}},
+    ]
+    mounts = [
+        {"name": "words", "mountPath": "/etc/words", "readOnly": True},
+        {"name": "scratch", "mountPath": "/scratch", "readOnly": False},
+    ]
+    kubectl.apply(light("running", stages=one_stage(volumes=volumes, volumeMounts=mounts)))
+    wait_ready(kubectl, "running")
+    yield "running"
+    kubectl("delete", "lp", "running", "--wait=true", "--timeout=110s")
+
+
+def test_volumes_of_a_template_are_mounted_and_make_no_drift(kubectl: Kubectl, running: str) -> None:
+    (pod,) = kubectl.list("pods", f"languagepipes.io/pipe={running},languagepipes.io/role=stage")
+    read = "open('/scratch/a', 'w').write(open('/etc/words/in/word').read()); print(open('/scratch/a').read())"
+    assert kubectl("exec", pod["metadata"]["name"], "--", "python", "-c", read).strip() == "hello"
+    (deployment,) = kubectl.list("deployments", f"languagepipes.io/pipe={running},languagepipes.io/role=stage")
+    name = deployment["metadata"]["name"]
+    before = kubectl.get("deployment", name)["metadata"]["generation"]
+    kubectl("annotate", "lp", running, "theirs.io/look=again")
+    time.sleep(5)
+    assert kubectl.get("deployment", name)["metadata"]["generation"] == before
+
+
+def test_a_stage_that_takes_more_memory_than_its_limit(kubectl: Kubectl, running: str) -> None:
+    pod = kubectl.list("pods", f"languagepipes.io/pipe={running},languagepipes.io/role=stage")[0]
+    limit = pod["spec"]["containers"][0]["resources"]["limits"]["memory"]
+    kubectl.run("exec", pod["metadata"]["name"], "--", "python", "-c", ALLOCATE)
+    assert_told(
+        kubectl,
+        running,
+        "OOMKilled",
+        rf"stage stage-1: its container needed more than its memory limit of {re.escape(limit)}, and the kernel "
+        r"stopped it: raise memory in its template, or use more stages or a shorter spec\.model\.maxContextLength",
+        seconds=30,
+    )
 
 
 def test_a_namespace_whose_quota_is_used_up(new_namespace: Callable[[str], Kubectl], images: Images) -> None:
