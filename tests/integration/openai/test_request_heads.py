@@ -196,6 +196,24 @@ def test_a_large_head_is_told_its_limit(connect):
     assert error["message"] == f"The request's headers are larger than {connections._HEAD_BYTES} bytes."
 
 
+def test_a_refusal_reaches_a_client_that_sends_on(connect):
+    """A connection that is closed with bytes unread is reset, and takes the answer with it."""
+    connection = connect()
+    connection.sendall(HEAD + b"X-More: " + b"1" * (connections._HEAD_BYTES + 1))
+    for _ in range(3):
+        time.sleep(0.1)
+        connection.sendall(b"1" * 10_000)
+    assert error_of(everything(connection))[0] == b"431"
+
+
+def test_a_client_that_neither_closes_nor_reads_is_let_go(connect, monkeypatch):
+    monkeypatch.setattr(connections, "_LINGER_SECONDS", 0.3)
+    connection = connect()
+    connection.sendall(HEAD + b"X-More: " + b"1" * (connections._HEAD_BYTES + 1))
+    time.sleep(1)
+    assert headers_taken(connection) < 10
+
+
 def test_a_head_of_usual_size_is_served(connect):
     connection = connect()
     connection.sendall(HEAD + b"Cookie: " + b"1" * 30_000 + b"\r\n\r\n")

@@ -23,6 +23,10 @@ from languagepipes_node.end_model.openai.upgrades import DecliningParser
 _HEAD_SECONDS = 30.0
 # Checked after each read of the socket, so a head of this size and one read more (256 kB) may get through.
 _HEAD_BYTES = 1 << 16
+# How long, and how much of it, what is sent on after a refusal is read and thrown away. Closed with bytes unread, the
+# connection would be reset, and the client's system might drop the answer before the client has read it.
+_LINGER_SECONDS = 2.0
+_LINGER_BYTES = 1 << 16
 # The framing of chunks of one byte takes five.
 _FRAMING_BYTES = 8
 _CLOSE = "languagepipes.close_after_answer"
@@ -50,6 +54,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     _body_bytes = 0  # of the message
     _other_bytes = 0  # of the message; within a read, what was parsed
     _refused = False
+    _linger_timer: asyncio.TimerHandle | None = None
+    _lingered_bytes = 0
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -61,10 +67,15 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_waiting()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
+            self._lingered_bytes += len(data)
+            if self._lingered_bytes > _LINGER_BYTES:
+                self.transport.close()
             return
         goes_on, messages = self._in_message, self._messages
         body_bytes, other_bytes = (self._body_bytes, self._other_bytes) if goes_on else (0, 0)
@@ -154,7 +165,13 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             ]
             start = b"HTTP/1.1 %d %s" % (error.status, _REASONS[error.status])
             self.transport.write(b"\r\n".join([start, *map(b": ".join, headers), b"", body]))
-        self.transport.close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close for the client once all is sent; for ourselves when it has closed too, or sends on for too long."""
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._linger_timer = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
 
 def _too_large() -> HeadTooLarge:
