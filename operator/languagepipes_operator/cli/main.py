@@ -1,5 +1,5 @@
-"""`languagepipes`: plan a pipe, run it on this machine, talk to it, measure it. Each command imports what it needs, and
-no more.
+"""`languagepipes`: plan a pipe, run it on this machine, talk to it, measure it, watch those of a cluster. Each command
+imports what it needs, and no more.
 
 Exit statuses: 0; 1 if the pipe is refused or fails, with the reason on stderr; 2 for wrong arguments; 130
 after Ctrl-C.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from languagepipes_operator.cli.bench import options as bench_options
+from languagepipes_operator.cli.top import options as top_options
 from languagepipes_operator.cli.up import options as up_options
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure a pipe, or any server with the OpenAI API, under load")
     bench_options.add_arguments(bench)
     bench.set_defaults(run=_bench)
+
+    top = commands.add_parser("top", help="watch the pipes of a cluster: rings, members, tokens, queues")
+    top_options.add_arguments(top)
+    top.set_defaults(run=_top)
     return parser
 
 
@@ -175,6 +180,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     from languagepipes_operator.cli.bench import bench
 
     return bench.run(bench_options.BenchOptions.from_arguments(arguments))
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from languagepipes_operator.cli.top import top
+
+    return top.run(top_options.TopOptions.from_arguments(arguments))
 
 
 def read_pipe(file: Path, *, local: bool) -> LanguagePipe:

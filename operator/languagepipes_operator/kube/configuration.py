@@ -14,8 +14,8 @@ from kubernetes.aio.client.rest import RESTClientObject
 from languagepipes_operator.kube.errors import ConfigurationError
 
 
-async def load_configuration() -> Configuration:
-    """$KUBECONFIG where it is set, else the pod's service account, else ~/.kube/config.
+async def load_configuration(context: str | None = None) -> Configuration:
+    """$KUBECONFIG where it is set, else the pod's service account, else ~/.kube/config. context: of the kubeconfig.
 
     Tokens of service accounts (each minute) and of exec plugins are read anew by the configuration itself, whenever it
     is asked for one. Raises ConfigurationError.
@@ -23,11 +23,11 @@ async def load_configuration() -> Configuration:
     configuration = Configuration()
     named = os.environ.get("KUBECONFIG")
     try:
-        if not named and os.environ.get("KUBERNETES_SERVICE_HOST"):
+        if context is None and not named and os.environ.get("KUBERNETES_SERVICE_HOST"):
             config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
         else:
             await config.load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=named or None, client_configuration=configuration, persist_config=False
+                config_file=named or None, context=context, client_configuration=configuration, persist_config=False
             )
     except (config.ConfigException, OSError, ValueError) as error:
         raise ConfigurationError(
