@@ -38,6 +38,13 @@ time.sleep(60)
 """
 
 
+# A volume that no container mounts would not keep the pod from starting.
+ABSENT_FILES = {
+    "volumes": [{"name": "ca", "configMap": {"name": "absent"}}],
+    "volumeMounts": [{"name": "ca", "mountPath": "/etc/ssl/ours"}],
+}
+
+
 def light(name: str, *, model: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
     """A pipe whose pods ask for next to no CPU."""
     made: dict[str, Any] = pipe(name, model=model, **{"endModel": {"template": LIGHT}, "stages": one_stage(), **spec})
@@ -141,7 +148,7 @@ CASES = {
         r"correct priorityClassName in its template",
     ),
     "no-such-files": Case(
-        {"stages": one_stage(volumes=[{"name": "ca", "configMap": {"name": "absent"}}])},
+        {"stages": one_stage(**ABSENT_FILES)},
         "CreateContainerConfigError",
         r"stage stage-1: spec\.stages\.template\.volumes names the ConfigMap absent, which does not exist in the "
         r"pipe's namespace: create it, or correct the field",
