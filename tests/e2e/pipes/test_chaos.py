@@ -246,7 +246,9 @@ def test_an_end_model_that_is_deleted_completes_what_it_has_begun(smollm2: Kubec
     """
     url = smollm2.get("languagepipe", "smollm2")["status"]["url"]
     (before,) = smollm2.list("pods", f"{OF_PIPE},languagepipes.io/role=end-model")
-    running = Load(smollm2, url, streams=2, max_tokens=250, ignore_eos=True)
+    # A new End Model leaves the ring to one that lives for at most 45 s (docs/recovery.md): also on a machine that is
+    # busy with other tests these answers are complete by then.
+    running = Load(smollm2, url, streams=2, max_tokens=120, ignore_eos=True)
     wait_for(
         "two sequences that run",
         lambda: end_model_metric(smollm2, "languagepipes_running_sequences") == 2,

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from support.kubectl import Kubectl
+from support.kubectl import Kubectl, wait_for
 from support.serving import Client, wait_ready
 
 pytestmark = pytest.mark.kubernetes
@@ -29,6 +29,14 @@ def top(kubectl: Kubectl, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def figure(lines: list[str], name: str) -> str:
+    """What stands behind this word in the line of the only ring."""
+    (ring,) = [line for line in lines if line.startswith("replica ")]
+    assert "ring up" in ring
+    (found,) = [part for part in ring.split("   ") if part.startswith(f"{name} ")]
+    return found.removeprefix(f"{name} ")
+
+
 def test_top_shows_the_ring_of_a_pipe_that_answers(smollm2: Kubectl, client: Client) -> None:
     url = wait_ready(smollm2)["status"]["url"]
     asking = threading.Event()
@@ -37,21 +45,22 @@ def test_top_shows_the_ring_of_a_pipe_that_answers(smollm2: Kubectl, client: Cli
         while not asking.is_set():
             client.ask(url, "Tell me a long story.", max_tokens=64)
 
+    def answering() -> list[str] | None:
+        shown = top(smollm2, "-n", str(smollm2.namespace), "smollm2")
+        known = figure(shown, "tokens/s") not in ("–", "0.0") and figure(shown, "between tokens") != "–"
+        return shown if known and "no metrics" not in "".join(shown) else None
+
     thread = threading.Thread(target=ask)
     thread.start()
     try:
-        lines = top(smollm2, "-n", str(smollm2.namespace), "smollm2")
+        lines = wait_for("tokens", answering)
     finally:
         asking.set()
         thread.join()
 
     assert lines[0].startswith(f"{smollm2.namespace}/smollm2  Ready  replicas 1/1  pvc://")
-    ring = next(line for line in lines if line.startswith("replica "))
-    assert "ring up" in ring
-    words = ring.split("   ")
-    (rate,) = (float(word.removeprefix("tokens/s ")) for word in words if word.startswith("tokens/s "))
-    assert rate > 0
-    assert "between tokens –" not in ring
+    assert float(figure(lines, "tokens/s")) > 0
+    assert figure(lines, "between tokens").endswith("s")
     members = [line for line in lines if line.startswith(("End Model", "stage-"))]
     assert [line.split("  ")[0] for line in members] == ["End Model", "stage-1", "stage-2", "stage-3"]
     assert all(" Ready " in line and " % " in line for line in members)

@@ -21,6 +21,7 @@ from languagepipes_operator.kube.configuration import load_configuration, open_s
 from languagepipes_operator.kube.errors import ConfigurationError
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10, sock_connect=5)
+_PROXY = "/proxy/"
 # Pods whose metrics are read at a time.
 _AT_A_TIME = 16
 
@@ -89,7 +90,7 @@ class Cluster:
         metadata, status = member.pod["metadata"], member.pod.get("status", {})
         if status.get("phase") != "Running" or not status.get("podIP"):
             return member
-        path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}:{TELEMETRY_PORT}/proxy/metrics"
+        path = f"/api/v1/namespaces/{metadata['namespace']}/pods/{metadata['name']}:{TELEMETRY_PORT}{_PROXY}metrics"
         async with self._turns:
             at = time.monotonic()
             try:
@@ -111,6 +112,8 @@ class Cluster:
                 if response.status == 200:
                     return text
         except (aiohttp.ClientError, TimeoutError) as error:
+            if _PROXY in path and isinstance(error, TimeoutError):
+                raise _NotThereError(f"no answer within {_TIMEOUT.total:g} s") from error
             raise ClusterError(f"{host} does not answer: {str(error) or type(error).__name__}") from error
         said = _message(text)
         if response.status == 403:
@@ -119,7 +122,7 @@ class Cluster:
             raise ClusterError(f"{host} does not know you: {said}; log in again, or choose another context")
         if response.status == 404 and path.endswith("/languagepipes"):
             raise ClusterError(f"{host} has no LanguagePipes: install the chart")
-        if "/proxy/" in path:
+        if _PROXY in path:
             raise _NotThereError(f"{response.status} {said}"[:200])
         raise ClusterError(f"{path}: {response.status} {said}")
 
