@@ -110,3 +110,9 @@ ObjectName = Annotated[
         pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
     ),
 ]
+# A key of a Secret or ConfigMap.
+KeyName = Annotated[str, Field(min_length=1, max_length=253, pattern="^[-._a-zA-Z0-9]+$")]
+# Of what names a Secret or ConfigMap.
+MayBeMissing = Annotated[
+    bool | None, Field(description="Whether the pod starts without it; false, if absent: it waits until there is one.")
+]

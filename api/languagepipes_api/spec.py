@@ -22,7 +22,7 @@ from languagepipes_api.names import API_GROUP, API_VERSION, KIND
 from languagepipes_api.plan import Device, Dtype, Quantization, ToolParser
 from languagepipes_api.quantity import parse_quantity
 from languagepipes_api.resource_errors import Problem, ResourceError, problems_of
-from languagepipes_api.resource_model import ObjectName, Quantity, ResourceModel, Rule
+from languagepipes_api.resource_model import KeyName, ObjectName, Quantity, ResourceModel, Rule
 from languagepipes_api.status import LanguagePipeStatus
 from languagepipes_api.template import PodTemplate, StoreTemplate
 from languagepipes_api.yaml_reader import read_yaml
@@ -35,8 +35,6 @@ DEFAULT_REVISION = "main"
 
 _RESERVED_STAGE_NAMES = ("end-model", "store")
 
-
-SecretKey = Annotated[str, Field(min_length=1, max_length=253, pattern="^[-._a-zA-Z0-9]+$")]
 LayerCount = Annotated[int, Field(ge=1, le=LAYERS_MAX)]
 
 
@@ -46,7 +44,7 @@ class SecretKeyRef(ResourceModel):
     """
 
     name: ObjectName = Field(description="The Secret's name.")
-    key: SecretKey = Field(description="The key in it.")
+    key: KeyName = Field(description="The key in it.")
 
 
 class SecretRef(ResourceModel):

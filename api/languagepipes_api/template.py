@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from languagepipes_api.names import API_GROUP, LABEL_MANAGED_BY
-from languagepipes_api.resource_model import ObjectName, ResourceModel, ResourceQuantity, Rule
-from languagepipes_api.volumes import VOLUMES_RULES, MayBeMissing, VolumeMount, VolumeSpec
+from languagepipes_api.resource_model import KeyName, MayBeMissing, ObjectName, ResourceModel, ResourceQuantity, Rule
+from languagepipes_api.volumes import VOLUMES_RULES, VolumeMount, VolumeSpec
 
 KEY_MAX_LENGTH = 317  # a DNS subdomain of 253, a slash, a name of 63
 _MAP_MAX = 16
@@ -296,9 +296,7 @@ class KeyOf(ResourceModel):
     """One key of a Secret or ConfigMap in the pipe's namespace."""
 
     name: ObjectName = Field(description="The object's name.")
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern="^[-._a-zA-Z0-9]+$")] = Field(
-        description="The key in it."
-    )
+    key: KeyName = Field(description="The key in it.")
     optional: MayBeMissing = None
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from languagepipes_api.resource_model import ObjectName, ResourceModel, ResourceQuantity, Rule
+from languagepipes_api.resource_model import KeyName, MayBeMissing, ObjectName, ResourceModel, ResourceQuantity, Rule
 
 # What the operator calls its own, and where it mounts them.
 _NAMES_TAKEN = ("cache", "hub-ca", "keys", "model", "plan", "tls", "tmp", "token")
@@ -23,9 +23,6 @@ _PART = "([^/:.][^/:]*|[.][^/:.][^/:]*)"
 _RelativePath = Annotated[str, Field(min_length=1, max_length=253, pattern=f"^{_PART}(/{_PART})*$")]
 _AbsolutePath = Annotated[str, Field(min_length=2, max_length=253, pattern=f"^(/{_PART})+$")]
 VolumeName = Annotated[str, Field(min_length=1, max_length=63, pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-MayBeMissing = Annotated[
-    bool | None, Field(description="Whether the pod starts without it; false, if absent: it waits until there is one.")
-]
 # Kubernetes leaves `readOnly: false` out, so it cannot be told from absent.
 ReadOnly = Annotated[bool, Field(description="Whether the container may only read it.")]
 
@@ -33,9 +30,7 @@ ReadOnly = Annotated[bool, Field(description="Whether the container may only rea
 class KeyFile(ResourceModel):
     """One key as a file."""
 
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern="^[-._a-zA-Z0-9]+$")] = Field(
-        description="The key."
-    )
+    key: KeyName = Field(description="The key.")
     path: _RelativePath = Field(description="The file's path below the mount.")
 
 

@@ -54,7 +54,7 @@ class RememberedArithmetic:
             return {}
         try:
             held = json.loads(self._file.read_text())
-            return {str(key): ArithmeticChoices.model_validate_json(json.dumps(value)) for key, value in held.items()}
+            return {str(key): ArithmeticChoices.model_validate(value) for key, value in held.items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, AttributeError) as error:  # a ValidationError is a ValueError

@@ -16,9 +16,10 @@ from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 from languagepipes_api.names import API_GROUP, API_VERSION, LABEL_MANAGED_BY, LABEL_PIPE, MANAGED_BY, TELEMETRY_PORT
 
-from languagepipes_operator.cli.top.readings import Manifest, Member, Reading, samples_of
+from languagepipes_operator.cli.top.readings import Member, Reading, samples_of
 from languagepipes_operator.kube.configuration import load_configuration, open_session
 from languagepipes_operator.kube.errors import ConfigurationError
+from languagepipes_operator.kube.kinds import Manifest
 
 _TIMEOUT = aiohttp.ClientTimeout(total=10, sock_connect=5)
 _PROXY = "/proxy/"

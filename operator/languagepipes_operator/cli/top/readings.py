@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from languagepipes_api.names import LABEL_PIPE, LABEL_REPLICA, LABEL_ROLE, LABEL_STAGE, LABEL_STAGE_NAME
 from prometheus_client.parser import text_string_to_metric_families
 
-Manifest = Mapping[str, Any]
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.observe.ownership import container_state, is_ready, label
+
 Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
 
 # Of a member's page, what is shown. The rest, most of it histograms' buckets, is not even parsed.
@@ -52,37 +53,34 @@ class Member:
     samples: Samples | None = None
     why: str = ""
 
-    def _label(self, name: str) -> str:
-        return str(self.pod["metadata"].get("labels", {}).get(name, ""))
-
     @property
     def uid(self) -> str:
         return str(self.pod["metadata"]["uid"])
 
     @property
     def role(self) -> str:
-        return self._label(LABEL_ROLE)
+        return label(self.pod, LABEL_ROLE)
 
     @property
     def pipe(self) -> tuple[str, str]:
-        return str(self.pod["metadata"]["namespace"]), self._label(LABEL_PIPE)
+        return str(self.pod["metadata"]["namespace"]), label(self.pod, LABEL_PIPE)
 
     @property
     def replica(self) -> int:
         """-1 for one of no replica: a weights store."""
-        label = self._label(LABEL_REPLICA)
-        return int(label) if label.isdecimal() else -1
+        number = label(self.pod, LABEL_REPLICA)
+        return int(number) if number.isdecimal() else -1
 
     @property
     def place(self) -> int:
         """In the ring: the End Model is 0."""
-        label = self._label(LABEL_STAGE)
-        return int(label) if label.isdecimal() else 0
+        number = label(self.pod, LABEL_STAGE)
+        return int(number) if number.isdecimal() else 0
 
     @property
     def name(self) -> str:
         if self.role == "stage":
-            return self._label(LABEL_STAGE_NAME) or f"stage-{self.place}"
+            return label(self.pod, LABEL_STAGE_NAME) or f"stage-{self.place}"
         return "End Model" if self.role == "end-model" else "weights store"
 
     @property
@@ -96,11 +94,9 @@ class Member:
         if "deletionTimestamp" in self.pod["metadata"]:
             return "Terminating"
         for container in status.get("containerStatuses") or ():
-            waiting = (container.get("state") or {}).get("waiting")
-            if waiting:
+            if waiting := container_state(container, "waiting"):
                 return str(waiting.get("reason") or "Waiting")
-        ready = any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions") or ())
-        return "Ready" if ready else str(status.get("phase") or "Pending")
+        return "Ready" if is_ready(self.pod) else str(status.get("phase") or "Pending")
 
     @property
     def restarts(self) -> int:

@@ -10,7 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from languagepipes_operator.cli.top.readings import Change, Manifest, Member, Reading, total
+from languagepipes_operator.cli.top.readings import Change, Member, Reading, total
+from languagepipes_operator.kube.kinds import Manifest
+from languagepipes_operator.status.condition_state import condition_in
 
 _NOTHING = "–"
 _HOT = 0.9
@@ -134,8 +136,7 @@ def _status(pipe: Manifest) -> dict[str, Any]:
 
 
 def _ready(pipe: Manifest) -> dict[str, Any]:
-    found = (each for each in _status(pipe).get("conditions") or () if each["type"] == "Ready")
-    return dict(next(found, {}))
+    return condition_in(pipe.get("status"), "Ready")
 
 
 def _replicas(pipe: Manifest) -> str:
